@@ -1,0 +1,1 @@
+"""What runs on a GPU: one folder per model, the replica life cycle they share, and media encoding."""

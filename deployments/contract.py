@@ -1,0 +1,134 @@
+"""The whole language between the head and a GPU: frozen values, no behaviour, no heavy imports.
+
+The dispatcher hands a replica one :class:`Task`. The replica answers with a series of reports
+(:class:`Started`, :class:`Progress`, then exactly one of :class:`Outcome`, :class:`Failure` or :class:`Stopped`), and
+every report is answered with a :class:`Verdict`. Reports carry the lease, so one that comes too late is refused.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MediaKind = Literal["image", "video", "audio"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MediaInput(_Value):
+    """One input as intake left it: verified, stored by us, readable by a presigned URL."""
+
+    kind: MediaKind
+    content_type: str
+    #: Presigned GET; needs no credentials.
+    url: str
+    #: Bytes.
+    size: int
+
+
+class Lease(_Value):
+    """Proof that the holder may write the job. A newer claim of the same job makes it worthless."""
+
+    job_id: str
+    token: str
+    #: 1 for the first run of the job. Part of the output key, so a late loser cannot overwrite a winner.
+    attempt: int
+
+
+class Task(_Value):
+    """One run of one job, self-contained: a replica needs nothing else and holds no secret."""
+
+    lease: Lease
+    model: str
+    #: The model's own parameters, already validated against its schema.
+    params: dict[str, Any]
+    #: By input name, e.g. ``image`` or ``video`` and ``audio``.
+    inputs: dict[str, MediaInput]
+    #: Presigned PUT for the mp4.
+    output_url: str
+    #: Seconds a lease lives without a report.
+    lease_s: float
+    #: Seconds the run may take, preparation and upload included.
+    timeout_s: float
+    request_id: str
+
+
+class Verdict(StrEnum):
+    """What the head answers to a report."""
+
+    #: Keep working.
+    GO_ON = "go_on"
+    #: The client cancelled the job: stop at the next step and send ``Stopped``.
+    CANCELLED = "cancelled"
+    #: Somebody else owns the job, or it has ended: stop and send nothing more.
+    LEASE_LOST = "lease_lost"
+
+
+class Started(_Value):
+    """The replica took the task up. Before a ``GO_ON`` comes back it does no work."""
+
+    kind: Literal["started"] = "started"
+    lease: Lease
+
+
+class Progress(_Value):
+    """Sent on change, at most once a second, and as a heartbeat otherwise."""
+
+    kind: Literal["progress"] = "progress"
+    lease: Lease
+    stage: str
+    #: 0 to 100.
+    percent: float = Field(ge=0, le=100)
+
+
+class MediaFacts(_Value):
+    """What the finished mp4 is."""
+
+    width: int
+    height: int
+    #: Frames per second as a ratio such as ``24/1`` or ``24000/1001``.
+    fps: str
+    frames: int
+    has_audio: bool
+
+
+class Outcome(_Value):
+    """The mp4 is at the task's output URL."""
+
+    kind: Literal["finished"] = "finished"
+    lease: Lease
+    #: Bytes.
+    size: int
+    #: Hex MD5, which is what S3 returns as the ETag of a single PUT.
+    md5: str
+    media: MediaFacts
+    #: Seconds by stage: ``prepare``, ``run`` (GPU busy), ``publish``, ``wait`` (for the GPU).
+    timings: dict[str, float]
+    #: What a reader of the video should know, e.g. that the weights were random.
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class Failure(_Value):
+    """The run ended without a video."""
+
+    kind: Literal["failed"] = "failed"
+    lease: Lease
+    #: Stable, documented code, e.g. ``out_of_memory``.
+    code: str
+    message: str
+    #: Whether another attempt may succeed.
+    transient: bool
+    timings: dict[str, float] = Field(default_factory=dict)
+
+
+class Stopped(_Value):
+    """The replica obeyed a ``CANCELLED`` verdict; the GPU is free."""
+
+    kind: Literal["stopped"] = "stopped"
+    lease: Lease
+    timings: dict[str, float] = Field(default_factory=dict)
+
+
+Report = Started | Progress | Outcome | Failure | Stopped

@@ -1,0 +1,94 @@
+"""What a model has to provide: an :class:`Engine`, described to the rest of the system by a :class:`ModelSpec`.
+
+Adding a model = a folder with a ``spec.py`` (imported everywhere, so pydantic only) and an ``engine.py`` (imported in
+replicas only, so torch is welcome there), plus one line in ``registry.py`` and one block in the Serve YAML.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from deployments.contract import MediaFacts, MediaKind
+
+
+class Params(BaseModel):
+    """Base of a model's request parameters: the fields a client may set besides the inputs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """One media input of a model. In HTTP it is the field ``<name>_url``, or an upload of one of ``kinds``."""
+
+    name: str
+    kinds: tuple[MediaKind, ...]
+    description: str
+    max_bytes: int
+    #: Longest clip in seconds; None for images.
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything the head knows about a model. Importable without torch."""
+
+    #: Name in the API, of the Serve deployment and of the metrics label.
+    name: str
+    title: str
+    description: str
+    params: type[Params]
+    inputs: tuple[InputSpec, ...]
+    #: Longest run in seconds before the attempt counts as failed.
+    timeout_s: float
+    #: ``module:Class`` of the :class:`Engine`, imported in the replica.
+    engine: str
+    #: Environment variable that names the weights; unset means random weights of a tiny model.
+    weights_variable: str
+
+    def load_engine(self) -> "Engine":
+        """Import the engine and load its weights (minutes for a real checkpoint)."""
+        module, _, name = self.engine.partition(":")
+        factory: Callable[[], Engine] = getattr(importlib.import_module(module), name)
+        return factory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A finished mp4 on the replica's disk."""
+
+    path: Path
+    media: MediaFacts
+    #: What the client should know about the run, e.g. the seed that was drawn.
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: ``step(stage, fraction)``: call at every step with the stage's name and how much of ``run`` is done (0..1).
+#: Raises to stop the run (cancelled, lease lost, timed out); let it pass through after freeing resources.
+Step = Callable[[str, float], None]
+
+
+class Engine(Protocol):
+    """A loaded model. ``prepare`` and ``publish`` run in CPU threads beside other jobs; ``run`` has the GPU alone.
+
+    All three may raise :class:`~deployments.faults.Fault`. ``workdir`` belongs to the job and is removed afterwards.
+    """
+
+    #: True when the weights are random, i.e. the output is noise.
+    random_weights: bool
+
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> Any:
+        """Decode the inputs into what ``run`` needs."""
+
+    def run(self, prepared: Any, step: Step) -> Any:
+        """Compute on the device."""
+
+    def publish(self, result: Any, workdir: Path) -> Rendered:
+        """Encode the result as an mp4 below ``workdir``."""
+
+    def free(self) -> None:
+        """Give back what can be freed after a failed run, e.g. the CUDA cache."""

@@ -1,0 +1,6 @@
+"""The models this build knows, by name. The API, OpenAPI, queue, health page, metrics and CLI read this and nothing else."""
+
+from deployments.engine import ModelSpec
+from deployments.ltx2.spec import SPEC as LTX2
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (LTX2,)}

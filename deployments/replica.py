@@ -1,0 +1,232 @@
+"""The life of every model's replica: three stages a job, overlapped between jobs.
+
+::
+
+    job 1   prepare ── run (GPU) ── publish
+    job 2              prepare ──── run (GPU) ── publish
+    job 3                           prepare ──── run (GPU) ── publish
+
+The GPU is never idle while the last video is encoded or the next input is fetched. ``run`` happens on one thread that
+owns the device; the event loop stays free for reports and health checks.
+"""
+
+import asyncio
+import contextvars
+import gc
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from ray import serve
+
+from deployments import logs
+from deployments.contract import Failure, Outcome, Report, Stopped, Task, Verdict
+from deployments.engine import Rendered
+from deployments.faults import DeviceLost, Fault, OutOfMemory
+from deployments.registry import MODELS
+from deployments.run import Reporter, Run, RunStopped
+from deployments.transfer import Transfer
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+#: Jobs in flight on one replica: one per stage.
+SLOTS = 3
+#: Name of the Serve deployment that reports go to.
+DISPATCHER = "dispatcher"
+#: Progress at which the stages begin, as clients of the original service know them.
+PREPARED, COMPUTED = 10.0, 90.0
+#: Seconds that a run may overstay its time limit between two steps before its replica counts as wedged.
+STEP_GRACE_S = 120.0
+#: Out of memory so often in a row means that the process holds memory it will not give back.
+MAX_OUT_OF_MEMORY = 2
+
+
+class Unhealthy(Exception):
+    """Serve should replace this replica."""
+
+
+class DispatcherReporter:
+    """Reports by Serve handle. A dispatcher that restarts is waited for by the handle itself."""
+
+    def __init__(self) -> None:
+        app = serve.get_replica_context().app_name
+        # Fetched by name here: binding it would make a cycle, since the dispatcher is bound to the models.
+        self._dispatcher = serve.get_deployment_handle(DISPATCHER, app)
+
+    async def report(self, report: Report) -> Verdict:
+        return Verdict(await self._dispatcher.report.remote(report))
+
+
+class Replica:
+    """Serves one model of the registry. ``generate`` is all the dispatcher calls."""
+
+    def __init__(self, model: str, reporter: Reporter | None = None) -> None:
+        logs.configure(f"replica.{model}")
+        started = time.monotonic()
+        self._model = model
+        self._engine = MODELS[model].load_engine()
+        self._reporter = reporter or DispatcherReporter()
+        self._transfer = Transfer()
+        self._gpu = asyncio.Lock()
+        self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+        self._cpu_threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="cpu")
+        self._runs = 0
+        self._out_of_memory = 0
+        self._broken: str | None = None
+        random = self._engine.random_weights
+        log.info("model_loaded", model=model, seconds=round(time.monotonic() - started, 1), random_weights=random)
+        if random:
+            log.warning("random_weights", hint=f"set {MODELS[model].weights_variable} to make real videos")
+
+    async def generate(self, task: Task) -> None:
+        """Do one task. Returns when its end has been reported; raises nothing."""
+        run = Run(task, self._reporter)
+        work = asyncio.create_task(self._work(task, run))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The dispatcher let go of the call, most likely since the client cancelled. The thread must not be
+            # left behind with the GPU, so ask for the verdict and stop in order.
+            run.hurry()
+            await work
+            raise
+
+    async def stats(self) -> dict[str, int]:
+        """``runs``: how many times the model was run by this replica."""
+        return {"runs": self._runs}
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            Unhealthy: the device or its memory is lost to this process.
+        """
+        if self._broken:
+            raise Unhealthy(self._broken)
+
+    async def _work(self, task: Task, run: Run) -> None:
+        lease = task.lease
+        structlog.contextvars.bind_contextvars(job_id=lease.job_id, request_id=task.request_id, attempt=lease.attempt)
+        if not await run.start():
+            log.info("run_not_started", verdict=run.verdict)
+            return
+        heartbeat = asyncio.create_task(run.heartbeat())
+        report: Outcome | Failure | Stopped | None
+        try:
+            with tempfile.TemporaryDirectory(prefix="video-api-") as workdir:
+                report = await self._stages(task, run, Path(workdir))
+        except RunStopped:
+            report = Stopped(lease=lease, timings=run.timings) if run.verdict is Verdict.CANCELLED else None
+        except Fault as fault:
+            report = self._failure(run, task, fault)
+        except Exception as error:
+            log.exception("run_crashed")
+            fault = Fault("internal_error", f"{type(error).__name__}: {error}", transient=True)
+            report = self._failure(run, task, fault)
+        finally:
+            heartbeat.cancel()
+        if report is not None:
+            await run.finish(report)
+        log.info("run_ended", report=report.kind if report else "none", **_rounded(run.timings))
+
+    async def _stages(self, task: Task, run: Run, workdir: Path) -> Outcome:
+        with _timed(run, "prepare"):
+            paths = {name: workdir / name for name in task.inputs}
+            for name, item in task.inputs.items():
+                await run.unless_stopped(self._transfer.get(item.url, paths[name]))
+            run.step("preparing", PREPARED / 2)
+            prepared = await self._in_cpu(self._engine.prepare, task.params, paths, workdir)
+            run.step("waiting_for_gpu", PREPARED)
+        with _timed(run, "wait"):
+            await run.unless_stopped(self._gpu.acquire())
+        try:
+            with _timed(run, "run"):
+                result = await self._on_gpu(run, prepared)
+        finally:
+            self._gpu.release()
+        # The decoded inputs are as large as the video; the next stage does not need them.
+        del prepared
+        with _timed(run, "publish"):
+            run.step("encoding", COMPUTED)
+            rendered: Rendered = await self._in_cpu(self._engine.publish, result, workdir)
+            del result
+            run.step("uploading", (COMPUTED + 100) / 2)
+            md5 = await self._in_cpu(_md5, rendered.path)
+            await run.unless_stopped(self._transfer.put(rendered.path, task.output_url))
+        self._out_of_memory = 0
+        return Outcome(
+            lease=task.lease,
+            size=rendered.path.stat().st_size,
+            md5=md5,
+            media=rendered.media,
+            timings=run.timings,
+            notes={**rendered.notes, **({"random_weights": True} if self._engine.random_weights else {})},
+        )
+
+    async def _on_gpu(self, run: Run, prepared: Any) -> Any:
+        def step(stage: str, fraction: float) -> None:
+            run.step(stage, PREPARED + (COMPUTED - PREPARED) * fraction)
+
+        step("generating", 0.0)
+        self._runs += 1
+        work = asyncio.ensure_future(self._call(self._gpu_thread, self._engine.run, prepared, step))
+        done, _ = await asyncio.wait({work}, timeout=max(0.0, run.seconds_left) + STEP_GRACE_S)
+        if not done:
+            # The thread hangs inside the device and cannot be ended; the process has to go.
+            self._broken = "the GPU thread made no step within its time limit"
+            raise Fault("timed_out", self._broken, transient=True)
+        return work.result()
+
+    def _failure(self, run: Run, task: Task, fault: Fault) -> Failure:
+        log.warning("run_failed", code=fault.code, error=fault.message, transient=fault.transient)
+        if isinstance(fault, OutOfMemory):
+            self._out_of_memory += 1
+            self._engine.free()
+            gc.collect()
+            if self._out_of_memory >= MAX_OUT_OF_MEMORY:
+                self._broken = f"out of memory {self._out_of_memory} times in a row"
+        if isinstance(fault, DeviceLost):
+            self._broken = fault.message
+        return Failure(
+            lease=task.lease,
+            code=fault.code,
+            message=fault.message[:2000],
+            transient=fault.transient,
+            timings=run.timings,
+        )
+
+    def _in_cpu(self, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
+        return self._call(self._cpu_threads, function, *args)
+
+    def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(function, *args))
+
+
+class _timed:
+    """Adds the seconds its body takes to the run's timings, however it ends."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self._run = run
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._run.timings[self._stage] = time.monotonic() - self._begun
+
+
+def _rounded(timings: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()}
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,131 @@
+"""One run of one job on a replica: its lease, its progress, and whether it should still go on."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+import structlog
+
+from deployments.contract import Failure, Outcome, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.faults import Fault
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+#: Seconds between reports while progress is made.
+REPORT_INTERVAL_S = 1.0
+#: Seconds for which the end of a run is reported again and again while nobody answers. The video exists already.
+LAST_REPORT_S = 600.0
+
+
+class Reporter(Protocol):
+    """The way to the head. Raises when it cannot be reached."""
+
+    async def report(self, report: Report) -> Verdict:
+        """Deliver one report."""
+
+
+class RunStopped(Exception):
+    """The head wants no more of this run."""
+
+
+class Run:
+    """Reports for one task. Its ``step`` is called from the GPU's thread, everything else from the event loop."""
+
+    def __init__(self, task: Task, reporter: Reporter) -> None:
+        self._task = task
+        self._reporter = reporter
+        self._deadline = time.monotonic() + task.timeout_s
+        self._stage = "preparing"
+        self._percent = 0.0
+        self._hurry = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self.verdict = Verdict.GO_ON
+        self.timings: dict[str, float] = {}
+
+    async def start(self) -> bool:
+        """Take the job up. False if it is not ours any more."""
+        self.verdict = await self._report(Started(lease=self._task.lease), self._task.lease_s)
+        return self.verdict is Verdict.GO_ON
+
+    def step(self, stage: str, percent: float) -> None:
+        """Note progress.
+
+        Raises:
+            RunStopped: cancelled, or the lease is lost.
+            Fault: out of time.
+        """
+        if self.verdict is not Verdict.GO_ON:
+            raise RunStopped
+        if self.seconds_left < 0:
+            raise Fault("timed_out", f"The run took longer than {self._task.timeout_s:.0f} s.", transient=True)
+        self._stage, self._percent = stage, max(self._percent, min(percent, 100.0))
+
+    @property
+    def seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def hurry(self) -> None:
+        """Ask the head now what it wants, instead of at the next report."""
+        self._hurry.set()
+
+    async def unless_stopped(self, work: Awaitable[T]) -> T:
+        """Await ``work``, but leave it as soon as the run has to stop.
+
+        Raises:
+            RunStopped: it had to.
+        """
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise RunStopped
+        finally:
+            stopping.cancel()
+            task.cancel()
+
+    async def heartbeat(self) -> None:
+        """Report progress and keep the lease until cancelled; learn from the answers whether to stop."""
+        sent: tuple[str, float] | None = None
+        sent_at = 0.0
+        while self.verdict is Verdict.GO_ON:
+            now = (self._stage, self._percent)
+            if now != sent or self._hurry.is_set() or time.monotonic() - sent_at > self._task.lease_s / 3:
+                self._hurry.clear()
+                progress = Progress(lease=self._task.lease, stage=now[0], percent=now[1])
+                try:
+                    self.verdict = await self._reporter.report(progress)
+                    sent, sent_at = now, time.monotonic()
+                except Exception as error:
+                    # Nobody answers: the work goes on, the head may come back before the lease is given away.
+                    log.warning("report_failed", error=str(error))
+            try:
+                async with asyncio.timeout(REPORT_INTERVAL_S):
+                    await self._hurry.wait()
+            except TimeoutError:
+                continue
+        log.info("run_stopping", verdict=self.verdict)
+        self._stopping.set()
+
+    async def finish(self, report: Outcome | Failure | Stopped) -> None:
+        """Tell how the run ended; insist, since the work is done and only this is missing."""
+        self.verdict = await self._report(report, LAST_REPORT_S)
+        if self.verdict is Verdict.LEASE_LOST:
+            log.warning("run_discarded", report=report.kind)
+
+    async def _report(self, report: Report, patience_s: float) -> Verdict:
+        give_up = time.monotonic() + patience_s
+        wait = 0.5
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, give_up - time.monotonic())):
+                    return await self._reporter.report(report)
+            except Exception as error:
+                log.warning("report_failed", report=report.kind, error=repr(error))
+                if time.monotonic() + wait > give_up:
+                    return Verdict.LEASE_LOST
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 10.0)
