@@ -1,0 +1,1 @@
+"""How nodes come to be. Empty until the multi-host cluster lands."""

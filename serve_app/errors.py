@@ -1,0 +1,130 @@
+"""Every error a client can see: one tree, one stable code each.
+
+::
+
+    VideoApiError
+    ├── Unauthorized            401 unauthorized
+    ├── JobNotFound             404 job_not_found
+    ├── NotFound                404 not_found
+    ├── MethodNotAllowed        405 method_not_allowed
+    ├── JobNotFinished          409 job_not_finished
+    ├── JobNotUploading         409 job_not_uploading
+    ├── InvalidRequest          422 invalid_request
+    │   └── UploadMissing       422 upload_missing
+    ├── SignatureRejected       403 signature_rejected
+    ├── PayloadTooLarge         413 payload_too_large
+    ├── InternalError           500 internal_error
+    └── Unavailable             503 unavailable
+
+Codes of failed *jobs* are listed in the README; they are values in a job, not HTTP errors.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class VideoApiError(Exception):
+    """Something went wrong."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        param: str | None = None,
+        errors: Sequence[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.detail = detail or (self.__doc__ or "").strip()
+        #: The request field at fault, e.g. ``duration``.
+        self.param = param
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        super().__init__(self.detail)
+
+    @property
+    def title(self) -> str:
+        return HTTPStatus(self.status).phrase
+
+
+class Unauthorized(VideoApiError):
+    """Missing authorization header"""
+
+    status = 401
+    code = "unauthorized"
+
+
+class JobNotFound(VideoApiError):
+    """Job not found"""
+
+    status = 404
+    code = "job_not_found"
+
+
+class NotFound(VideoApiError):
+    """Not found"""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(VideoApiError):
+    """Method not allowed"""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class JobNotFinished(VideoApiError):
+    """The job is still running. Cancel it, or wait for it to end."""
+
+    status = 409
+    code = "job_not_finished"
+
+
+class JobNotUploading(VideoApiError):
+    """The job has been submitted already; its inputs can no longer change."""
+
+    status = 409
+    code = "job_not_uploading"
+
+
+class InvalidRequest(VideoApiError):
+    """The request does not fit the schema."""
+
+    status = 422
+    code = "invalid_request"
+
+
+class UploadMissing(InvalidRequest):
+    """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
+
+    code = "upload_missing"
+
+
+class SignatureRejected(VideoApiError):
+    """The link is invalid or has expired. Ask the API for a new one."""
+
+    status = 403
+    code = "signature_rejected"
+
+
+class PayloadTooLarge(VideoApiError):
+    """The upload is larger than allowed."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class InternalError(VideoApiError):
+    """Internal error. The log has the details under this request id."""
+
+
+class Unavailable(VideoApiError):
+    """A part of the service is down. Try again shortly."""
+
+    status = 503
+    code = "unavailable"

@@ -1,0 +1,46 @@
+"""Connections: one SQLAlchemy engine per process, migrations, and the NOTIFY channel that wakes the dispatcher."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+#: A notification's payload is ``work`` (something to claim or deliver) or ``stop:<job id>`` (let go of its call).
+CHANNEL = "video_api_jobs"
+
+
+def connect(url: str) -> AsyncEngine:
+    """An engine for ``postgresql+psycopg://…``; connections are checked before use, so a database restart heals."""
+    return create_async_engine(url, pool_size=5, max_overflow=10, pool_pre_ping=True, pool_timeout=10)
+
+
+def in_seconds(seconds: float) -> Any:
+    """SQL for a moment from now, by the database's clock."""
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to the newest version. Safe to call from several processes at once."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")
+
+
+async def listen(url: str) -> AsyncIterator[str]:
+    """Yield the payload of each notification, for ever. An empty one comes first, when listening has begun.
+
+    Raises:
+        psycopg.OperationalError: the connection is lost; call again.
+    """
+    connection = await psycopg.AsyncConnection.connect(url.replace("+psycopg", "", 1), autocommit=True)
+    async with connection:
+        await connection.execute(f"LISTEN {CHANNEL}")
+        yield ""
+        async for notification in connection.notifies():
+            yield notification.payload

@@ -1,0 +1,292 @@
+"""Moves jobs along: intake, dispatch to the GPUs, reports, sweeps, webhooks.
+
+Holds nothing that PostgreSQL does not hold, so it can die at any time and several can run side by side.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import psycopg
+import structlog
+
+from deployments.contract import (
+    Failure,
+    Lease,
+    MediaInput,
+    Outcome,
+    Progress,
+    Report,
+    Started,
+    Stopped,
+    Task,
+    Verdict,
+)
+from deployments.registry import MODELS
+from serve_app.intake.errors import IntakeError
+from serve_app.intake.inputs import Intake
+from serve_app.jobs.database import listen
+from serve_app.jobs.deliveries import Deliveries
+from serve_app.jobs.job import Job
+from serve_app.jobs.retention import Retention
+from serve_app.jobs.store import JobStore
+from serve_app.storage.base import Storage, StorageError
+
+log = structlog.get_logger()
+
+#: Inputs fetched at the same time.
+INTAKE_SLOTS = 8
+#: Notifications wake the loops; this often they look by themselves.
+POLL_S = 5.0
+SWEEP_S = 2.0
+RETENTION_S = 60.0
+#: Presigned URLs outlive any wait for a GPU. S3 allows at most seven days.
+URL_LIFETIME_S = 24 * 3600
+
+
+class WorkerDied(Exception):
+    """The replica that had the task is gone for certain."""
+
+
+class WorkerUnreachable(Exception):
+    """The call broke; a replica may be working on the task all the same."""
+
+
+class Workers(Protocol):
+    """The GPU side as the dispatcher sees it."""
+
+    async def windows(self) -> Mapping[str, int]:
+        """Tasks that may be in flight, by model: enough to keep every replica busy and to make more start."""
+
+    async def generate(self, task: Task) -> None:
+        """Hand a task over; returns when a replica is done with it. Cancelling lets go of it.
+
+        Raises:
+            WorkerDied, WorkerUnreachable
+        """
+
+
+class Dispatcher:
+    """One per process. ``run`` never returns; ``report`` is what replicas call."""
+
+    def __init__(
+        self,
+        *,
+        database_url: str,
+        store: JobStore,
+        storage: Storage,
+        intake: Intake,
+        workers: Workers,
+        deliveries: Deliveries,
+        retention: Retention,
+        lease_s: float,
+    ) -> None:
+        self._database_url = database_url
+        self._store = store
+        self._storage = storage
+        self._intake = intake
+        self._workers = workers
+        self._deliveries = deliveries
+        self._retention = retention
+        self._lease_s = lease_s
+        self._wakers: list[asyncio.Event] = []
+        #: Leases this process renews: intakes, and calls that no replica has taken up.
+        self._held: dict[str, Lease] = {}
+        self._intakes: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Run every loop until cancelled."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._listen())
+            for name, step, poll_s in (
+                ("intake", self._start_intakes, POLL_S),
+                ("dispatch", self._start_calls, POLL_S),
+                ("deliver", self._deliver, POLL_S),
+                ("renew", self._renew, self._lease_s / 3),
+                ("deadlines", self._store.expire_deadlines, SWEEP_S),
+                ("retention", self._retain, RETENTION_S),
+            ):
+                loops.create_task(self._forever(name, step, poll_s))
+            # Workers that went on while no dispatcher was up get one lease time to say so.
+            await asyncio.sleep(self._lease_s)
+            loops.create_task(self._forever("leases", self._store.expire_leases, SWEEP_S))
+
+    async def report(self, report: Report) -> Verdict:
+        """Take a worker's report into the store and answer whether to go on."""
+        lease = report.lease
+        match report:
+            case Started():
+                verdict = await self._store.start(report)
+                self._held.pop(lease.job_id, None)
+            case Progress():
+                return await self._store.progress(report)
+            case Outcome():
+                verdict = await self._complete(report)
+            case Failure():
+                verdict = await self._store.fail(report)
+            case Stopped():
+                verdict = await self._store.stopped(report)
+        log.info("report", job_id=lease.job_id, attempt=lease.attempt, report=report.kind, verdict=verdict)
+        return verdict
+
+    async def _complete(self, report: Outcome) -> Verdict:
+        key = output_key(report.lease)
+        stored = await self._storage.stat(key)
+        if stored is None or stored.size != report.size or (stored.md5 and stored.md5 != report.md5):
+            message = f"The uploaded video does not match its report: {stored} instead of {report.size} bytes."
+            return await self._store.fail(
+                Failure(lease=report.lease, code="output_corrupt", message=message, transient=True)
+            )
+        return await self._store.complete(report, key)
+
+    # ---------------------------------------------------------------- loops
+
+    async def _forever(self, name: str, step: Callable[[], Awaitable[int]], poll_s: float) -> None:
+        """Call ``step`` while it finds work, then sleep until woken or for ``poll_s``. Survives its errors."""
+        wake = asyncio.Event()
+        self._wakers.append(wake)
+        while True:
+            found = 0
+            wake.clear()
+            try:
+                found = await step()
+            except Exception:
+                # The database may be restarting: whatever was half done is still there to be done.
+                log.exception("loop_failed", loop=name)
+                await asyncio.sleep(1)
+            if not found:
+                try:
+                    async with asyncio.timeout(poll_s):
+                        await wake.wait()
+                except TimeoutError:
+                    continue
+
+    def _wake(self) -> None:
+        for waker in self._wakers:
+            waker.set()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for payload in listen(self._database_url):
+                    kind, _, job_id = payload.partition(":")
+                    if kind == "stop" and (call := self._calls.get(job_id)):
+                        call.cancel()
+                    self._wake()
+            except psycopg.Error as error:
+                log.warning("listen_lost", error=str(error))
+            await asyncio.sleep(1)
+
+    async def _start_intakes(self) -> int:
+        room = INTAKE_SLOTS - len(self._intakes)
+        if room <= 0:
+            return 0
+        claimed = await self._store.claim_for_intake(room)
+        for job in claimed:
+            task = asyncio.create_task(self._take_in(job))
+            self._intakes.add(task)
+            task.add_done_callback(self._intakes.discard)
+        return len(claimed)
+
+    async def _take_in(self, job: Job) -> None:
+        lease = self._hold(job)
+        with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
+            try:
+                assert job.model is not None
+                inputs = await self._intake.admit(job.id, MODELS[job.model].inputs, job.sources, job.uploads)
+                await self._store.admit(lease, inputs)
+                log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
+            except (IntakeError, StorageError) as error:
+                log.info("inputs_rejected", code=error.code, error=error.message)
+                await self._store.fail(
+                    Failure(lease=lease, code=error.code, message=error.message, transient=error.transient)
+                )
+            except Exception as error:
+                log.exception("intake_crashed")
+                message = f"{type(error).__name__}: {error}"
+                await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=True))
+            finally:
+                self._held.pop(job.id, None)
+        self._wake()
+
+    async def _start_calls(self) -> int:
+        started = 0
+        for model, window in (await self._workers.windows()).items():
+            for job in await self._store.claim_to_run(model, window):
+                call = asyncio.create_task(self._call(job))
+                self._calls[job.id] = call
+                started += 1
+        return started
+
+    async def _call(self, job: Job) -> None:
+        lease = self._hold(job)
+        with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
+            log.info("dispatched", model=job.model)
+            try:
+                await self._workers.generate(await self._task(job, lease))
+                # Reported already, unless the worker refused it.
+                await self._store.release(lease)
+            except WorkerDied as error:
+                log.warning("worker_died", error=str(error))
+                await self._store.release(lease)
+                message = "The GPU worker died."
+                await self._store.fail(Failure(lease=lease, code="worker_lost", message=message, transient=True))
+            except WorkerUnreachable as error:
+                # A worker that lives keeps its lease by reporting; one that does not loses it by time.
+                log.warning("worker_unreachable", error=str(error))
+                await self._store.release(lease)
+            except Exception:
+                log.exception("call_failed")
+                await self._store.release(lease)
+            finally:
+                self._held.pop(job.id, None)
+                self._calls.pop(job.id, None)
+                self._wake()
+
+    async def _task(self, job: Job, lease: Lease) -> Task:
+        assert job.model is not None
+        assert job.inputs is not None
+        inputs = {
+            name: MediaInput(
+                kind=item.kind,
+                content_type=item.content_type,
+                size=item.size,
+                url=await self._storage.presign_get(item.key, URL_LIFETIME_S),
+            )
+            for name, item in job.inputs.items()
+        }
+        return Task(
+            lease=lease,
+            model=job.model,
+            params=dict(job.params),
+            inputs=inputs,
+            output_url=await self._storage.presign_put(output_key(lease), URL_LIFETIME_S, "video/mp4"),
+            lease_s=self._lease_s,
+            timeout_s=MODELS[job.model].timeout_s,
+            request_id=job.request_id,
+        )
+
+    def _hold(self, job: Job) -> Lease:
+        assert job.lease_token is not None
+        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1)
+        self._held[job.id] = lease
+        return lease
+
+    async def _renew(self) -> int:
+        if self._held:
+            await self._store.renew(list(self._held.values()))
+        return 0
+
+    async def _deliver(self) -> int:
+        due = await self._deliveries.claim()
+        await asyncio.gather(*(self._deliveries.send(delivery) for delivery in due))
+        return len(due)
+
+    async def _retain(self) -> int:
+        return await self._retention.forget_jobs() + await self._retention.delete_media()
+
+
+def output_key(lease: Lease) -> str:
+    """The attempt is part of the key: a late loser's upload cannot replace a winner's."""
+    return f"outputs/{lease.job_id}/{lease.attempt}/output.mp4"

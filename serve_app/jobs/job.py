@@ -1,0 +1,107 @@
+"""The job: a frozen snapshot of one row, and the table of legal transitions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from serve_app.intake.inputs import StoredInput
+
+
+class Status(StrEnum):
+    """Where a job is in its life."""
+
+    #: Opened by a presigned upload; waits for its ``generate``.
+    UPLOADING = "uploading"
+    #: Accepted. Inputs are being fetched, or it waits for a GPU.
+    QUEUED = "queued"
+    #: A replica works on it.
+    PROCESSING = "processing"
+    #: The mp4 can be downloaded.
+    COMPLETED = "completed"
+    #: Ended without a video; ``error_code`` says why.
+    FAILED = "failed"
+    #: The client did not want it any more.
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+#: Every change of status that may happen. ``processing → queued`` is a retry.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.UPLOADING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.QUEUED: frozenset({Status.PROCESSING, *TERMINAL}),
+    Status.PROCESSING: frozenset({Status.QUEUED, *TERMINAL}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a client asked for."""
+
+    model: str
+    params: Mapping[str, Any]
+    #: URL by input name.
+    sources: Mapping[str, str] = field(default_factory=dict)
+    #: Storage key by input name, for inputs that were uploaded.
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    user_id: str | None = None
+    webhook_url: str | None = None
+    request_id: str = ""
+    priority: int = 0
+    #: Seconds from now in which the job has to start.
+    expires_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of ``jobs`` as it was when read."""
+
+    id: str
+    model: str | None
+    status: Status
+    stage: str
+    #: 0 to 100, never goes back.
+    progress: float
+    priority: int
+    params: Mapping[str, Any]
+    sources: Mapping[str, str]
+    uploads: Mapping[str, str]
+    inputs: Mapping[str, StoredInput] | None
+    user_id: str | None
+    webhook_url: str | None
+    request_id: str
+    #: How many times a replica started on it.
+    attempt: int
+    #: How many of those ended by a transient fault.
+    faults: int
+    lease_token: str | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: datetime | None
+    output_key: str | None
+    #: Where the video is when a worker outside the cluster made it.
+    result_url: str | None
+    media: Mapping[str, Any] | None
+    timings: Mapping[str, float]
+    notes: Mapping[str, Any]
+    error_code: str | None
+    error_message: str | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Job":
+        values = {name: row[name] for name in cls.__dataclass_fields__}
+        inputs = values["inputs"]
+        values["status"] = Status(values["status"])
+        values["inputs"] = inputs and {name: StoredInput.model_validate(item) for name, item in inputs.items()}
+        return cls(**values)

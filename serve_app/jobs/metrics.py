@@ -1,0 +1,89 @@
+"""Job metrics. Counted in the transaction that ends a job, so they are exact, survive restarts and agree on every replica."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.jobs.job import Job, Status
+from serve_app.jobs.tables import counters
+
+ENDED = "video_jobs"
+RETRIES = "video_job_retries"
+GPU_BUSY = "video_gpu_busy_seconds"
+STAGE = "video_job_stage_seconds"
+WAITED = "video_job_wait_seconds"
+
+BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+
+_COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    ENDED: ("Jobs that ended, by outcome and error code.", ("model", "status", "code")),
+    RETRIES: ("Attempts that failed and were followed by another.", ("model", "code")),
+    GPU_BUSY: ("Seconds a GPU computed, failed attempts included.", ("model",)),
+}
+_HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    STAGE: ("Seconds per stage of completed jobs.", ("model", "stage")),
+    WAITED: ("Seconds from submission to the first start.", ("model",)),
+}
+
+
+async def count(db: AsyncConnection, name: str, labels: Sequence[str], amount: float = 1) -> None:
+    """Add to one counter, within the caller's transaction."""
+    row = insert(counters).values(name=name, labels=",".join(labels), value=amount)
+    added = {"value": counters.c.value + row.excluded.value}
+    await db.execute(row.on_conflict_do_update(index_elements=["name", "labels"], set_=added))
+
+
+async def count_end(db: AsyncConnection, job: Job) -> None:
+    """Account for a job that has just ended."""
+    model = job.model or ""
+    await count(db, ENDED, (model, job.status, job.error_code or ""))
+    if busy := job.timings.get("run"):
+        await count(db, GPU_BUSY, (model,), busy)
+    if job.started_at is not None:
+        await _observe(db, WAITED, (model,), (job.started_at - job.created_at).total_seconds())
+    if job.status is Status.COMPLETED:
+        for stage, seconds in sorted(job.timings.items()):
+            await _observe(db, STAGE, (model, stage), seconds)
+
+
+async def _observe(db: AsyncConnection, name: str, labels: Sequence[str], value: float) -> None:
+    bucket = next((str(edge) for edge in BUCKETS if value <= edge), "+Inf")
+    await count(db, f"{name}_bucket", (*labels, bucket))
+    await count(db, f"{name}_sum", labels, value)
+
+
+async def collect(db: AsyncConnection, depths: Mapping[str, Mapping[str, int]]) -> Iterable[Metric]:
+    """Everything ``/metrics`` shows. ``depths`` is the number of jobs by model and status."""
+    rows = (await db.execute(select(counters.c.name, counters.c.labels, counters.c.value))).all()
+    values = {(name, tuple(labels.split(","))): value for name, labels, value in rows}
+    gauge = GaugeMetricFamily("video_queue_depth", "Jobs by model and state.", labels=("model", "status"))
+    for model, by_status in depths.items():
+        for status, number in by_status.items():
+            gauge.add_metric((model, status), number)
+    families: list[Metric] = [gauge]
+    for name, (text, labels) in _COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=labels)
+        for (row_name, row_labels), value in values.items():
+            if row_name == name:
+                counter.add_metric(row_labels, value)
+        families.append(counter)
+    for name, (text, labels) in _HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(name, text, labels=labels)
+        for (row_name, row_labels), total in values.items():
+            if row_name == f"{name}_sum":
+                histogram.add_metric(row_labels, _cumulative(values, name, row_labels), total)
+        families.append(histogram)
+    return families
+
+
+def _cumulative(
+    values: Mapping[tuple[str, tuple[str, ...]], float], name: str, labels: tuple[str, ...]
+) -> list[tuple[str, float]]:
+    buckets, total = [], 0.0
+    for edge in (*map(str, BUCKETS), "+Inf"):
+        total += values.get((f"{name}_bucket", (*labels, edge)), 0.0)
+        buckets.append((edge, total))
+    return buckets

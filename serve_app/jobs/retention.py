@@ -1,0 +1,77 @@
+"""Old jobs go, rows and media together.
+
+The row goes first and leaves a note of its media in the same transaction; media go next, then the note. A crash in
+between leaves work to do, never a row whose video is gone or a video that nobody knows.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.storage.base import Storage
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """The original service's numbers by default."""
+
+    completed_hours: float = 24
+    #: Completed jobs beyond the newest so many go earlier.
+    completed_count: int = 1000
+    #: Also cancelled jobs.
+    failed_hours: float = 24 * 7
+
+
+class Retention:
+    """Deletes a batch per call; call again while it returns more than 0."""
+
+    BATCH = 200
+
+    def __init__(self, engine: AsyncEngine, storage: Storage, policy: RetentionPolicy) -> None:
+        self._engine = engine
+        self._storage = storage
+        self._policy = policy
+
+    async def forget_jobs(self) -> int:
+        """Delete the rows that are over age. Returns how many."""
+        values = {
+            "completed_s": self._policy.completed_hours * 3600,
+            "count": self._policy.completed_count,
+            "failed_s": self._policy.failed_hours * 3600,
+            "batch": self.BATCH,
+        }
+        async with self._engine.begin() as db:
+            return (await db.execute(_FORGET, values)).rowcount
+
+    async def delete_media(self) -> int:
+        """Delete the media of jobs that are gone. Returns how many jobs' media were deleted."""
+        async with self._engine.connect() as db:
+            query = text("SELECT id, job_id FROM discarded_media ORDER BY id LIMIT :batch")
+            noted = (await db.execute(query, {"batch": self.BATCH})).all()
+        for _, job_id in noted:
+            for folder in ("inputs", "outputs"):
+                await self._storage.delete_prefix(f"{folder}/{job_id}/")
+        async with self._engine.begin() as db:
+            await db.execute(
+                text("DELETE FROM discarded_media WHERE id = ANY(:ids)"), {"ids": [row.id for row in noted]}
+            )
+        return len(noted)
+
+
+_FORGET = text(
+    """
+    WITH old AS (
+        (SELECT id FROM jobs WHERE status = 'completed'
+            AND completed_at < now() - make_interval(secs => :completed_s) LIMIT :batch)
+        UNION
+        (SELECT id FROM jobs WHERE status = 'completed'
+          ORDER BY completed_at DESC OFFSET :count LIMIT :batch)
+        UNION
+        (SELECT id FROM jobs WHERE status IN ('failed', 'cancelled')
+            AND completed_at < now() - make_interval(secs => :failed_s) LIMIT :batch)
+    ),
+    gone AS (DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id)
+    INSERT INTO discarded_media (job_id) SELECT id FROM gone
+    """
+)

@@ -1,0 +1,167 @@
+"""Configuration: read once from the environment, checked at start, passed on as one frozen object."""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Environment = Literal["local", "production"]
+
+
+class ConfigurationError(Exception):
+    """The environment does not make a runnable service; the message names each variable at fault."""
+
+
+class Settings(BaseSettings):
+    """Field names are the environment variables, in lower case."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    environment: Environment = "local"
+    data_dir: Path = Field(Path(".data"), validation_alias="VIDEO_API_DATA_DIR")
+    port: int = Field(8000, ge=1, le=65535)
+    #: How clients and GPU nodes reach this API; used in URLs of the local store.
+    public_url: str = ""
+
+    api_key: SecretStr = SecretStr("")
+    webhook_secret: SecretStr = SecretStr("")
+    database_url: str = ""
+    redis_url: str = ""
+
+    r2_endpoint: str = ""
+    r2_access_key: SecretStr = SecretStr("")
+    r2_secret_key: SecretStr = SecretStr("")
+    r2_bucket: str = "video-api-storage"
+    r2_public_url: str = ""
+
+    api_webhook_url: str = ""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    #: Networks outside the public internet that inputs and webhooks may come from and go to.
+    allow_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+
+    #: A replica without work for this long is stopped.
+    max_idle_seconds: int = Field(300, ge=1)
+
+    completed_retention_hours: float = Field(24, gt=0)
+    completed_retention_count: int = Field(1000, ge=1)
+    failed_retention_hours: float = Field(24 * 7, gt=0)
+    lease_seconds: float = Field(30, ge=2)
+
+    @field_validator("cors_origins", "allow_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _psycopg(cls, value: str) -> str:
+        # Railway and Heroku hand out the short scheme; SQLAlchemy wants the driver named.
+        for scheme in ("postgres://", "postgresql://"):
+            if value.startswith(scheme):
+                return "postgresql+psycopg://" + value.removeprefix(scheme)
+        if value and not value.startswith("postgresql+psycopg://"):
+            raise ValueError("must be a postgresql:// URL")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = []
+        if self.environment == "production":
+            missing = [
+                name
+                for name in ("api_key", "webhook_secret", "database_url", "public_url")
+                if not (value.get_secret_value() if isinstance(value := getattr(self, name), SecretStr) else value)
+            ]
+        if self.r2_endpoint:
+            missing += [n for n in ("r2_access_key", "r2_secret_key") if not getattr(self, n).get_secret_value()]
+        if missing:
+            names = ", ".join(name.upper() for name in missing)
+            raise ValueError(f"set {names}: required {'in production' if not self.r2_endpoint else 'here'}")
+        return self
+
+    @classmethod
+    def load(cls, environment: Environment) -> "Settings":
+        """Read the environment. In ``local`` mode what is secret and unset is invented once and kept in ``data_dir``.
+
+        Raises:
+            ConfigurationError: naming every variable that is missing or malformed.
+        """
+        try:
+            settings = cls(environment=environment)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
+        if environment == "production":
+            return settings
+        return settings.model_copy(update=_local_defaults(settings))
+
+    @property
+    def base_url(self) -> str:
+        return self.public_url.rstrip("/") or f"http://127.0.0.1:{self.port}"
+
+    @property
+    def signing_key(self) -> bytes:
+        """Key of the local store's links."""
+        return self._derive("storage links")
+
+    @property
+    def webhook_signing_secret(self) -> str:
+        """Secret that receivers verify webhooks with (Standard Webhooks form, ``whsec_…``).
+
+        Derived from ``WEBHOOK_SECRET``, so that a receiver who can verify cannot pose as a worker.
+        """
+        return "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
+
+    def _derive(self, purpose: str) -> bytes:
+        return hmac.new(self.webhook_secret.get_secret_value().encode(), purpose.encode(), hashlib.sha256).digest()
+
+
+def _local_defaults(settings: Settings) -> dict[str, object]:
+    """A laptop needs no configuration: secrets are made up, loopback is allowed."""
+    update: dict[str, object] = {}
+    if not settings.allow_networks:
+        update["allow_networks"] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+    unset = [name for name in ("api_key", "webhook_secret") if not getattr(settings, name).get_secret_value()]
+    if unset:
+        invented = _invented_secrets(settings.data_dir)
+        update |= {name: SecretStr(invented[name]) for name in unset}
+    return update
+
+
+def _invented_secrets(data_dir: Path) -> dict[str, str]:
+    """Made once and shared by every process of the local service."""
+    path = data_dir / "secrets.json"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        draft = data_dir / f"secrets.{os.getpid()}.{secrets.token_hex(4)}"
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            json.dump({"api_key": "local-" + secrets.token_urlsafe(24), "webhook_secret": secrets.token_urlsafe(32)}, out)
+        # link() fails where another process was first; theirs counts then.
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        draft.unlink()
+    with open(path) as saved:
+        loaded: dict[str, str] = json.load(saved)
+    return loaded
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = str(item["loc"][0]).upper() if item["loc"] else ""
+        lines.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
+    return "configuration: " + "; ".join(lines)
