@@ -1,0 +1,85 @@
+"""``POST /api/v1/generate`` and what models there are."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+
+from deployments.registry import MODELS
+from serve_app.api.problems import documented
+from serve_app.auth import ApiKey
+from serve_app.errors import InvalidRequest, JobNotFound, JobNotUploading, Unauthorized, UploadMissing
+from serve_app.jobs.job import Job
+from serve_app.request_id import current_request_id
+from serve_app.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
+from serve_app.services import Services, ServicesOf
+from serve_app.uploads import uploaded_key
+
+router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
+
+
+@router.post(
+    "/generate",
+    status_code=201,
+    operation_id="generate",
+    responses=documented(Unauthorized, InvalidRequest, UploadMissing, JobNotFound, JobNotUploading),
+)
+async def generate(request: Annotated[GenerateRequest, Body()], services: ServicesOf) -> Created:
+    """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
+    assert isinstance(request, GenerateOptions)
+    uploads = await _uploads(request, services)
+    job = await services.store.submit(new_job(request, uploads, current_request_id()), request.job_id)
+    if job is None:
+        raise await _why_not(request, services)
+    assert job.model is not None
+    return Created(job_id=job.id, model=job.model, status=job.status, created_at=job.created_at)
+
+
+@router.get("/models", operation_id="list_models", responses=documented(Unauthorized))
+async def list_models() -> list[ModelView]:
+    """The models and the JSON Schema of their parameters."""
+    return [
+        ModelView(
+            model=spec.name,
+            title=spec.title,
+            description=spec.description,
+            inputs=[
+                InputView(
+                    name=item.name,
+                    kinds=list(item.kinds),
+                    description=item.description,
+                    max_bytes=item.max_bytes,
+                    max_seconds=item.max_seconds,
+                )
+                for item in spec.inputs
+            ],
+            params_schema=spec.params.model_json_schema(),
+        )
+        for spec in MODELS.values()
+    ]
+
+
+async def _uploads(request: GenerateOptions, services: Services) -> Mapping[str, str]:
+    """Storage key of each input that came by upload. Every input has to come one way or the other."""
+    uploads = {}
+    for item in MODELS[request.model].inputs:  # type: ignore[attr-defined]
+        field = f"{item.name}_url"
+        if getattr(request, field) is not None:
+            continue
+        if request.job_id is None:
+            raise InvalidRequest(f"{field}: required, unless the file is uploaded first (presign/upload).", param=field)
+        for kind in item.kinds:
+            key = uploaded_key(request.job_id, kind)
+            if await services.storage.stat(key) is not None:
+                uploads[item.name] = key
+                break
+        else:
+            raise UploadMissing(f"{field}: no {' or '.join(item.kinds)} was uploaded to this job yet.", param=field)
+    return uploads
+
+
+async def _why_not(request: GenerateOptions, services: Services) -> Exception:
+    job: Job | None = await services.store.get(request.job_id or "")
+    if job is None:
+        return JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
+    return JobNotUploading(param="job_id")

@@ -1,0 +1,99 @@
+"""Jobs: look, list, cancel, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from deployments.registry import MODELS
+from serve_app.api.problems import documented
+from serve_app.auth import ApiKey
+from serve_app.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.jobs.job import Job, Status
+from serve_app.schemas import JobPage, JobView
+from serve_app.services import Services, ServicesOf
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], dependencies=[ApiKey])
+
+JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with.")]
+
+
+async def view(job: Job, services: Services) -> JobView:
+    place = await services.queue.place(job)
+    return JobView.of(
+        job,
+        result_url=await services.result_url(job),
+        position=place and place.position,
+        eta=place and place.eta_seconds,
+    )
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="get_job",
+    response_model_exclude_none=True,
+    responses=documented(Unauthorized, JobNotFound),
+)
+async def get_job(job_id: JobPath, services: ServicesOf, model: str | None = None) -> JobView:
+    """How a job is doing. With `model`, only if it is a job of that model."""
+    job = await services.store.get(job_id)
+    if job is None or (model is not None and job.model != model):
+        raise JobNotFound
+    return await view(job, services)
+
+
+@router.get(
+    "", operation_id="list_jobs", response_model_exclude_none=True, responses=documented(Unauthorized, InvalidRequest)
+)
+async def list_jobs(
+    services: ServicesOf,
+    status: Status | None = None,
+    model: str | None = None,
+    user_id: str | None = None,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> JobPage:
+    """Jobs, newest first."""
+    if model is not None and model not in MODELS:
+        raise InvalidRequest(f"model: unknown; there are {', '.join(MODELS)}.", param="model")
+    position = None
+    if after is not None:
+        last = await services.store.get(after)
+        if last is None:
+            raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
+        position = (last.created_at, last.id)
+    found = await services.store.list(status=status, model=model, user_id=user_id, after=position, limit=limit + 1)
+    # A page of positions in the queue would cost a count per row; a single job has it.
+    data = [
+        JobView.of(job, result_url=await services.result_url(job), position=None, eta=None) for job in found[:limit]
+    ]
+    return JobPage(data=data, last_id=data[-1].job_id if data else None, has_more=len(found) > limit)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    response_model_exclude_none=True,
+    responses=documented(Unauthorized, JobNotFound),
+)
+async def cancel_job(job_id: JobPath, services: ServicesOf) -> JobView:
+    """Cancel a job; one that is running stops at its next step. Cancelling a job that has ended changes nothing."""
+    job = await services.store.cancel(job_id)
+    if job is None:
+        raise JobNotFound
+    return await view(job, services)
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    status_code=204,
+    responses=documented(Unauthorized, JobNotFound, JobNotFinished),
+)
+async def delete_job(job_id: JobPath, services: ServicesOf) -> Response:
+    """Delete the record and the media. A running job has to be cancelled first."""
+    job = await services.store.delete(job_id)
+    if job is None:
+        raise JobNotFound
+    if job.status is Status.PROCESSING:
+        raise JobNotFinished
+    return Response(status_code=204)

@@ -1,0 +1,58 @@
+"""Presigned URLs: media never pass through the API when there is a bucket."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from serve_app.api.problems import documented
+from serve_app.auth import ApiKey
+from serve_app.errors import InvalidRequest, JobNotFound, JobNotUploading, NotFound, Unauthorized
+from serve_app.jobs.job import Status
+from serve_app.schemas import DownloadTicket, UploadRequest, UploadTicket
+from serve_app.services import ServicesOf
+from serve_app.uploads import default_content_type, uploaded_key
+
+router = APIRouter(prefix="/api/v1/presign", tags=["media"], dependencies=[ApiKey])
+
+UPLOAD_LINK_S = 3600
+DOWNLOAD_LINK_S = 24 * 3600
+
+
+@router.post(
+    "/upload", operation_id="presign_upload", responses=documented(Unauthorized, InvalidRequest, JobNotUploading)
+)
+async def presign_upload(request: UploadRequest, services: ServicesOf) -> UploadTicket:
+    """Get a URL to PUT an input file to. Then call `generate` with the `job_id` instead of a URL."""
+    content_type = request.content_type or default_content_type(request.input_type)
+    if not content_type.startswith(f"{request.input_type}/"):
+        raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
+    job = await services.store.open_upload(request.job_id)
+    if job.status is not Status.UPLOADING:
+        raise JobNotUploading(param="job_id")
+    key = uploaded_key(job.id, request.input_type)
+    return UploadTicket(
+        job_id=job.id,
+        upload_url=await services.storage.presign_put(key, UPLOAD_LINK_S, content_type),
+        content_type=content_type,
+        expires_in=UPLOAD_LINK_S,
+        key=key,
+    )
+
+
+@router.get(
+    "/download/{job_id}", operation_id="presign_download", responses=documented(Unauthorized, JobNotFound, NotFound)
+)
+async def presign_download(
+    job_id: Annotated[str, Path(description="A completed job.")], services: ServicesOf
+) -> DownloadTicket:
+    """Get a link to the mp4 that works for a day."""
+    job = await services.store.get(job_id)
+    if job is None:
+        raise JobNotFound
+    if job.status is not Status.COMPLETED:
+        raise NotFound(f"The job has no video: it is {job.status}.")
+    if job.output_key is None:
+        assert job.result_url is not None
+        return DownloadTicket(download_url=job.result_url, expires_in=DOWNLOAD_LINK_S)
+    url = await services.storage.presign_get(job.output_key, DOWNLOAD_LINK_S, filename=f"{job.id}.mp4")
+    return DownloadTicket(download_url=url, expires_in=DOWNLOAD_LINK_S)

@@ -1,0 +1,93 @@
+"""Every error leaves as one shape: RFC 9457 with a stable code, documented in OpenAPI."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve_app.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, VideoApiError
+from serve_app.request_id import current_request_id
+from serve_app.schemas import REQUESTS, Problem
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def documented(*errors: type[VideoApiError]) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` argument of a route that may answer with these errors."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        text = f"`{error.code}`: {(error.__doc__ or '').strip()}"
+        entry = by_status.setdefault(error.status, {"description": text, "content": {MEDIA_TYPE: _SCHEMA}})
+        if text not in entry["description"]:
+            entry["description"] += f"\n\n{text}"
+    return by_status
+
+
+_SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
+
+
+def answer(error: VideoApiError) -> JSONResponse:
+    body = Problem(
+        type=f"https://github.com/video-api/video-api/blob/main/README.md#{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=current_request_id(),
+        error=error.detail,
+        param=error.param,
+        errors=error.errors or None,
+    )
+    content = body.model_dump(exclude_none=True)
+    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Route every exception through :func:`answer`."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, VideoApiError)
+        return answer(error)
+
+    async def validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(_invalid(error))
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
+        kind = known.get(error.status_code, InvalidRequest)
+        return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
+
+    async def crash(_: Request, error: Exception) -> Response:
+        log.error("request_crashed", exc_info=error)
+        return answer(InternalError())
+
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        VideoApiError: ours,
+        RequestValidationError: validation,
+        HTTPException: http,
+        Exception: crash,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _invalid(error: RequestValidationError) -> InvalidRequest:
+    """Names each field the way the client wrote it, without the union's internals."""
+    faults = []
+    for item in error.errors():
+        # ("body", "ltx2", "duration") → "duration"; the second is the tag of the union.
+        path = [str(part) for part in item["loc"][1:] if str(part) not in REQUESTS]
+        if item["type"].startswith("union_tag"):
+            path = ["model"]
+        faults.append({"param": ".".join(path), "message": item["msg"], "type": item["type"]})
+    first = faults[0]
+    detail = f"{first['param']}: {first['message']}" if first["param"] else first["message"]
+    return InvalidRequest(detail, param=first["param"] or None, errors=faults)

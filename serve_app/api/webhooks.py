@@ -1,0 +1,40 @@
+"""Webhooks in both directions: workers outside the cluster report here; receivers get their secret here."""
+
+from fastapi import APIRouter
+
+from serve_app.api.problems import documented
+from serve_app.auth import ApiKey, WorkerSecret
+from serve_app.errors import InvalidRequest, JobNotFound, Unauthorized
+from serve_app.schemas import Success, WebhookSecret, WorkerReport
+from serve_app.services import ServicesOf
+
+router = APIRouter(tags=["webhooks"])
+
+
+@router.post(
+    "/webhook/complete",
+    operation_id="worker_report",
+    dependencies=[WorkerSecret],
+    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
+)
+async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
+    """A worker outside the cluster ends a job. The job's own webhook is sent as for any other."""
+    if report.status == "completed" and report.video_url is None:
+        raise InvalidRequest("video_url: required when status is completed.", param="video_url")
+    url = str(report.video_url) if report.status == "completed" else None
+    job = await services.store.get(report.job_id)
+    if job is None or job.model != report.model:
+        raise JobNotFound
+    await services.store.end_externally(report.job_id, video_url=url, error=report.error)
+    return Success()
+
+
+@router.get(
+    "/api/v1/webhooks/secret",
+    operation_id="webhook_secret",
+    dependencies=[ApiKey],
+    responses=documented(Unauthorized),
+)
+async def webhook_secret(services: ServicesOf) -> WebhookSecret:
+    """The secret that webhooks are signed with."""
+    return WebhookSecret(secret=services.settings.webhook_signing_secret)

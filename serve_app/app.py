@@ -1,0 +1,165 @@
+"""The Serve application: the only place that wires parts together.
+
+``serve deploy`` names :func:`build` as ``import_path``. Deployments: ``api`` (HTTP ingress), ``dispatcher`` (jobs) and
+one per model of the registry, which the YAML gives GPUs and limits.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from deployments import logs
+from deployments.contract import Report, Task, Verdict
+from deployments.registry import MODELS
+from deployments.replica import DISPATCHER, SLOTS, Replica
+from serve_app.api.asgi import create_asgi
+from serve_app.cluster_state import ServeState
+from serve_app.intake.fetch import SafeClient
+from serve_app.intake.inputs import Intake
+from serve_app.jobs.database import migrate
+from serve_app.jobs.deliveries import Deliveries
+from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
+from serve_app.jobs.retention import Retention, RetentionPolicy
+from serve_app.local import with_database
+from serve_app.services import Services
+from serve_app.settings import Environment, Settings
+
+log = structlog.get_logger()
+
+#: The head runs what is ours; a GPU node must never be asked to. ``ray start --head`` gives itself this resource.
+ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+class AppArgs(BaseModel):
+    """``args`` in the Serve YAML. Secrets and addresses come from the environment."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    environment: Environment = "local"
+
+
+@serve.ingress()
+class Api:
+    """HTTP. Stateless; scale it by ``num_replicas``."""
+
+    def __init__(self, environment: Environment, dispatcher: DeploymentHandle) -> None:
+        # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
+        del dispatcher
+        logs.configure("api")
+        settings = with_database(Settings.load(environment))
+        self._services = Services.build(settings, ServeState())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_asgi(self._services)
+
+
+class DispatcherDeployment:
+    """Runs the dispatcher's loops in this replica and takes the workers' reports."""
+
+    async def __init__(self, environment: Environment, models: Mapping[str, DeploymentHandle]) -> None:
+        logs.configure("dispatcher")
+        settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
+        await asyncio.to_thread(migrate, settings.database_url)
+        cluster = ServeState()
+        services = Services.build(settings, cluster)
+        client = SafeClient(allow_networks=settings.allow_networks)
+        self._dispatcher = Dispatcher(
+            database_url=settings.database_url,
+            store=services.store,
+            storage=services.storage,
+            intake=Intake(services.storage, client, settings.data_dir / "intake"),
+            workers=ServeWorkers(models, cluster),
+            deliveries=Deliveries(
+                services.engine, client, settings.webhook_signing_secret, services.result_url
+            ),
+            retention=Retention(
+                services.engine,
+                services.storage,
+                RetentionPolicy(
+                    completed_hours=settings.completed_retention_hours,
+                    completed_count=settings.completed_retention_count,
+                    failed_hours=settings.failed_retention_hours,
+                ),
+            ),
+            lease_s=settings.lease_seconds,
+        )
+        self._loops = asyncio.create_task(self._dispatcher.run())
+
+    async def report(self, report: Report) -> Verdict:
+        return await self._dispatcher.report(report)
+
+    async def check_health(self) -> None:
+        """Raises if the loops have ended: then this process does nothing useful any more."""
+        if self._loops.done():
+            self._loops.result()
+
+
+class ServeWorkers:
+    """Model deployments behind their Serve handles. Calls that wait in a handle are what Serve scales on."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle], cluster: ServeState) -> None:
+        self._handles = handles
+        self._cluster = cluster
+
+    async def windows(self) -> Mapping[str, int]:
+        states = await self._cluster.models()
+        return {name: state.max_replicas * state.slots + 1 for name, state in states.items()}
+
+    async def generate(self, task: Task) -> None:
+        response = self._handles[task.model].generate.remote(task)
+        try:
+            await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except ActorDiedError as error:
+            raise WorkerDied(str(error)) from error
+        except (RayError, RayServeException) as error:
+            raise WorkerUnreachable(f"{type(error).__name__}: {error}") from error
+
+
+def build(args: AppArgs) -> serve.Application:
+    """The application. Checks the configuration, so that a bad one fails the deploy and not the first request."""
+    settings = Settings.load(args.environment)
+    models = {
+        name: serve.deployment(
+            Replica,
+            name=name,
+            max_ongoing_requests=SLOTS,
+            graceful_shutdown_timeout_s=spec.timeout_s,
+            health_check_period_s=10,
+            autoscaling_config={
+                "min_replicas": 0,
+                "initial_replicas": 0,
+                "max_replicas": 1,
+                # One computing, one being prepared or encoded beside it.
+                "target_ongoing_requests": 2,
+                "upscale_delay_s": 0,
+                "downscale_delay_s": settings.max_idle_seconds,
+                "downscale_to_zero_delay_s": settings.max_idle_seconds,
+            },
+        ).bind(name)
+        for name, spec in MODELS.items()
+    }
+    dispatcher = serve.deployment(
+        DispatcherDeployment,
+        name=DISPATCHER,
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
+    ).bind(args.environment, models)
+    api = serve.deployment(
+        Api,
+        name="api",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
+    )
+    return api.bind(args.environment, dispatcher)

