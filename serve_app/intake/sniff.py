@@ -1,0 +1,141 @@
+"""What a file is, by its first bytes. Names and headers are hearsay.
+
+A short list of what is let in; everything else is refused, by name where it is a likely mistake. Playlists matter most:
+to ffmpeg they are media, and they may point at local files or private addresses.
+"""
+
+from dataclasses import dataclass
+
+from deployments.contract import MediaKind
+from serve_app.intake.errors import IntakeError
+
+#: How many leading bytes :func:`sniff` looks at.
+HEAD_BYTES = 64
+
+
+@dataclass(frozen=True)
+class MediaType:
+    """A container or image format that is let in."""
+
+    #: For containers the usual content; a probe may find that an MP4 holds only sound.
+    kind: MediaKind
+    content_type: str
+    #: Without dot.
+    extension: str
+
+
+JPEG = MediaType("image", "image/jpeg", "jpg")
+PNG = MediaType("image", "image/png", "png")
+WEBP = MediaType("image", "image/webp", "webp")
+MP4 = MediaType("video", "video/mp4", "mp4")
+MOV = MediaType("video", "video/quicktime", "mov")
+WEBM = MediaType("video", "video/webm", "webm")
+MKV = MediaType("video", "video/x-matroska", "mkv")
+WAV = MediaType("audio", "audio/wav", "wav")
+MP3 = MediaType("audio", "audio/mpeg", "mp3")
+M4A = MediaType("audio", "audio/mp4", "m4a")
+
+
+def _brands(words: str) -> frozenset[bytes]:
+    return frozenset(words.encode().split())
+
+
+_MP4_BRANDS = _brands(
+    "isom iso2 iso3 iso4 iso5 iso6 iso7 iso8 iso9 mp41 mp42 avc1 hvc1 dash cmfc mmp4 MSNV M4VH M4VP XAVC 3gp4 3gp5 3gp6"
+) | {b"M4V ", b"f4v "}
+_M4A_BRANDS = frozenset((b"M4A ", b"M4B "))
+#: Pictures and camera raws in the same box format; some also list ``isom`` among their compatible brands.
+_STILL_BRANDS = _brands("heic heix heim heis hevc hevx mif1 msf1 avif avis") | {b"crx "}
+
+#: What people send by mistake, or to try us, and what to tell them.
+_REFUSED = (
+    (b"<!doctype", "a web page; link to the file itself"),
+    (b"<html", "a web page; link to the file itself"),
+    (b"<svg", "an SVG drawing; send JPEG, PNG or WebP"),
+    (b"<?xml", "XML"),
+    (b"<", "a web page or XML; link to the file itself"),
+    (b"#extm3u", "a playlist; link to the media file itself"),
+    (b"ffconcat", "a playlist; link to the media file itself"),
+    (b"[playlist]", "a playlist; link to the media file itself"),
+    (b"gif8", "a GIF; send JPEG, PNG or WebP"),
+    (b"%pdf", "a PDF"),
+    (b"pk\x03\x04", "a ZIP archive; send the file inside"),
+    (b"oggs", "Ogg; send WAV, MP3 or M4A"),
+    (b"flac", "FLAC; send WAV, MP3 or M4A"),
+    (b"{", "JSON; link to the file itself"),
+)
+_ADVICE = "Send an image as JPEG, PNG or WebP, a video as MP4, MOV or WebM, sound as WAV, MP3 or M4A."
+
+
+def sniff(head: bytes) -> MediaType:
+    """The type of a file that begins with ``head`` (64 bytes are enough, fewer if the file is shorter).
+
+    Raises :class:`IntakeError` ``unsupported_media`` for all else, or ``invalid_media`` if there is nothing.
+    """
+    head = head[:HEAD_BYTES]
+    if not head:
+        raise IntakeError("invalid_media", "The file is empty. Upload it again.")
+    found = _image(head) or _boxes(head) or _matroska(head) or _sound(head)
+    if found is None:
+        raise IntakeError("unsupported_media", _refusal(head))
+    return found
+
+
+def _image(head: bytes) -> MediaType | None:
+    if head.startswith(b"\xff\xd8\xff"):
+        return JPEG
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PNG
+    return WEBP if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def _boxes(head: bytes) -> MediaType | None:
+    """The MP4 family: a ``ftyp`` box of size, major brand, version and compatible brands."""
+    if head[4:8] != b"ftyp":
+        return None
+    major, box = head[8:12], min(int.from_bytes(head[:4], "big"), len(head))
+    if major in _STILL_BRANDS:
+        return None
+    if major in _M4A_BRANDS:
+        return M4A
+    if major == b"qt  ":
+        return MOV
+    # Cameras invent major brands, but say which known one they are compatible with.
+    brands = {major} | {head[at : at + 4] for at in range(16, box - 3, 4)}
+    return MP4 if brands & _MP4_BRANDS else None
+
+
+def _matroska(head: bytes) -> MediaType | None:
+    """EBML: the element DocType (0x4282) says which."""
+    if not head.startswith(b"\x1a\x45\xdf\xa3"):
+        return None
+    if b"\x42\x82\x84webm" in head:
+        return WEBM
+    return MKV if b"\x42\x82\x88matroska" in head else None
+
+
+def _sound(head: bytes) -> MediaType | None:
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return WAV
+    if head.startswith(b"ID3") or _is_mp3_frame(head):
+        return MP3
+    return None
+
+
+def _is_mp3_frame(head: bytes) -> bool:
+    """An MPEG audio frame header: sync, a known version, Layer III, a legal bit rate and sample rate."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return False
+    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
+    bit_rate, sample_rate = head[2] >> 4, head[2] >> 2 & 3
+    return version != 1 and layer == 1 and bit_rate not in (0, 15) and sample_rate != 3
+
+
+def _refusal(head: bytes) -> str:
+    if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
+        return f"This is HEIC or AVIF. {_ADVICE}"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for prefix, name in _REFUSED:
+        if text.startswith(prefix):
+            return f"This is {name}. {_ADVICE}"
+    return f"This file type is not supported. {_ADVICE}"
