@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import gc
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -98,8 +99,8 @@ class Replica:
             raise
 
     async def stats(self) -> dict[str, int]:
-        """``runs``: how many times the model was run by this replica."""
-        return {"runs": self._runs}
+        """``runs``: how many times this replica, of process ``pid``, ran the model."""
+        return {"pid": os.getpid(), "runs": self._runs}
 
     def check_health(self) -> None:
         """Called by Serve.

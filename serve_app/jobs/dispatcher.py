@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 #: Inputs fetched at the same time.
 INTAKE_SLOTS = 8
-#: Notifications wake the loops; this often they look by themselves.
-POLL_S = 5.0
+#: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
+POLL_S = 1.0
 SWEEP_S = 2.0
 RETENTION_S = 60.0
 #: Presigned URLs outlive any wait for a GPU. S3 allows at most seven days.

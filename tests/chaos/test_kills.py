@@ -1,0 +1,64 @@
+"""Processes die at the worst moment; no job is lost, doubled or left hanging."""
+
+import os
+import signal
+
+from ray import serve
+
+from tests.stack import APP, Stack
+
+#: Takes long enough on the tiny checkpoint to be killed in the middle.
+LONG = {"duration": 10, "recipe": "quality", "width": 512, "height": 320}
+
+
+def runs(pid: int) -> int:
+    """The replica's own count of how often it ran the model."""
+    handle = serve.get_deployment_handle("ltx2", APP)
+    counts = {answer["pid"]: answer["runs"] for answer in (handle.stats.remote().result() for _ in range(8))}
+    return counts[pid]
+
+
+def running_on(stack: Stack, job_id: str) -> None:
+    stack.wait(job_id, lambda job: job["status"] == "processing" and job["progress"] > 10)
+
+
+def only_pid(stack: Stack, deployment: str) -> int:
+    replicas = stack.replicas(deployment)
+    assert len(replicas) == 1, replicas
+    return int(replicas[0]["pid"])
+
+
+def test_dispatcher_killed_in_the_middle_of_a_job(stack: Stack) -> None:
+    stack.wait(stack.submit())
+    workers = {replica["pid"]: runs(replica["pid"]) for replica in stack.replicas("ltx2")}
+    job_id = stack.submit(**LONG)
+    running_on(stack, job_id)
+    before = only_pid(stack, "dispatcher")
+    os.kill(before, signal.SIGKILL)
+    job = stack.wait(job_id)
+    assert job["status"] == "completed", job
+    assert job["attempt"] == 1
+    assert only_pid(stack, "dispatcher") != before
+    after = {pid: runs(pid) for pid in workers}
+    assert sum(after.values()) == sum(workers.values()) + 1
+
+
+def test_replica_killed_in_the_middle_of_a_job(stack: Stack) -> None:
+    job_id = stack.submit(**LONG)
+    running_on(stack, job_id)
+    for replica in stack.replicas("ltx2"):
+        os.kill(replica["pid"], signal.SIGKILL)
+    job = stack.wait(job_id)
+    assert job["status"] == "completed", job
+    assert job["attempt"] == 2
+
+
+def test_two_hundred_jobs_at_once(stack: Stack) -> None:
+    ids = [stack.submit(width=64, height=64, user_id=f"user-{n % 3}") for n in range(200)]
+    assert len(set(ids)) == 200
+    jobs = [stack.wait(job_id, timeout_s=900) for job_id in ids]
+    assert {job["status"] for job in jobs} == {"completed"}
+    assert {job["attempt"] for job in jobs} == {1}
+    # Every job has a video of its own.
+    assert len({job["result_url"].split("?")[0] for job in jobs}) == 200
+    assert len(stack.replicas("ltx2")) == 2
