@@ -133,7 +133,7 @@ class JobStore:
                 return job
             await db.execute(insert(discarded_media).values(job_id=job_id))
             await db.execute(delete(jobs).where(jobs.c.id == job_id))
-            await _notify(db, "work")
+            await _notify(db, f"stop:{job_id}" if job.lease_token else "work")
             return job
 
     async def end_externally(
@@ -142,7 +142,7 @@ class JobStore:
         """A worker outside the cluster reports the end of a job. A job that has ended stays as it is."""
         async with self._engine.begin() as db:
             job = await _lock(db, job_id)
-            if job is None or job.status.terminal:
+            if job is None or job.status.terminal or job.status is Status.UPLOADING:
                 return job
             if video_url is not None:
                 return await _end(db, self._webhook_url, job, Status.COMPLETED, progress=100, result_url=video_url)
@@ -169,9 +169,11 @@ class JobStore:
         values = {"inputs": {name: item.model_dump(mode="json") for name, item in inputs.items()}, "stage": "queued"}
         async with self._engine.begin() as db:
             statement = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
-            done = await db.execute(statement.values(**values, **_NO_LEASE))
+            done = cast("CursorResult[Any]", await db.execute(statement.values(**values, **_NO_LEASE))).rowcount == 1
+            if not done:
+                await _discard_orphans(db, lease.job_id)
             await _notify(db, "work")
-        return cast("CursorResult[Any]", done).rowcount == 1
+        return done
 
     async def claim_to_run(self, model: str, window: int) -> Sequence[Job]:
         """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
@@ -230,6 +232,7 @@ class JobStore:
         async with self._engine.begin() as db:
             job = await _held(db, report.lease)
             if job is None or job.status is not Status.PROCESSING:
+                await _discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             await _end(
                 db,
@@ -249,6 +252,7 @@ class JobStore:
         async with self._engine.begin() as db:
             job = await _held(db, report.lease)
             if job is None:
+                await _discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             await self._fault(db, job, report.code, report.message, report.transient, report.timings)
             return Verdict.GO_ON
@@ -258,6 +262,7 @@ class JobStore:
         async with self._engine.begin() as db:
             job = await _held(db, report.lease)
             if job is None:
+                await _discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             await _end(
                 db, self._webhook_url, job, Status.CANCELLED, timings=_sum_timings(job, report.timings)
@@ -286,7 +291,11 @@ class JobStore:
     async def expire_deadlines(self) -> int:
         """Fail jobs that did not start in time, and uploads nobody submitted. Returns how many."""
         late = select(jobs).where(
-            jobs.c.status.in_([Status.QUEUED, Status.UPLOADING]), jobs.c.completed_at.is_(None), jobs.c.expires_at < func.now()
+            jobs.c.status.in_([Status.QUEUED, Status.UPLOADING]),
+            jobs.c.completed_at.is_(None),
+            jobs.c.expires_at < func.now(),
+            # A job that started in time and waits for another attempt has kept its deadline.
+            jobs.c.started_at.is_(None),
         )
         async with self._engine.begin() as db:
             rows = (await db.execute(late.limit(100).with_for_update(skip_locked=True))).mappings().all()
@@ -381,6 +390,12 @@ async def _end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, 
     # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
     await _notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
     return ended
+
+
+async def _discard_orphans(db: AsyncConnection, job_id: str) -> None:
+    """What a worker stored after its job was deleted goes as well: the first note may have been worked off by then."""
+    gone = text("INSERT INTO discarded_media (job_id) SELECT :id WHERE NOT EXISTS (SELECT FROM jobs WHERE id = :id)")
+    await db.execute(gone, {"id": job_id})
 
 
 async def _notify(db: AsyncConnection, payload: str) -> None:
