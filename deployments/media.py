@@ -3,6 +3,7 @@
 The ffmpeg binary is the one that imageio-ffmpeg brings, so every machine encodes alike.
 """
 
+import contextlib
 import subprocess
 import tempfile
 import wave
@@ -50,17 +51,26 @@ class Mp4Encoder:
         if width % 2 or height % 2:
             raise ValueError(f"H.264 with 4:2:0 needs even sizes, got {width}x{height}")
         self._shape = (height, width, 3)
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__, with the process
         command = [ffmpeg_path(), "-y", "-v", "error", "-nostdin"]
-        command += ["-f", "rawvideo", "-pix_fmt", pixel_format, "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0"]
+        command += [
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            pixel_format,
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            str(fps),
+            "-i",
+            "pipe:0",
+        ]
         if audio is not None:
             command += ["-protocol_whitelist", "file,pipe", "-i", str(audio), "-map", "0:v:0", "-map", "1:a:0", *AAC]
             if audio_filter:
                 command += ["-af", audio_filter]
         command += [*video_codec, "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4", str(path)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._stderr
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._stderr)
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append frames, uint8 of shape (n, height, width, 3). Blocks while ffmpeg is behind."""
@@ -68,7 +78,7 @@ class Mp4Encoder:
             raise ValueError(f"expected uint8 (n, {self._shape}), got {frames.dtype} {frames.shape}")
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(memoryview(np.ascontiguousarray(frames)).cast("B"))
+            self._process.stdin.write(np.ascontiguousarray(frames).data.cast("B"))
         except BrokenPipeError:
             self._fail()
 
@@ -80,7 +90,9 @@ class Mp4Encoder:
         if error is not None:
             self._process.kill()
             self._process.wait()
-            self._process.stdin.close()
+            # Closing flushes what is left of the last frame into a pipe that nobody reads any more.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._stderr.close()
             return
         try:

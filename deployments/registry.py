@@ -1,4 +1,4 @@
-"""The models this build knows, by name. The API, OpenAPI, queue, health page, metrics and CLI read this and nothing else."""
+"""The models this build knows, by name. API, OpenAPI, queue, health, metrics and CLI read this and nothing else."""
 
 from deployments.engine import ModelSpec
 from deployments.ltx2.spec import SPEC as LTX2

@@ -128,8 +128,8 @@ class Replica:
             report = self._failure(run, task, fault)
         except Exception as error:
             log.exception("run_crashed")
-            fault = Fault("internal_error", f"{type(error).__name__}: {error}", transient=True)
-            report = self._failure(run, task, fault)
+            crash = Fault("internal_error", f"{type(error).__name__}: {error}", transient=True)
+            report = self._failure(run, task, crash)
         finally:
             heartbeat.cancel()
         if report is not None:

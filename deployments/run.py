@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 #: Seconds between reports while progress is made.
 REPORT_INTERVAL_S = 1.0
+#: A report that takes longer is sent again: a handle whose other end vanished may never return.
+REPORT_TIMEOUT_S = 15.0
 #: Seconds for which the end of a run is reported again and again while nobody answers. The video exists already.
 LAST_REPORT_S = 600.0
 
@@ -97,11 +99,12 @@ class Run:
                 self._hurry.clear()
                 progress = Progress(lease=self._task.lease, stage=now[0], percent=now[1])
                 try:
-                    self.verdict = await self._reporter.report(progress)
+                    async with asyncio.timeout(REPORT_TIMEOUT_S):
+                        self.verdict = await self._reporter.report(progress)
                     sent, sent_at = now, time.monotonic()
                 except Exception as error:
                     # Nobody answers: the work goes on, the head may come back before the lease is given away.
-                    log.warning("report_failed", error=str(error))
+                    log.warning("report_failed", error=repr(error))
             try:
                 async with asyncio.timeout(REPORT_INTERVAL_S):
                     await self._hurry.wait()
@@ -121,7 +124,7 @@ class Run:
         wait = 0.5
         while True:
             try:
-                async with asyncio.timeout(max(0.0, give_up - time.monotonic())):
+                async with asyncio.timeout(min(REPORT_TIMEOUT_S, max(0.0, give_up - time.monotonic()))):
                     return await self._reporter.report(report)
             except Exception as error:
                 log.warning("report_failed", report=report.kind, error=repr(error))

@@ -29,7 +29,8 @@ class Transfer:
             try:
                 async with self._client.stream("GET", url) as response:
                     response.raise_for_status()
-                    with open(path, "wb") as file:
+                    file = await asyncio.to_thread(path.open, "wb")
+                    with file:
                         async for chunk in response.aiter_bytes(CHUNK):
                             await asyncio.to_thread(file.write, chunk)
                 return
@@ -42,7 +43,8 @@ class Transfer:
         Raises:
             Fault: ``storage_unavailable``.
         """
-        headers = {"content-type": "video/mp4", "content-length": str(path.stat().st_size)}
+        size = (await asyncio.to_thread(path.stat)).st_size
+        headers = {"content-type": "video/mp4", "content-length": str(size)}
         for attempt in range(TRIES):
             try:
                 response = await self._client.put(url, content=_chunks(path), headers=headers)
@@ -53,7 +55,8 @@ class Transfer:
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with open(path, "rb") as file:
+    file = await asyncio.to_thread(path.open, "rb")
+    with file:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk
 

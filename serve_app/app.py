@@ -61,9 +61,11 @@ class Api:
 
 
 class DispatcherDeployment:
-    """Runs the dispatcher's loops in this replica and takes the workers' reports."""
+    """Runs the dispatcher's loops in this replica and takes the workers' reports. Serve awaits the constructor."""
 
-    async def __init__(self, environment: Environment, models: Mapping[str, DeploymentHandle]) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, environment: Environment, models: Mapping[str, DeploymentHandle]
+    ) -> None:
         logs.configure("dispatcher")
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
@@ -76,9 +78,7 @@ class DispatcherDeployment:
             storage=services.storage,
             intake=Intake(services.storage, client, settings.data_dir / "intake"),
             workers=ServeWorkers(models, cluster),
-            deliveries=Deliveries(
-                services.engine, client, settings.webhook_signing_secret, services.result_url
-            ),
+            deliveries=Deliveries(services.engine, client, settings.webhook_signing_secret, services.result_url),
             retention=Retention(
                 services.engine,
                 services.storage,

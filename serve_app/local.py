@@ -80,7 +80,9 @@ def _sole_user(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigurationError(f"another video-api runs on {data_dir}; stop it, or set VIDEO_API_DATA_DIR") from None
+            raise ConfigurationError(
+                f"another video-api runs on {data_dir}; stop it, or set VIDEO_API_DATA_DIR"
+            ) from None
         try:
             yield
         finally:

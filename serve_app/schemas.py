@@ -36,10 +36,10 @@ class GenerateOptions(_Request):
 
 def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
     """``GenerateOptions`` + the model's parameters + ``<input>_url`` for each input."""
-    fields: dict[str, Any] = {"model": (Literal[spec.name], ...)}  # type: ignore[valid-type]
+    fields: dict[str, Any] = {"model": (Literal[spec.name], ...)}
     for item in spec.inputs:
         kinds = " or ".join(item.kinds)
-        text = f"{item.description} An http(s) URL; leave it out when you uploaded an {kinds} to `job_id`."
+        text = f"{item.description} An http(s) URL; leave it out when you uploaded the {kinds} to `job_id`."
         fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
@@ -49,7 +49,7 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
 
 REQUESTS: Mapping[str, type[GenerateOptions]] = {name: _request_model(spec) for name, spec in MODELS.items()}
 
-GenerateRequest: Any = reduce(or_, REQUESTS.values())  # type: ignore[arg-type]
+GenerateRequest: Any = reduce(or_, REQUESTS.values())
 if len(REQUESTS) > 1:
     GenerateRequest = Annotated[GenerateRequest, Field(discriminator="model")]
 
@@ -147,7 +147,7 @@ class UploadRequest(_Request):
 
 
 class UploadTicket(BaseModel):
-    """PUT the file to ``upload_url`` with exactly this ``content_type`` as header, then ``generate`` with ``job_id``."""
+    """PUT the file to ``upload_url`` with this ``content_type`` as header, then ``generate`` with ``job_id``."""
 
     job_id: str
     upload_url: str

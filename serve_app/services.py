@@ -48,9 +48,7 @@ class Services:
         """Where the finished video can be fetched: the public bucket if there is one, else a link for seven days."""
         if job.output_key is None:
             return job.result_url
-        return self.storage.public_url(job.output_key) or await self.storage.presign_get(
-            job.output_key, RESULT_LINK_S
-        )
+        return self.storage.public_url(job.output_key) or await self.storage.presign_get(job.output_key, RESULT_LINK_S)
 
 
 def build_storage(settings: Settings) -> Storage:

@@ -1,6 +1,7 @@
 """Configuration: read once from the environment, checked at start, passed on as one frozen object."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -147,12 +148,12 @@ def _invented_secrets(data_dir: Path) -> dict[str, str]:
         data_dir.mkdir(parents=True, exist_ok=True)
         draft = data_dir / f"secrets.{os.getpid()}.{secrets.token_hex(4)}"
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump({"api_key": "local-" + secrets.token_urlsafe(24), "webhook_secret": secrets.token_urlsafe(32)}, out)
+            json.dump(
+                {"api_key": "local-" + secrets.token_urlsafe(24), "webhook_secret": secrets.token_urlsafe(32)}, out
+            )
         # link() fails where another process was first; theirs counts then.
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(draft, path)
-        except FileExistsError:
-            pass
         draft.unlink()
     with open(path) as saved:
         loaded: dict[str, str] = json.load(saved)

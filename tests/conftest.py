@@ -27,7 +27,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # Not below pytest's own folders: those are closed to the user that the server runs as.
     folder = Path(tmp_path_factory.mktemp("pg"))
     for parent in (folder, *folder.parents):
-        if str(parent).startswith("/tmp/") and parent != Path("/tmp"):  # noqa: S108
+        if str(parent).startswith("/tmp/") and parent != Path("/tmp"):
             parent.chmod(0o755)
     server = get_server(folder / "data", cleanup_mode="stop")
     with psycopg.connect(server.get_uri(), autocommit=True) as db:

@@ -19,7 +19,10 @@ MAX_UPLOAD_BYTES = 2 * 1024**3
 
 
 @router.get(
-    "/{key:path}", operation_id="read_file", response_class=FileResponse, responses=documented(SignatureRejected, NotFound)
+    "/{key:path}",
+    operation_id="read_file",
+    response_class=FileResponse,
+    responses=documented(SignatureRejected, NotFound),
 )
 async def read_file(key: str, request: Request, services: ServicesOf) -> FileResponse:
     """Read an object; understands `Range`."""

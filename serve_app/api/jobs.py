@@ -22,8 +22,8 @@ async def view(job: Job, services: Services) -> JobView:
     return JobView.of(
         job,
         result_url=await services.result_url(job),
-        position=place and place.position,
-        eta=place and place.eta_seconds,
+        position=None if place is None else place.position,
+        eta=None if place is None else place.eta_seconds,
     )
 
 

@@ -66,9 +66,7 @@ class Deliveries:
         async with self._engine.begin() as db:
             ids = list((await db.execute(due)).scalars())
             taken = update(deliveries).where(deliveries.c.id.in_(ids))
-            await db.execute(
-                taken.values(next_attempt_at=in_seconds(CLAIM_S), attempts=deliveries.c.attempts + 1)
-            )
+            await db.execute(taken.values(next_attempt_at=in_seconds(CLAIM_S), attempts=deliveries.c.attempts + 1))
             columns = (deliveries.c.id.label("delivery_id"), deliveries.c.url, deliveries.c.attempts, jobs)
             rows = await db.execute(select(*columns).join(jobs).where(deliveries.c.id.in_(ids)))
             # `attempts` and `url` are no columns of jobs, so the labels do not collide.

@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from serve_app.intake.inputs import StoredInput
 
 
@@ -99,8 +101,8 @@ class Job:
     error_message: str | None
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Job":
-        values = {name: row[name] for name in cls.__dataclass_fields__}
+    def from_row(cls, row: RowMapping) -> "Job":
+        values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
         inputs = values["inputs"]
         values["status"] = Status(values["status"])
         values["inputs"] = inputs and {name: StoredInput.model_validate(item) for name, item in inputs.items()}

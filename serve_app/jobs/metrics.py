@@ -1,4 +1,4 @@
-"""Job metrics. Counted in the transaction that ends a job, so they are exact, survive restarts and agree on every replica."""
+"""Job metrics, counted in the transaction that ends a job: exact, and the same on every replica after any restart."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -56,7 +56,7 @@ class JobStore:
         }
         async with self._engine.begin() as db:
             await db.execute(upsert(jobs).values(values).on_conflict_do_nothing())
-            return await _get(db, cast(str, values["id"]))
+            return await _get(db, str(values["id"]))
 
     async def submit(self, new: NewJob, job_id: str | None = None) -> Job | None:
         """Accept a job; with ``job_id``, the one that was opened for uploads. When this returns it is on disk.
@@ -74,9 +74,7 @@ class JobStore:
             "webhook_url": new.webhook_url,
             "request_id": new.request_id,
             "priority": new.priority,
-            "expires_at": None
-            if new.expires_after is None
-            else in_seconds(new.expires_after),
+            "expires_at": None if new.expires_after is None else in_seconds(new.expires_after),
         }
         async with self._engine.begin() as db:
             if job_id is None:
@@ -86,12 +84,12 @@ class JobStore:
                 statement = update(jobs).where(opened).values(values)
             row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
             await _notify(db, "work")
-        return row and Job.from_row(row)
+        return None if row is None else Job.from_row(row)
 
     async def get(self, job_id: str) -> Job | None:
         async with self._engine.connect() as db:
             row = (await db.execute(select(jobs).where(jobs.c.id == job_id))).mappings().one_or_none()
-        return row and Job.from_row(row)
+        return None if row is None else Job.from_row(row)
 
     async def list(
         self,
@@ -188,7 +186,7 @@ class JobStore:
             return await self._lease(db, ids, stage="waiting_for_gpu")
 
     async def renew(self, leases: Sequence[Lease]) -> None:
-        """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself."""
+        """Keep leases of jobs in intake or waiting on a Serve handle. A started worker keeps its own."""
         async with self._engine.begin() as db:
             for lease in leases:
                 await db.execute(self._renewal(lease).where(jobs.c.status == Status.QUEUED))
@@ -248,7 +246,7 @@ class JobStore:
             return Verdict.GO_ON
 
     async def fail(self, report: Failure) -> Verdict:
-        """``processing → queued`` when another attempt is due, else ``→ failed``. Failed intakes come here as well."""
+        """``processing → queued`` when another attempt is due, else ``→ failed``. Also ends a failed intake."""
         async with self._engine.begin() as db:
             job = await _held(db, report.lease)
             if job is None:
@@ -264,9 +262,7 @@ class JobStore:
             if job is None:
                 await _discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
-            await _end(
-                db, self._webhook_url, job, Status.CANCELLED, timings=_sum_timings(job, report.timings)
-            )
+            await _end(db, self._webhook_url, job, Status.CANCELLED, timings=_sum_timings(job, report.timings))
             return Verdict.GO_ON
 
     # ---------------------------------------------------------------- sweeps
@@ -281,9 +277,7 @@ class JobStore:
                     await self._fault(db, job, "worker_lost", "The GPU worker stopped reporting.", True, {})
                 else:
                     # Never started: not the job's fault and no attempt.
-                    await db.execute(
-                        update(jobs).where(jobs.c.id == job.id).values(stage="queued", **_NO_LEASE)
-                    )
+                    await db.execute(update(jobs).where(jobs.c.id == job.id).values(stage="queued", **_NO_LEASE))
             if rows:
                 await _notify(db, "work")
         return len(rows)
@@ -352,14 +346,14 @@ async def _get(db: AsyncConnection, job_id: str) -> Job:
 
 async def _lock(db: AsyncConnection, job_id: str) -> Job | None:
     row = (await db.execute(select(jobs).where(jobs.c.id == job_id).with_for_update())).mappings().one_or_none()
-    return row and Job.from_row(row)
+    return None if row is None else Job.from_row(row)
 
 
 async def _held(db: AsyncConnection, lease: Lease) -> Job | None:
     """The job, locked, if the lease on it still holds."""
     mine = select(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
     row = (await db.execute(mine.with_for_update())).mappings().one_or_none()
-    return row and Job.from_row(row)
+    return None if row is None else Job.from_row(row)
 
 
 async def _verdict(db: AsyncConnection, lease: Lease) -> Verdict:

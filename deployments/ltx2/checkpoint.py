@@ -1,0 +1,111 @@
+"""What a checkpoint folder holds, told from its JSON files alone, so that a wrong path fails before weights load."""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+#: A file of this name at the top of a folder says that its weights are random and its output is noise.
+RANDOM_MARKER = "RANDOM_WEIGHTS"
+
+_LTX2_PARTS = ("transformer", "connectors", "text_encoder", "tokenizer", "vae", "audio_vae", "vocoder")
+_LTX_VIDEO_PARTS = ("transformer", "text_encoder", "tokenizer", "vae")
+
+_LAYOUT = (
+    "expected a diffusers folder: model_index.json naming an LTX2...Pipeline or LTX...Pipeline, beside one subfolder "
+    "per component (transformer/, vae/, text_encoder/, ...), as in diffusers/LTX-2.3-Distilled-Diffusers on the Hub; "
+    "a single .safetensors file is not enough"
+)
+
+
+class CheckpointError(Exception):
+    """The folder is not a checkpoint this build can load. The message says what was expected."""
+
+
+class Version(StrEnum):
+    """Generations that need different arguments for the same clip."""
+
+    LTX_2_0 = "2.0"
+    LTX_2_3 = "2.3"
+    LTX_2_5 = "2.5"
+    #: All of LTX-Video 0.9.x: T5 text encoder, no sound.
+    LTX_VIDEO = "ltx-video"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Facts of a folder that decide how it is called."""
+
+    version: Version
+    #: Transformer blocks.
+    layers: int
+    #: Longest prompt in tokens; the prompt is padded to it.
+    text_tokens: int
+    random_weights: bool
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether the model makes sound."""
+        return self.version is not Version.LTX_VIDEO
+
+
+def read(folder: Path) -> Checkpoint:
+    """Recognise the checkpoint in ``folder``. Raises :class:`CheckpointError`."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; {_LAYOUT}")
+    index = _json(folder / "model_index.json")
+    # The Hub's folders name the text-to-video class; the components are the same as for image to video.
+    pipeline = str(index.get("_class_name", ""))
+    if not (pipeline.startswith("LTX") and pipeline.endswith("Pipeline")):
+        raise CheckpointError(f"{folder}/model_index.json is for {pipeline or 'no class'}; {_LAYOUT}")
+    ltx2 = pipeline.startswith("LTX2")
+    missing = [part for part in (_LTX2_PARTS if ltx2 else _LTX_VIDEO_PARTS) if not (folder / part).is_dir()]
+    if missing:
+        raise CheckpointError(f"{folder} lacks the subfolders {', '.join(missing)}; {_LAYOUT}")
+
+    transformer = _json(folder / "transformer" / "config.json")
+    version = _ltx2_version(folder, transformer) if ltx2 else Version.LTX_VIDEO
+    return Checkpoint(
+        version=version,
+        layers=int(transformer["num_layers"]),
+        text_tokens=_text_tokens(folder, version),
+        random_weights=(folder / RANDOM_MARKER).is_file(),
+    )
+
+
+def _ltx2_version(folder: Path, transformer: dict[str, Any]) -> Version:
+    encoder = str(_json(folder / "text_encoder" / "config.json").get("model_type", ""))
+    if (
+        encoder.startswith("gemma4")
+        or transformer.get("use_keyframes_abs_pos_embedding", False)
+        or not transformer.get("ff_bias", True)
+    ):
+        return Version.LTX_2_5
+    return Version.LTX_2_3 if transformer.get("gated_attn", False) else Version.LTX_2_0
+
+
+def _text_tokens(folder: Path, version: Version) -> int:
+    """What the model was trained with, or less if the tokenizer allows less (tiny checkpoints do)."""
+    allowed = int(_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 1024))
+    if version is Version.LTX_VIDEO:
+        return min(128, allowed)
+    connectors = _json(folder / "connectors" / "config.json")
+    # The connectors lay their registers over the padding in whole turns and refuse anything else.
+    registers = int(connectors.get("video_connector_num_learnable_registers") or 1)
+    tokens = min(1024, allowed) // registers * registers
+    if tokens == 0:
+        raise CheckpointError(f"{folder}: the tokenizer's {allowed} tokens are fewer than {registers} registers")
+    return tokens
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {_LAYOUT}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {_LAYOUT}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; {_LAYOUT}")
+    return value

@@ -1,0 +1,146 @@
+"""LTX-2 and LTX-Video as an :class:`~deployments.engine.Engine`."""
+
+import contextlib
+import gc
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deployments.contract import MediaFacts
+from deployments.engine import Rendered, Step
+from deployments.ltx2 import picture
+from deployments.ltx2.checkpoint import CheckpointError
+from deployments.ltx2.pipeline import Clip, Pipeline, Shot
+from deployments.ltx2.recipes import num_frames
+from deployments.ltx2.spec import SPEC, LTX2Params
+from deployments.media import Mp4Encoder, write_wav
+
+#: Width and height where the client names none.
+DEFAULT_SIZE = (1024, 576)
+#: The same for random weights: noise needs no detail, and a CPU makes five seconds of it in about two.
+RANDOM_SIZE = (320, 192)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footage:
+    """A clip and the shot it was made from."""
+
+    shot: Shot
+    clip: Clip
+
+
+class LTX2Engine:
+    """Loads the checkpoint that ``LTX2_MODEL_PATH`` names, or builds a tiny random one where it is unset.
+
+    Raises :class:`CheckpointError`, naming the variable, when it is set to anything that cannot be loaded.
+    """
+
+    def __init__(self) -> None:
+        self._pipeline = _load()
+        self.random_weights = self._pipeline.checkpoint.random_weights
+        if self.random_weights:
+            log.warning("ltx2 runs on random weights: its videos are noise. Set %s.", SPEC.weights_variable)
+        # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
+        self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
+
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> Shot:
+        """Read and fit the image and settle everything the client left open. Raises ``Fault('invalid_media')``."""
+        wish = LTX2Params.model_validate(params)
+        width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
+        width, height = wish.width or width, wish.height or height
+        return Shot(
+            prompt=wish.prompt,
+            negative_prompt=wish.negative_prompt,
+            image=picture.fit(picture.read(inputs["image"]), width, height, wish.fit),
+            width=width,
+            height=height,
+            frames=num_frames(wish.duration, wish.fps),
+            fps=wish.fps,
+            recipe=wish.recipe,
+            # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
+            seed=secrets.randbits(32) if wish.seed is None else wish.seed,
+        )
+
+    def run(self, prepared: Shot, step: Step) -> Footage:
+        """Make the clip on the device."""
+        return Footage(shot=prepared, clip=self._pipeline.render(prepared, step))
+
+    def publish(self, result: Footage, workdir: Path) -> Rendered:
+        """Encode the clip, its sound cut or padded to the length of the picture."""
+        shot, clip = result.shot, result.clip
+        rate = Fraction(shot.fps)
+        wav: Path | None = None
+        if clip.audio is not None:
+            wav = workdir / "sound.wav"
+            write_wav(wav, fit_length(clip.audio, round(shot.frames * clip.rate / rate)), clip.rate)
+        path = workdir / "output.mp4"
+        with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=wav) as encoder:
+            encoder.write(clip.frames)
+        return Rendered(
+            path=path,
+            media=MediaFacts(
+                width=shot.width,
+                height=shot.height,
+                fps=f"{rate.numerator}/{rate.denominator}",
+                frames=shot.frames,
+                has_audio=wav is not None,
+            ),
+            notes={
+                "seed": shot.seed,
+                "recipe": shot.recipe,
+                "checkpoint": str(self._pipeline.checkpoint.version),
+            },
+        )
+
+    def free(self) -> None:
+        """Return cached device memory. Harmless on a device that is lost."""
+        gc.collect()
+        if torch.cuda.is_available():
+            # On a dead context this raises, and the replica is about to be replaced anyway.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+
+
+def fit_length(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """``audio``, shape (channels, n), cut or padded with silence to (channels, ``samples``)."""
+    missing = max(0, samples - audio.shape[1])
+    return np.pad(audio[:, :samples], ((0, 0), (0, missing)))
+
+
+_WARM_UP = Shot(
+    prompt="warm up",
+    negative_prompt="",
+    image=Image.new("RGB", (256, 256), "grey"),
+    width=256,
+    height=256,
+    frames=9,
+    fps=24,
+    recipe="standard",
+    seed=0,
+)
+
+
+def _load() -> Pipeline:
+    named = os.environ.get(SPEC.weights_variable)
+    if named:
+        try:
+            return Pipeline(Path(named))
+        except CheckpointError as error:
+            raise CheckpointError(f"{SPEC.weights_variable}={named}: {error}") from error
+    # Here, because a replica with real weights needs none of it.
+    from deployments.ltx2 import tiny
+
+    data = Path(os.environ.get("VIDEO_API_DATA_DIR") or ".data")
+    return Pipeline(tiny.ensure(data / "tiny" / SPEC.name))

@@ -1,0 +1,75 @@
+"""What a client may ask of LTX-2. Imported on the head too: pydantic only."""
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from deployments.engine import InputSpec, ModelSpec, Params
+from deployments.ltx2.recipes import num_frames
+
+DEFAULT_PROMPT = "A smooth cinematic video"
+#: Five seconds at 1920x1088 and 24 fps. Activations grow with width x height x frames; more does not fit 80 GB.
+MAX_VIDEO_PIXELS = 1920 * 1088 * 121
+DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
+
+
+class LTX2Params(Params):
+    """Everything but the image."""
+
+    prompt: str = Field(DEFAULT_PROMPT, min_length=1, max_length=4000, description="What should happen in the video.")
+    negative_prompt: str = Field(
+        DEFAULT_NEGATIVE_PROMPT,
+        max_length=4000,
+        description="What to avoid. Only recipes with guidance look at it.",
+    )
+    duration: int = Field(5, ge=1, le=10, description="Seconds. The video has `duration*fps//8*8+1` frames.")
+    fps: int = Field(24, ge=8, le=60, description="Frames per second.")
+    width: int | None = Field(
+        None, ge=64, le=1920, multiple_of=32, description="Pixels; default 1024 (smaller for test weights)."
+    )
+    height: int | None = Field(
+        None,
+        ge=64,
+        le=1920,
+        multiple_of=32,
+        validate_default=True,
+        description="Pixels; default 576 (smaller for test weights). Goes with `width`.",
+    )
+    recipe: Literal["standard", "quality"] = Field(
+        "standard",
+        description="`standard`: 8 distilled steps, unguided. `quality`: 30 to 50 guided steps, 12 to 20 times slower.",
+    )
+    fit: Literal["crop", "letterbox"] = Field(
+        "crop", description="How an image of another aspect ratio is made to fit. It is never stretched."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same video; default random.")
+
+    @field_validator("height")
+    @classmethod
+    def _fits_a_gpu(cls, height: int | None, info: ValidationInfo) -> int | None:
+        # Absent where that field itself was wrong, which is reported anyway.
+        if "width" not in info.data or not {"duration", "fps"} <= info.data.keys():
+            return height
+        width, frames = info.data["width"], num_frames(info.data["duration"], info.data["fps"])
+        if (width is None) != (height is None):
+            raise ValueError("give width and height together, or neither")
+        if width and height and width * height * frames > MAX_VIDEO_PIXELS:
+            most = MAX_VIDEO_PIXELS // (width * height)
+            raise ValueError(f"{frames} frames of {width}x{height} do not fit a GPU; at most {most} of this size do")
+        return height
+
+
+SPEC = ModelSpec(
+    name="ltx2",
+    title="LTX-2 image to video",
+    description="Animates a still image as a prompt describes it, with sound where the checkpoint has it.",
+    params=LTX2Params,
+    inputs=(
+        InputSpec(
+            name="image", kinds=("image",), description="First frame: JPEG, PNG or WebP.", max_bytes=32 * 1024 * 1024
+        ),
+    ),
+    timeout_s=1800,
+    engine="deployments.ltx2.engine:LTX2Engine",
+    weights_variable="LTX2_MODEL_PATH",
+)

@@ -1,0 +1,184 @@
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments.faults import Fault
+from deployments.ltx2.checkpoint import Version
+from deployments.ltx2.engine import DEFAULT_SIZE, RANDOM_SIZE, LTX2Engine, fit_length
+
+
+def no_step(stage: str, fraction: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="session")
+def engine_of(folder_of: Callable[[Version], Path]) -> Callable[[Version], LTX2Engine]:
+    engines: dict[Version, LTX2Engine] = {}
+
+    def get(version: Version) -> LTX2Engine:
+        if version not in engines:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("LTX2_MODEL_PATH", str(folder_of(version)))
+                engines[version] = LTX2Engine()
+        return engines[version]
+
+    return get
+
+
+@pytest.fixture
+def engine(engine_of: Callable[[Version], LTX2Engine]) -> LTX2Engine:
+    return engine_of(Version.LTX_2_0)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    path = tmp_path / "input"
+    Image.linear_gradient("L").convert("RGB").resize((300, 200)).save(path, "JPEG")
+    return {"image": path}
+
+
+def test_without_a_path_it_builds_random_weights_in_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LTX2_MODEL_PATH", raising=False)
+    monkeypatch.setenv("VIDEO_API_DATA_DIR", str(tmp_path / "data"))
+    assert LTX2Engine().random_weights
+    assert list((tmp_path / "data").rglob("RANDOM_WEIGHTS"))
+
+
+def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+    shots = [engine.prepare({}, inputs, tmp_path) for _ in range(2)]
+    assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
+    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "standard")
+    assert shots[0].seed != shots[1].seed
+
+
+def test_real_weights_default_to_their_own_size(
+    engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "random_weights", False)
+    shot = engine.prepare({}, inputs, tmp_path)
+    assert (shot.width, shot.height) == DEFAULT_SIZE == shot.image.size
+
+
+def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+    params = {
+        "prompt": "waves",
+        "negative_prompt": "rain",
+        "duration": 2,
+        "fps": 12,
+        "width": 96,
+        "height": 64,
+        "recipe": "quality",
+        "fit": "letterbox",
+        "seed": 5,
+    }
+    shot = engine.prepare(params, inputs, tmp_path)
+    assert (shot.prompt, shot.negative_prompt, shot.recipe, shot.seed) == ("waves", "rain", "quality", 5)
+    assert (shot.width, shot.height, shot.frames, shot.fps) == (96, 64, 25, 12)
+    assert shot.image.size == (96, 64)
+    # 3:2 into 3:2: nothing to cut, nothing to pad.
+    assert np.asarray(shot.image)[-1].max() > 200
+
+
+def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(b"<html>")
+    with pytest.raises(Fault) as caught:
+        engine.prepare({}, {"image": tmp_path / "input"}, tmp_path)
+    assert (caught.value.code, caught.value.transient) == ("invalid_media", False)
+
+
+def probe(path: Path) -> dict[str, Any]:
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        facts: dict[str, Any] = {
+            "codec": video.codec_context.name,
+            "pixels": video.codec_context.pix_fmt,
+            "size": (video.width, video.height),
+            "fps": video.average_rate,
+            "frames": sum(1 for _ in container.decode(video)),
+        }
+    with av.open(str(path)) as container:
+        if container.streams.audio:
+            audio = container.streams.audio[0]
+            facts["audio"] = (audio.codec_context.name, audio.codec_context.channels, audio.rate)
+            assert audio.duration is not None
+            assert audio.time_base is not None
+            facts["audio_seconds"] = float(audio.duration * audio.time_base)
+    return facts
+
+
+@pytest.mark.parametrize(("version", "rate"), [(Version.LTX_2_0, 24_000), (Version.LTX_2_3, 48_000)])
+@pytest.mark.parametrize("fps", [15, 24, 30])
+def test_a_job_ends_as_a_playable_mp4_with_sound(
+    version: Version,
+    rate: int,
+    fps: int,
+    engine_of: Callable[[Version], LTX2Engine],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    engine = engine_of(version)
+    params = {"duration": 1, "fps": fps, "width": 96, "height": 64, "seed": 3}
+    rendered = engine.publish(engine.run(engine.prepare(params, inputs, tmp_path), no_step), tmp_path)
+    frames = fps // 8 * 8 + 1
+    facts = probe(rendered.path)
+    assert facts["audio_seconds"] == pytest.approx(frames / fps, abs=0.03)
+    del facts["audio_seconds"]
+    assert facts == {
+        "codec": "h264",
+        "pixels": "yuv420p",
+        "size": (96, 64),
+        "fps": Fraction(fps),
+        "frames": frames,
+        "audio": ("aac", 2, rate),
+    }
+    assert rendered.media.model_dump() == {
+        "width": 96,
+        "height": 64,
+        "fps": f"{fps}/1",
+        "frames": frames,
+        "has_audio": True,
+    }
+    assert rendered.notes == {"seed": 3, "recipe": "standard", "checkpoint": str(version)}
+
+
+def test_ltx_video_ends_as_a_silent_mp4(
+    engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    engine = engine_of(Version.LTX_VIDEO)
+    params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
+    rendered = engine.publish(engine.run(engine.prepare(params, inputs, tmp_path), no_step), tmp_path)
+    facts = probe(rendered.path)
+    assert facts["frames"] == 9
+    assert "audio" not in facts
+    assert not rendered.media.has_audio
+
+
+def test_the_noted_seed_makes_the_same_video_again(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+    params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
+    first = engine.run(engine.prepare(params, inputs, tmp_path), no_step)
+    seed = engine.publish(first, tmp_path).notes["seed"]
+    again = engine.run(engine.prepare({**params, "seed": seed}, inputs, tmp_path), no_step)
+    assert np.array_equal(first.clip.frames, again.clip.frames)
+
+
+@pytest.mark.parametrize("samples", [0, 3, 5, 9])
+def test_sound_is_cut_or_padded(samples: int) -> None:
+    audio = np.ones((2, 5), dtype=np.float32)
+    fitted = fit_length(audio, samples)
+    assert fitted.shape == (2, samples)
+    assert fitted.dtype == np.float32
+    assert fitted.sum() == 2 * min(5, samples)
+
+
+def test_free_is_harmless(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+    engine.free()
+    shot = engine.prepare({"duration": 1, "fps": 8, "width": 64, "height": 64}, inputs, tmp_path)
+    assert engine.run(shot, no_step).clip.frames.any()

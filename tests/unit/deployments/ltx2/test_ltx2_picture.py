@@ -1,0 +1,123 @@
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from deployments.faults import Fault
+from deployments.ltx2 import picture
+
+
+def disc(width: int, height: int) -> Image.Image:
+    """A white disc in the middle, two fifths as wide as the shorter side."""
+    image = Image.new("RGB", (width, height))
+    radius = min(width, height) / 5
+    box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
+    ImageDraw.Draw(image).ellipse(box, fill="white")
+    return image
+
+
+def extent(image: Image.Image) -> tuple[float, float]:
+    """Width and height of what is bright, to a fraction of a pixel."""
+    grey = np.asarray(image.convert("L"), dtype=float) / 255
+    return float(grey.sum(axis=1).max()), float(grey.sum(axis=0).max())
+
+
+@given(
+    width=st.integers(60, 900),
+    height=st.integers(60, 900),
+    size=st.sampled_from([(320, 192), (192, 320), (256, 256), (512, 288), (256, 512)]),
+    mode=st.sampled_from(["crop", "letterbox"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_disc_stays_a_disc(
+    width: int, height: int, size: tuple[int, int], mode: Literal["crop", "letterbox"]
+) -> None:
+    fitted = picture.fit(disc(width, height), *size, mode)
+    across, down = extent(fitted)
+    assert fitted.size == size
+    scale = (max if mode == "crop" else min)(size[0] / width, size[1] / height)
+    # Two pixels of the smaller of the two images: what rasterising the disc and rounding the size can cost.
+    assert across == pytest.approx(down, abs=2 * max(1.0, scale))
+
+
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000), mode=st.sampled_from(["crop", "letterbox"]))
+@settings(max_examples=40, deadline=None)
+def test_any_size_fits(width: int, height: int, mode: Literal["crop", "letterbox"]) -> None:
+    assert picture.fit(Image.new("RGB", (width, height)), 64, 96, mode).size == (64, 96)
+
+
+def test_crop_fills_and_letterbox_keeps_all() -> None:
+    image = Image.new("RGB", (400, 100), "white")
+    assert np.asarray(picture.fit(image, 64, 64, "crop")).min() == 255
+    boxed = np.asarray(picture.fit(image, 64, 64, "letterbox"))
+    assert (boxed[24:40] == 255).all()
+    assert not boxed[:24].any()
+    assert not boxed[40:].any()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert picture.read(tmp_path / "turned.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), (0, 0, 0)),
+        (Image.new("RGBA", (8, 8), (255, 0, 0, 255)), (255, 0, 0)),
+        (Image.new("L", (8, 8), 100), (100, 100, 100)),
+        (Image.new("I;16", (8, 8), 100 * 256), (100, 100, 100)),
+        (Image.new("1", (8, 8), 1), (255, 255, 255)),
+        (Image.new("RGB", (8, 8), "blue").quantize(4), (0, 0, 255)),
+    ],
+)
+def test_every_pixel_format_becomes_rgb(image: Image.Image, colour: tuple[int, int, int], tmp_path: Path) -> None:
+    image.save(tmp_path / "image.png")
+    found = picture.read(tmp_path / "image.png")
+    assert (found.mode, found.getpixel((4, 4))) == ("RGB", colour)
+
+
+def sample(path: Path, kind: str) -> bytes:
+    disc(200, 100).save(path, kind)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_cut_off_file_is_bad_media(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    data = sample(path, kind)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(Fault) as caught:
+        picture.read(path)
+    assert (caught.value.code, caught.value.transient) == ("invalid_media", False)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "EPS", "TIFF"])
+def test_other_formats_are_not_even_tried(kind: str, tmp_path: Path) -> None:
+    sample(tmp_path / "image", kind)
+    with pytest.raises(Fault, match="not a JPEG, PNG or WebP") as caught:
+        picture.read(tmp_path / "image")
+    assert str(tmp_path) not in caught.value.message
+
+
+@given(data=st.binary(max_size=200), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]), at=st.floats(0, 1))
+@settings(max_examples=80, deadline=None)
+def test_garbage_is_read_or_refused_but_never_an_accident(
+    data: bytes, kind: str, at: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "image"
+    whole = sample(path, kind)
+    position = int(at * len(whole))
+    path.write_bytes(whole[:position] + data + whole[position + len(data) :])
+    try:
+        mode, code = picture.read(path).mode, "invalid_media"
+    except Fault as fault:
+        mode, code = "RGB", fault.code
+    assert (mode, code) == ("RGB", "invalid_media")
