@@ -35,6 +35,8 @@ class Lease(_Value):
     token: str
     #: 1 for the first run of the job. Part of the output key, so a late loser cannot overwrite a winner.
     attempt: int
+    #: The client's request, for log lines about the job wherever they are written.
+    request_id: str = ""
 
 
 class Task(_Value):
@@ -52,7 +54,6 @@ class Task(_Value):
     lease_s: float
     #: Seconds the run may take, preparation and upload included.
     timeout_s: float
-    request_id: str
 
 
 class Verdict(StrEnum):

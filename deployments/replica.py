@@ -87,6 +87,10 @@ class Replica:
 
     async def generate(self, task: Task) -> None:
         """Do one task. Returns when its end has been reported; raises nothing."""
+        if self._broken:
+            # Until Serve has replaced this process, it would use up one attempt after another of every job.
+            log.warning("task_refused", job_id=task.lease.job_id, reason=self._broken)
+            return
         run = Run(task, self._reporter)
         work = asyncio.create_task(self._work(task, run))
         try:
@@ -95,7 +99,8 @@ class Replica:
             # The dispatcher let go of the call, most likely since the client cancelled. The thread must not be
             # left behind with the GPU, so ask for the verdict and stop in order.
             run.hurry()
-            await work
+            # Unlike ``await``, this does not pass a second cancellation on to the work.
+            await asyncio.wait({work})
             raise
 
     async def stats(self) -> dict[str, int]:
@@ -113,9 +118,12 @@ class Replica:
 
     async def _work(self, task: Task, run: Run) -> None:
         lease = task.lease
-        structlog.contextvars.bind_contextvars(job_id=lease.job_id, request_id=task.request_id, attempt=lease.attempt)
+        structlog.contextvars.bind_contextvars(job_id=lease.job_id, request_id=lease.request_id, attempt=lease.attempt)
         if not await run.start():
             log.info("run_not_started", verdict=run.verdict)
+            if run.verdict is Verdict.CANCELLED:
+                # An earlier try of the same report had started the job; only the answer was lost.
+                await run.finish(Stopped(lease=lease))
             return
         heartbeat = asyncio.create_task(run.heartbeat())
         report: Outcome | Failure | Stopped | None
@@ -142,7 +150,7 @@ class Replica:
             for name, item in task.inputs.items():
                 await run.unless_stopped(self._transfer.get(item.url, paths[name]))
             run.step("preparing", PREPARED / 2)
-            prepared = await self._in_cpu(self._engine.prepare, task.params, paths, workdir)
+            prepared = await self._in_cpu(run, self._engine.prepare, task.params, paths, workdir)
             run.step("waiting_for_gpu", PREPARED)
         with _timed(run, "wait"):
             await run.unless_stopped(self._gpu.acquire())
@@ -155,10 +163,10 @@ class Replica:
         del prepared
         with _timed(run, "publish"):
             run.step("encoding", COMPUTED)
-            rendered: Rendered = await self._in_cpu(self._engine.publish, result, workdir)
+            rendered: Rendered = await self._in_cpu(run, self._engine.publish, result, workdir)
             del result
             run.step("uploading", (COMPUTED + 100) / 2)
-            md5 = await self._in_cpu(_md5, rendered.path)
+            md5 = await self._in_cpu(run, _md5, rendered.path)
             await run.unless_stopped(self._transfer.put(rendered.path, task.output_url))
         self._out_of_memory = 0
         return Outcome(
@@ -175,21 +183,18 @@ class Replica:
             run.step(stage, PREPARED + (COMPUTED - PREPARED) * fraction)
 
         step("generating", 0.0)
+        if self._broken:
+            raise Fault(
+                "worker_lost", f"The GPU worker broke before this job had its turn: {self._broken}", transient=True
+            )
         self._runs += 1
-        work = asyncio.ensure_future(self._call(self._gpu_thread, self._engine.run, prepared, step))
-        done, _ = await asyncio.wait({work}, timeout=max(0.0, run.seconds_left) + STEP_GRACE_S)
-        if not done:
-            # The thread hangs inside the device and cannot be ended; the process has to go.
-            self._broken = "the GPU thread made no step within its time limit"
-            raise Fault("timed_out", self._broken, transient=True)
-        return work.result()
+        return await self._in_time(run, self._call(self._gpu_thread, self._engine.run, prepared, step))
 
     def _failure(self, run: Run, task: Task, fault: Fault) -> Failure:
         log.warning("run_failed", code=fault.code, error=fault.message, transient=fault.transient)
         if isinstance(fault, OutOfMemory):
             self._out_of_memory += 1
-            self._engine.free()
-            gc.collect()
+            self._free()
             if self._out_of_memory >= MAX_OUT_OF_MEMORY:
                 self._broken = f"out of memory {self._out_of_memory} times in a row"
         if isinstance(fault, DeviceLost):
@@ -202,8 +207,25 @@ class Replica:
             timings=run.timings,
         )
 
-    def _in_cpu(self, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
-        return self._call(self._cpu_threads, function, *args)
+    def _free(self) -> None:
+        try:
+            self._engine.free()
+        except Exception as error:
+            # A dead CUDA context often shows here first.
+            log.exception("free_failed")
+            self._broken = f"{type(error).__name__}: {error}"
+        gc.collect()
+
+    async def _in_cpu(self, run: Run, function: Callable[..., T], *args: Any) -> T:
+        return await self._in_time(run, self._call(self._cpu_threads, function, *args))
+
+    async def _in_time(self, run: Run, work: "asyncio.Future[T]") -> T:
+        done, _ = await asyncio.wait({work}, timeout=max(0.0, run.seconds_left) + STEP_GRACE_S)
+        if not done:
+            # The thread hangs, in the device perhaps, and cannot be ended; the process has to go.
+            self._broken = "a thread made no step within its time limit"
+            raise Fault("timed_out", self._broken, transient=True)
+        return work.result()
 
     def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
         context = contextvars.copy_context()

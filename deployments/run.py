@@ -61,30 +61,35 @@ class Run:
         if self.verdict is not Verdict.GO_ON:
             raise RunStopped
         if self.seconds_left < 0:
-            raise Fault("timed_out", f"The run took longer than {self._task.timeout_s:.0f} s.", transient=True)
+            raise self._out_of_time()
         self._stage, self._percent = stage, max(self._percent, min(percent, 100.0))
 
     @property
     def seconds_left(self) -> float:
         return self._deadline - time.monotonic()
 
+    def _out_of_time(self) -> Fault:
+        return Fault("timed_out", f"The run took longer than {self._task.timeout_s:.0f} s.", transient=True)
+
     def hurry(self) -> None:
         """Ask the head now what it wants, instead of at the next report."""
         self._hurry.set()
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
-        """Await ``work``, but leave it as soon as the run has to stop.
+        """Await ``work``, but leave it as soon as the run has to stop or is out of time.
 
         Raises:
             RunStopped: it had to.
+            Fault: out of time.
         """
         task = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
+            left = max(0.0, self.seconds_left)
+            done, _ = await asyncio.wait({task, stopping}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task in done:
                 return task.result()
-            raise RunStopped
+            raise RunStopped if done else self._out_of_time()
         finally:
             stopping.cancel()
             task.cancel()
@@ -105,6 +110,7 @@ class Run:
                 except Exception as error:
                     # Nobody answers: the work goes on, the head may come back before the lease is given away.
                     log.warning("report_failed", error=repr(error))
+                    sent = None
             try:
                 async with asyncio.timeout(REPORT_INTERVAL_S):
                     await self._hurry.wait()

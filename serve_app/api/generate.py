@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Body
 
 from deployments.registry import MODELS
@@ -14,6 +15,8 @@ from serve_app.request_id import current_request_id
 from serve_app.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
 from serve_app.services import Services, ServicesOf
 from serve_app.uploads import uploaded_key
+
+log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
 
@@ -32,6 +35,7 @@ async def generate(request: Annotated[GenerateRequest, Body()], services: Servic
     if job is None:
         raise await _why_not(request, services)
     assert job.model is not None
+    log.info("accepted", job_id=job.id, model=job.model)
     return Created(job_id=job.id, model=job.model, status=job.status, created_at=job.created_at)
 
 

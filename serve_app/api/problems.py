@@ -34,7 +34,7 @@ _SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
 
 def answer(error: VideoApiError) -> JSONResponse:
     body = Problem(
-        type=f"https://github.com/video-api/video-api/blob/main/README.md#{error.code}",
+        type=f"urn:video-api:problem:{error.code}",
         title=error.title,
         status=error.status,
         detail=error.detail,

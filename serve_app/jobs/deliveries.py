@@ -100,7 +100,15 @@ class Deliveries:
             values["next_attempt_at"] = in_seconds(wait)
         async with self._engine.begin() as db:
             await db.execute(update(deliveries).where(deliveries.c.id == due.id).values(values))
-        log.info("webhook", job_id=due.job.id, delivery=due.id, attempt=due.attempts, status=status, error=error)
+        log.info(
+            "webhook",
+            job_id=due.job.id,
+            request_id=due.job.request_id,
+            delivery=due.id,
+            attempt=due.attempts,
+            status=status,
+            error=error,
+        )
 
     async def _body(self, job: Job) -> dict[str, Any]:
         body = {"job_id": job.id, "model": job.model, "status": job.status}

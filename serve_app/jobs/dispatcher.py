@@ -127,7 +127,14 @@ class Dispatcher:
                 verdict = await self._store.fail(report)
             case Stopped():
                 verdict = await self._store.stopped(report)
-        log.info("report", job_id=lease.job_id, attempt=lease.attempt, report=report.kind, verdict=verdict)
+        log.info(
+            "report",
+            job_id=lease.job_id,
+            request_id=lease.request_id,
+            attempt=lease.attempt,
+            report=report.kind,
+            verdict=verdict,
+        )
         return verdict
 
     async def _complete(self, report: Outcome) -> Verdict:
@@ -264,12 +271,11 @@ class Dispatcher:
             output_url=await self._storage.presign_put(output_key(lease), URL_LIFETIME_S, "video/mp4"),
             lease_s=self._lease_s,
             timeout_s=MODELS[job.model].timeout_s,
-            request_id=job.request_id,
         )
 
     def _hold(self, job: Job) -> Lease:
         assert job.lease_token is not None
-        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1)
+        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
         self._held[job.id] = lease
         return lease
 
