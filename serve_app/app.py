@@ -6,9 +6,10 @@ one per model of the registry, which the YAML gives GPUs and limits.
 
 import asyncio
 from collections.abc import Mapping
+from typing import Annotated
 
 import structlog
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
@@ -43,6 +44,15 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     environment: Environment = "local"
+    #: Most replicas by model; 1 where nothing is said.
+    max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _known(cls, value: Mapping[str, int]) -> Mapping[str, int]:
+        if unknown := value.keys() - MODELS.keys():
+            raise ValueError(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+        return value
 
 
 @serve.ingress()
@@ -138,7 +148,7 @@ def build(args: AppArgs) -> serve.Application:
             autoscaling_config={
                 "min_replicas": 0,
                 "initial_replicas": 0,
-                "max_replicas": 1,
+                "max_replicas": args.max_replicas.get(name, 1),
                 # One computing, one being prepared or encoded beside it.
                 "target_ongoing_requests": 2,
                 "upscale_delay_s": 0,

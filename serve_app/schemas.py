@@ -118,8 +118,9 @@ class JobView(BaseModel):
             queue_position=position,
             eta_seconds=eta,
             result_url=result_url,
-            error_message=job.error_message,
-            error_code=job.error_code,
+            # What a job that is tried again stumbled over is not how it ended.
+            error_message=job.error_message if job.status is Status.FAILED else None,
+            error_code=job.error_code if job.status is Status.FAILED else None,
             attempt=job.attempt,
             user_id=job.user_id,
             media=job.media,

@@ -14,7 +14,7 @@ from PIL import Image
 from serve_app.local import running
 from tests.fakes.http_peer import HttpPeer
 
-CONFIG = Path(__file__).parent / "e2e" / "stack.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "local.yaml"
 APP = "video-api"
 ENDED = ("completed", "failed", "cancelled")
 
