@@ -53,7 +53,7 @@ def running(config: Path) -> Iterator[Endpoints]:
     Raises:
         ConfigurationError: another stack uses the data directory or a port, or the application does not come up.
     """
-    load_dotenv()
+    load_dotenv(".env")
     settings = Settings.load("local")
     with ExitStack() as stack:
         stack.enter_context(_sole_user(settings.data_dir))

@@ -22,19 +22,17 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a server with a migrated database ``template``."""
-    # Not below pytest's own folders: those are closed to the user that the server runs as.
-    folder = Path(tmp_path_factory.mktemp("pg"))
-    for parent in (folder, *folder.parents):
-        if str(parent).startswith("/tmp/") and parent != Path("/tmp"):
-            parent.chmod(0o755)
-    server = get_server(folder / "data", cleanup_mode="stop")
-    with psycopg.connect(server.get_uri(), autocommit=True) as db:
-        db.execute("CREATE DATABASE template")
-    migrate(_sqlalchemy(server.get_uri("template")))
-    yield server.get_uri()
-    server.cleanup()
+    # Not below pytest's folders: as root the server runs as another user, who may not enter them.
+    with tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = get_server(Path(folder) / "data", cleanup_mode="stop")
+        with psycopg.connect(server.get_uri(), autocommit=True) as db:
+            db.execute("CREATE DATABASE template")
+        migrate(_sqlalchemy(server.get_uri("template")))
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture

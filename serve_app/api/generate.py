@@ -66,13 +66,15 @@ async def list_models() -> list[ModelView]:
 async def _uploads(request: GenerateOptions, services: Services) -> Mapping[str, str]:
     """Storage key of each input that came by upload. Every input has to come one way or the other."""
     uploads = {}
-    for item in MODELS[request.model].inputs:  # type: ignore[attr-defined]
+    inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
+    for item in inputs:
         field = f"{item.name}_url"
         if getattr(request, field) is not None:
             continue
         if request.job_id is None:
             raise InvalidRequest(f"{field}: required, unless the file is uploaded first (presign/upload).", param=field)
-        for kind in item.kinds:
+        # A kind that another input is named after is meant for that one.
+        for kind in (kind for kind in item.kinds if kind not in {other.name for other in inputs if other != item}):
             key = uploaded_key(request.job_id, kind)
             if await services.storage.stat(key) is not None:
                 uploads[item.name] = key

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from deployments.registry import MODELS
+from serve_app.cluster_state import ModelState
 from serve_app.jobs import metrics
 from serve_app.jobs.job import Status
 from serve_app.schemas import Health, QueueCounts
@@ -32,11 +33,8 @@ async def health(services: ServicesOf, response: Response) -> Health:
         _check("storage", services.storage.check(), details),
         _check("ray", services.cluster.models(), details),
     )
-    for name in MODELS:
-        if states is not None and name not in states:
-            details["ray"] = f"{name} is not deployed"
-        elif states is not None and states[name].status == "UNHEALTHY":
-            details["ray"] = f"{name}: {states[name].message}"
+    if states is not None and (faults := _deployment_faults(states)):
+        details["ray"] = faults
     if details:
         response.status_code = 503
     return Health(
@@ -79,6 +77,12 @@ async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | 
         # Whatever the reason, the answer is that this part is down.
         details[part] = f"{type(error).__name__}: {error}"[:300]
         return None
+
+
+def _deployment_faults(states: Mapping[str, ModelState]) -> str:
+    absent = [f"{name} is not deployed" for name in MODELS if name not in states]
+    broken = [f"{name}: {state.message}" for name, state in states.items() if state.status == "UNHEALTHY"]
+    return "; ".join(absent + broken)
 
 
 def _queue(counts: Mapping[str, int]) -> QueueCounts:

@@ -38,12 +38,16 @@ class JobQueue:
         return counts
 
     async def place(self, job: Job) -> Place | None:
-        """None unless the job waits. The estimate is that of the last 20 videos of the model, one after another."""
+        """None unless the job waits.
+
+        The estimate goes by the last 20 videos of the model and the replicas at work. While none works there is no
+        estimate: how long a GPU takes to come is not known here.
+        """
         if job.status is not Status.QUEUED:
             return None
         async with self._engine.connect() as db:
             position, seconds, workers = (await db.execute(_PLACE, _place_parameters(job))).one()
-        eta = None if seconds is None else (position + 1) * float(seconds) / max(1, workers)
+        eta = (position + 1) * float(seconds) / workers if seconds is not None and workers else None
         return Place(position, eta)
 
 

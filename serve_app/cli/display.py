@@ -1,0 +1,95 @@
+"""Results as a person reads them in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve_app.cli.progress import duration
+from serve_app.client import Job, ModelInfo
+
+_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
+_ORDER = (
+    "job_id", "model", "status", "stage", "progress", "queue_position", "eta_seconds", "attempt", "error_code",
+    "error_message", "result_url", "media", "notes", "user_id", "cost_usd", "created_at", "started_at", "completed_at",
+)  # fmt: skip
+
+
+def job(found: Job) -> RenderableType:
+    """One job, a line per field."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for name in _ORDER:
+        if name not in found:
+            continue
+        value: Any = found[name]  # type: ignore[literal-required]
+        if name == "progress":
+            value = f"{value:.0f} %"
+        elif name == "eta_seconds":
+            value = f"about {duration(value)}"
+        elif isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        style = _COLOURS.get(found["status"], "") if name == "status" else ""
+        grid.add_row(name, Text(str(value), style=style))
+    return grid
+
+
+def jobs(found: Sequence[Job]) -> RenderableType:
+    """A line per job."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("JOB", "MODEL", "STATUS", "PROGRESS", "CREATED", "USER"):
+        table.add_column(heading, no_wrap=True)
+    for each in found:
+        table.add_row(
+            each["job_id"],
+            each.get("model", "-"),
+            Text(each["status"], style=_COLOURS.get(each["status"], "")),
+            f"{each['progress']:.0f} %",
+            each["created_at"].replace("T", " ")[:19],
+            Text(each.get("user_id", "-")),
+        )
+    return table
+
+
+def models(found: Sequence[ModelInfo]) -> RenderableType:
+    """A block per model."""
+    parts: list[RenderableType] = []
+    for model in found:
+        parts += [Text.assemble((model["model"], "bold"), f"  {model['title']}"), Text(model["description"])]
+        grid = Table.grid(padding=(0, 2))
+        for item in model["inputs"]:
+            grid.add_row("", Text(item["name"], style="cyan"), "file or URL", Text(item["description"]))
+        for name, schema in model["params_schema"].get("properties", {}).items():
+            default = "" if schema.get("default") is None else f"= {schema['default']}"
+            grid.add_row("", Text(name, style="green"), Text(default), Text(schema.get("description", "")))
+        parts += [grid, Text()]
+    return Group(*parts[:-1])
+
+
+def health(found: Mapping[str, Any]) -> RenderableType:
+    """Parts, then queues."""
+    grid = Table.grid(padding=(0, 2))
+    for part in ("api", "database", "storage", "ray"):
+        state = str(found.get(part, "unknown"))
+        style = "green" if state == "ok" else "red"
+        grid.add_row(part, Text(state, style=style), Text(found.get("details", {}).get(part, "")))
+    for name, counts in found.get("queues", {}).items():
+        weights = found.get("weights", {}).get(name, "")
+        numbers = ", ".join(f"{number} {state}" for state, number in counts.items())
+        grid.add_row(name, Text(f"weights {weights}" if weights else ""), Text(numbers))
+    return grid
+
+
+def video(found: Job) -> str:
+    """Size, rate and length of a finished video, in words."""
+    media = found.get("media")
+    if not media:
+        return "a video"
+    numerator, _, denominator = str(media["fps"]).partition("/")
+    fps = int(numerator) / int(denominator or 1)
+    sound = "with sound" if media["has_audio"] else "no sound"
+    length = media["frames"] / fps
+    return f"{media['width']}x{media['height']}, {fps:g} fps, {media['frames']} frames, {length:.1f} s, {sound}"

@@ -1,0 +1,97 @@
+"""How a terminal shows that something goes on: live bars for people, plain lines for logs. Always on stderr."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+from serve_app.client import ENDED, Job, OnBytes
+
+#: Without a terminal, a line for so many per cent.
+_STEP = 10
+
+
+@contextmanager
+def showing_job(console: Console) -> Iterator[Callable[[Job], None]]:
+    """What the body calls with each change of a job."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("queued", total=100, note="")
+
+        def show(job: Job) -> None:
+            bars.update(task, description=escape(stage_of(job)), completed=job["progress"], note=escape(note_of(job)))
+
+        yield show
+
+
+@contextmanager
+def showing_bytes(console: Console, label: str) -> Iterator[OnBytes]:
+    """What the body calls with each piece of a transfer. Shown on a terminal only: it is over in seconds."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(escape(label), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def stage_of(job: Job) -> str:
+    """What happens to the job now, in words."""
+    if job["status"] in ENDED:
+        return job["status"]
+    return job["stage"].replace("_", " ").replace("gpu", "GPU")
+
+
+def note_of(job: Job) -> str:
+    """Place in the line, time to wait, attempts."""
+    notes = []
+    if (ahead := job.get("queue_position")) is not None:
+        notes.append(f"{ahead} ahead" if ahead else "next in line")
+    if (eta := job.get("eta_seconds")) is not None:
+        notes.append(f"about {duration(eta)} to go")
+    if job["attempt"] > 1:
+        notes.append(f"attempt {job['attempt']}")
+    if job["status"] == "queued" and "error_message" in job:
+        notes.append(f"again after: {job['error_message']}")
+    return ", ".join(notes)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: tuple[str, int] | None = None
+
+    def __call__(self, job: Job) -> None:
+        now = (stage_of(job), int(job["progress"]) // _STEP)
+        if now == self._last:
+            return
+        self._last = now
+        note = note_of(job)
+        line = f"{job['job_id']} {now[0]} {job['progress']:.0f}%" + (f" ({note})" if note else "")
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

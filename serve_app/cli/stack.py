@@ -1,0 +1,212 @@
+"""``video-api up``, ``demo`` and ``migrate``: the commands that run the service instead of calling it."""
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self
+
+from dotenv import load_dotenv
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import OperationalError
+
+from serve_app import local
+from serve_app.cli import display, samples
+from serve_app.cli.progress import showing_job
+from serve_app.cli.submission import request_video
+from serve_app.cli.terminal import Code, Session, UsageProblem
+from serve_app.client import Client, ModelInfo
+from serve_app.jobs.database import migrate
+from serve_app.local import Endpoints
+from serve_app.settings import ConfigurationError, Settings
+
+_EXAMPLES = {"image": "photo.jpg", "video": "clip.mp4", "audio": "voice.wav"}
+
+
+class Stopped(BaseException):
+    """A signal asks this process to end. No ``Exception``, so that nothing on the way handles it."""
+
+
+class Stop:
+    """Turns SIGINT, SIGTERM and SIGHUP into one :class:`Stopped` in the main thread.
+
+    One only: ending in order takes seconds, and a second Ctrl-C must not tear it apart and leave servers behind.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # nohup says that a closed terminal is no reason to stop.
+        self._before = {
+            number: handler for number in signals if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+        }
+
+    def __enter__(self) -> Self:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Install the handlers. Again after ``ray.init``, which puts its own in their place."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def wait(self) -> None:
+        """Until a signal comes. Raises :class:`Stopped`, always."""
+        self._asked.wait()
+        raise Stopped
+
+    def check(self) -> None:
+        """Raises :class:`Stopped` if a signal came while something swallowed it, such as a finalizer."""
+        if self._asked.is_set():
+            raise Stopped
+
+    def _handle(self, *_: object) -> None:
+        if not self._asked.is_set():
+            self._asked.set()
+            raise Stopped
+
+
+def up(session: Session, config: Path) -> None:
+    """Run the service until a signal comes."""
+    try:
+        with Stop() as stop, _running(session, config, stop) as endpoints:
+            _greet(session, endpoints)
+            stop.wait()
+    # Ray's handler of SIGTERM, in the moment before ours is back.
+    except (Stopped, SystemExit):
+        session.err.print("stopped")
+
+
+def demo(session: Session, config: Path, out: Path) -> Code:
+    """Make a video with every model that a sample can be made for. Returns the exit code."""
+    code = Code.OK
+    try:
+        with (
+            Stop() as stop,
+            _running(session, config, stop) as endpoints,
+            Client(endpoints.api_url, endpoints.api_key) as client,
+        ):
+            for model in client.models():
+                stop.check()
+                if not _show_off(session, client, model, out):
+                    code = Code.JOB_FAILED
+    except (Stopped, SystemExit):
+        session.err.print("stopped")
+        return Code.INTERRUPTED
+    if code is Code.OK and not session.json:
+        session.out.print(f"\nNext: [bold]{_program()} up[/] keeps the service running. README.md goes on from there.")
+    return code
+
+
+def migrate_database() -> None:
+    """Apply the migrations to ``DATABASE_URL``."""
+    load_dotenv(".env")
+    try:
+        url = Settings.load("local").database_url
+    except ConfigurationError as error:
+        raise UsageProblem(str(error)) from None
+    if not url:
+        raise UsageProblem("set DATABASE_URL (`up` and `demo` migrate their own database)")
+    try:
+        migrate(url)
+    except OperationalError as error:
+        raise UsageProblem(f"DATABASE_URL: {error.orig}") from None
+
+
+@contextmanager
+def _running(session: Session, config: Path, stop: Stop) -> Iterator[Endpoints]:
+    with ExitStack() as stack:
+        try:
+            with _busy(session, "starting PostgreSQL, Ray and the application"):
+                endpoints = stack.enter_context(local.running(config))
+        except ConfigurationError as error:
+            raise UsageProblem(str(error)) from None
+        stop.listen()
+        stop.check()
+        try:
+            yield endpoints
+        finally:
+            session.err.print("stopping")
+
+
+def _busy(session: Session, what: str) -> AbstractContextManager[object]:
+    if session.err.is_terminal:
+        return session.err.status(what)
+    session.err.print(what)
+    return nullcontext()
+
+
+def _greet(session: Session, endpoints: Endpoints) -> None:
+    with Client(endpoints.api_url, endpoints.api_key) as client:
+        model = client.models()[0]
+    inputs = " ".join(f"{item['name']}={_EXAMPLES[item['kinds'][0]]}" for item in model["inputs"])
+    places = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("API", endpoints.api_url),
+        ("API key", endpoints.api_key),
+        ("Documentation", f"{endpoints.api_url}/docs"),
+        ("Ray dashboard", endpoints.dashboard_url),
+    ):
+        places.add_row("", name, Text(value, style="bold"))
+    program = _program()
+    hints = (
+        f"{program} submit {model['model']} {inputs} -o video.mp4",
+        f"{program} list",
+        f'curl -H "Authorization: Bearer {endpoints.api_key}" {endpoints.api_url}/api/v1/models',
+    )
+    shown = Group(
+        Text("video-api is up", style="bold green"),
+        places,
+        Text("\nTry in another terminal, in this folder:"),
+        *(Text(f"  {hint}", style="cyan", no_wrap=True, overflow="ignore") for hint in hints),
+        Text("\nCtrl-C stops it."),
+    )
+    session.show(asdict(endpoints), shown)
+
+
+def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> bool:
+    """One video of one model, by way of everything that a client has. False if the job did not complete."""
+    name = model["model"]
+    values = {}
+    for item in model["inputs"]:
+        # The first kind is what the model is for; others only stand in for it.
+        sample = samples.make(item["kinds"][0], out)
+        if sample is None:
+            session.err.print(f"{name}: passed over, there is no sample of its input {item['name']}")
+            return True
+        values[item["name"]] = str(sample)
+    given = " ".join(f"{key}={value}" for key, value in values.items())
+    session.err.print(f"\n{model['title']}: {_program()} submit {name} {given} --wait", soft_wrap=True)
+    began = time.monotonic()
+    created = request_video(client, name, values, {}, lambda done, total: None)
+    with showing_job(session.err) as on_change:
+        job = client.wait(created["job_id"], on_change, poll_s=0.5)
+    if job["status"] != "completed":
+        reason = f"{job.get('error_code')}: {job.get('error_message')}"
+        session.err.print(f"{name}: {job['status']}: {reason}", style="red", markup=False, soft_wrap=True)
+        return False
+    path = out / f"{job['job_id']}.mp4"
+    client.download(job["job_id"], path)
+    seconds = time.monotonic() - began
+    lines = [Text(f"{path}: {display.video(job)}; {seconds:.1f} s from upload to file")]
+    if job.get("notes", {}).get("random_weights"):
+        weights = "Its weights are random, so the picture is noise. README.md, `Weights`, says how to use real ones."
+        lines.append(Text(weights, style="yellow"))
+    session.show({"path": str(path), "seconds": round(seconds, 1), "job": job}, Group(*lines))
+    return True
+
+
+def _program() -> str:
+    """How to call this program from here."""
+    return "video-api" if shutil.which("video-api") else sys.argv[0]

@@ -1,0 +1,104 @@
+"""What ``name=value`` on a command line means to a model, by what ``GET /api/v1/models`` says of it."""
+
+import contextlib
+import json
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serve_app.client import ApiError, Client, Created, ModelInfo, OnBytes, Unreachable
+
+
+class InvalidArguments(Exception):
+    """The command line does not fit the model; the message says what would."""
+
+
+def request_video(
+    client: Client, model: str, values: Mapping[str, str], options: Mapping[str, Any], on_bytes: OnBytes
+) -> Created:
+    """Ask for a video: files are uploaded, URLs passed on, parameters typed by their schema.
+
+    Raises:
+        InvalidArguments: a name is unknown or a file cannot be read; nothing was sent.
+    """
+    files, fields = interpret(client.models(), model, values)
+    job_id: str | None = None
+    for kind, path in files.items():
+        job_id = client.upload(path, kind, job_id, on_bytes)
+    if job_id is None:
+        return client.generate(model, **fields, **options)
+    try:
+        return client.generate(model, job_id=job_id, **fields, **options)
+    except ApiError:
+        # The job was opened for this request alone; nobody else knows its id.
+        with contextlib.suppress(ApiError, Unreachable):
+            client.delete(job_id)
+        raise
+
+
+def interpret(
+    models: Sequence[ModelInfo], name: str, values: Mapping[str, str]
+) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+    """The files to upload by media kind, and the fields of the ``generate`` request.
+
+    Raises:
+        InvalidArguments
+    """
+    model = next((each for each in models if each["model"] == name), None)
+    if model is None:
+        raise InvalidArguments(f"no model {name!r}; there are: {', '.join(each['model'] for each in models)}")
+    inputs = {item["name"]: item for item in model["inputs"]}
+    params: Mapping[str, Any] = model["params_schema"].get("properties", {})
+    files: dict[str, Path] = {}
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        # Who has read the HTTP documentation writes image_url=https://…
+        item = inputs.get(key) or inputs.get(key.removesuffix("_url"))
+        if key in params:
+            fields[key] = parse(value, params[key], model["params_schema"].get("$defs", {}))
+        elif item is None:
+            known = ", ".join([*inputs, *params])
+            raise InvalidArguments(f"{name} has no {key!r}; it takes: {known}")
+        elif value.startswith(("http://", "https://")):
+            fields[f"{item['name']}_url"] = value
+        else:
+            path = _file(item["name"], value)
+            kind = kind_of(path, item["kinds"])
+            if kind in files:
+                raise InvalidArguments(f"{key}: only one {kind} can be uploaded per job; give the other as a URL")
+            files[kind] = path
+    return files, fields
+
+
+def parse(value: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
+    """Text where the schema takes text, else JSON. What is neither is left for the API to judge."""
+    if "string" in _types(schema, definitions):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> set[str]:
+    if "$ref" in schema:
+        schema = definitions.get(str(schema["$ref"]).rpartition("/")[2], {})
+    named = schema.get("type", [])
+    types = {named} if isinstance(named, str) else set(named)
+    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())):
+        types |= _types(choice, definitions)
+    return types
+
+
+def kind_of(path: Path, kinds: Sequence[str]) -> str:
+    """Which of ``kinds`` the file's name suggests. The service looks at the bytes and has the last word."""
+    guessed = (mimetypes.guess_type(path.name, strict=False)[0] or "").partition("/")[0]
+    return guessed if guessed in kinds else kinds[0]
+
+
+def _file(name: str, value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise InvalidArguments(f"{name}: {value} is neither a file nor an http(s) URL")
+    return path

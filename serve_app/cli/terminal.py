@@ -1,0 +1,65 @@
+"""What all commands share: where results and messages go, and what the exit codes mean."""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from rich.console import Console
+
+from serve_app.client import Client
+
+
+class Code(IntEnum):
+    """Exit codes. Scripts rely on them; the README lists them."""
+
+    OK = 0
+    JOB_FAILED = 1
+    USAGE = 2
+    #: Also: down (503), broken (5xx).
+    UNREACHABLE = 3
+    REFUSED = 4
+    JOB_CANCELLED = 5
+    #: As coreutils' ``timeout``.
+    WAIT_TIMED_OUT = 124
+    #: As a shell reports SIGINT.
+    INTERRUPTED = 130
+
+
+class UsageProblem(Exception):
+    """The command cannot run like this; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The global options, and two consoles: results go to ``out``, everything else to ``err``."""
+
+    url: str
+    key: str
+    json: bool
+    out: Console
+    err: Console
+
+    def client(self) -> Client:
+        return Client(self.url, self.key)
+
+    def show(self, data: Any, rendered: Any) -> None:
+        """The result: ``data`` for a script, ``rendered`` for a person."""
+        if self.json:
+            print(json.dumps(data, indent=2 if self.out.is_terminal else None), flush=True)
+        elif self.out.is_terminal:
+            self.out.print(rendered)
+        else:
+            with self.out.capture() as captured:
+                self.out.print(rendered)
+            # Tables are padded to their width, which nobody sees and every script has to strip.
+            print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
+
+
+def consoles() -> tuple[Console, Console]:
+    """For results and for messages."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        # In a pipe a line is a record: never cut, never folded.
+        out = Console(width=10_000, soft_wrap=True, highlight=False)
+    return out, Console(stderr=True, highlight=False)

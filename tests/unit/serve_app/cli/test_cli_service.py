@@ -1,0 +1,88 @@
+"""The commands about the service as a whole, and what all commands have in common."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serve_app.cli import app
+from tests.unit.serve_app.cli.invocation import Run, parsed
+from tests.unit.serve_app.cli.live_service import API_KEY, LiveService
+
+
+def test_models_shows_inputs_and_parameters(run: Run) -> None:
+    shown = run("models").stdout
+
+    assert "image" in shown
+    assert "negative_prompt" in shown
+    assert "ltx2" in {model["model"] for model in parsed(run("models", "--json"))}
+
+
+def test_health_is_exit_code_3_when_a_part_is_down(run: Run, service: LiveService) -> None:
+    health = parsed(run("health", "--json"))
+    assert (health["database"], health["storage"]) == ("ok", "ok")
+
+    service.cluster.states = {}
+    result = run("health")
+
+    assert result.exit_code == 3
+    assert "is not deployed" in result.stdout
+
+
+def test_nobody_there_is_exit_code_3() -> None:
+    with socket.socket() as taken:
+        # Bound but not listening: nobody else can take it, and connections are refused.
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["list", "--url", url])
+
+    assert result.exit_code == 3
+    assert url in result.stderr
+    assert "VIDEO_API_URL" in result.stderr
+
+
+def test_a_wrong_key_is_refused_with_advice(run: Run) -> None:
+    result = run("list", key="wrong")
+
+    assert result.exit_code == 4
+    assert "unauthorized: Invalid API key" in result.stderr
+    assert "VIDEO_API_KEY" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["VIDEO_API_KEY", "API_KEY", ".env", "secrets.json"])
+def test_where_the_key_comes_from(
+    service: LiveService, monkeypatch: pytest.MonkeyPatch, folder: Path, source: str
+) -> None:
+    monkeypatch.setenv("VIDEO_API_URL", service.url)
+    if source == ".env":
+        (folder / ".env").write_text(f"API_KEY={API_KEY}\n")
+    elif source == "secrets.json":
+        (folder / ".data").mkdir()
+        (folder / ".data" / "secrets.json").write_text(json.dumps({"api_key": API_KEY}))
+    else:
+        monkeypatch.setenv(source, API_KEY)
+
+    assert CliRunner().invoke(app, ["list"]).exit_code == 0
+
+
+def test_help_lists_the_exit_codes() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+
+    for code in ("0 ok", "1 the job failed", "2 usage", "3 API unreachable", "4 API refused", "5 the job was", "124"):
+        assert code in shown
+
+
+def test_starts_without_the_service() -> None:
+    """``video-api status`` must not pay for Ray, and works where only the client is installed."""
+    heavy = "{'ray', 'torch', 'pydantic', 'fastapi', 'sqlalchemy', 'PIL', 'serve_app.local', 'serve_app.schemas'}"
+    code = f"import sys, serve_app.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert done.stdout.strip() == "[]"
+
+
+ROOT = Path(__file__).parents[4]

@@ -1,0 +1,142 @@
+"""What a client does when the other side misbehaves. httpx's transports stand in for the network."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve_app.client import PATIENCE_S, ApiError, Client, Unreachable, WaitTimedOut
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def client(*answers: httpx.Response | Exception, clock: Callable[[], float] = lambda: 0.0) -> Client:
+    """Gives these answers one after another, the last one for ever."""
+    left = list(answers)
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return Client("http://api", "key", httpx.MockTransport(handle), pause=lambda _: None, clock=clock)
+
+
+def job(status: str) -> httpx.Response:
+    return httpx.Response(200, json={"job_id": "1", "status": status, "stage": status, "progress": 0, "attempt": 0})
+
+
+DOWN = httpx.ConnectError("refused")
+
+
+def test_wait_outlives_a_restart_of_the_api() -> None:
+    seen: list[str] = []
+    answers = (job("queued"), DOWN, httpx.Response(503, json={"code": "unavailable"}), job("queued"), job("completed"))
+
+    client(*answers).wait("1", lambda found: seen.append(found["status"]))
+
+    assert seen == ["queued", "completed"]
+
+
+def test_wait_does_not_wait_for_an_api_that_was_never_there() -> None:
+    with pytest.raises(Unreachable, match="http://api"):
+        client(DOWN).wait("1")
+
+
+def test_wait_gives_up_on_an_api_that_stays_away() -> None:
+    times = iter([0.0, 1.0, 2.0, PATIENCE_S + 2.0])
+    with pytest.raises(Unreachable):
+        client(job("queued"), DOWN, clock=lambda: next(times)).wait("1")
+
+
+def test_wait_ends_when_the_job_is_gone() -> None:
+    with pytest.raises(ApiError):
+        client(job("queued"), httpx.Response(404, json={"code": "job_not_found"})).wait("1")
+
+
+def test_wait_times_out() -> None:
+    times = iter([0.0, 0.0, 3.0, 3.0, 6.0])
+    with pytest.raises(WaitTimedOut):
+        client(job("queued"), clock=lambda: next(times)).wait("1", timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        (
+            httpx.Response(422, json={"code": "invalid_request", "detail": "duration: no"}),
+            "invalid_request",
+            "duration",
+        ),
+        (httpx.Response(404, json={"error": "Job not found"}), "http_404", "Job not found"),
+        (httpx.Response(502, text="<html>"), "http_502", "HTTP 502 from api"),
+        (httpx.Response(301, headers={"location": "https://api/"}), "http_301", "https://api/"),
+        (httpx.Response(400, json=["odd"]), "http_400", "HTTP 400"),
+    ],
+)
+def test_errors_of_any_server_are_understood(answer: httpx.Response, code: str, message: str) -> None:
+    with pytest.raises(ApiError, match=message) as caught:
+        client(answer).job("1")
+    assert (caught.value.code, caught.value.status) == (code, answer.status_code)
+
+
+def test_another_server_is_no_video_api() -> None:
+    with pytest.raises(Unreachable, match="no video-api"):
+        client(httpx.Response(200, text="<html>Welcome to nginx!</html>")).models()
+
+
+class Cut(httpx.SyncByteStream):
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        yield b"half"
+        raise httpx.RemoteProtocolError("peer closed connection")
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(200, stream=Cut()), httpx.Response(403, text="<Error>Expired")])
+def test_a_broken_download_leaves_the_old_file(tmp_path: Path, answer: httpx.Response) -> None:
+    path = tmp_path / "cat.mp4"
+    path.write_bytes(b"old")
+    ticket = httpx.Response(200, json={"download_url": "http://bucket/cat.mp4?signature=secret"})
+
+    with pytest.raises((Unreachable, ApiError)) as caught:
+        client(ticket, answer).download("1", path)
+
+    assert "secret" not in str(caught.value)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("cat.mp4", b"old")]
+
+
+def test_an_upload_carries_its_length_and_no_key(tmp_path: Path) -> None:
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        request.read()
+        requests.append(request)
+        ticket = {"job_id": "1", "upload_url": "http://bucket/in", "content_type": "image/png"}
+        return httpx.Response(200, json=ticket)
+
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"picture")
+    Client("http://api/", "key", httpx.MockTransport(handle)).upload(path, "image")
+
+    asked, put = requests
+    assert (str(asked.url), asked.headers["authorization"]) == ("http://api/api/v1/presign/upload", "Bearer key")
+    assert put.content == b"picture"
+    # Object stores take no chunked uploads, and the key is none of their business.
+    assert put.headers["content-length"] == "7"
+    assert not {"transfer-encoding", "authorization"} & set(put.headers)
+
+
+def test_long_lists_take_several_pages() -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.query.decode())
+        size = int(request.url.params["limit"])
+        data = [{"job_id": str(number)} for number in range(size)]
+        return httpx.Response(200, json={"data": data, "last_id": str(len(asked)), "has_more": True})
+
+    page = Client("http://api", "", httpx.MockTransport(handle)).jobs(limit=150)
+
+    assert len(page["data"]) == 150
+    assert asked == ["limit=100", "after=1&limit=50"]

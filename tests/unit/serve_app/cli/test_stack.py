@@ -1,0 +1,206 @@
+"""``up``, ``demo`` and ``migrate``: what the commands make of a stack. The stack itself is tested end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from serve_app import local
+from serve_app.cli import app, samples
+from serve_app.local import Endpoints
+from serve_app.settings import ConfigurationError
+from tests.unit.serve_app.cli.invocation import parsed
+from tests.unit.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
+
+ROOT = Path(__file__).parents[4]
+CONFIG = f"--config={ROOT / 'configs' / 'local.yaml'}"
+DASHBOARD = "http://127.0.0.1:8265"
+
+#: ``video-api up`` on a stack that says what is done to it, and takes a line on stdin to end.
+UP = f"""
+import contextlib, os, sys, threading
+from serve_app import local
+from serve_app.cli import main
+
+@contextlib.contextmanager
+def running(config):
+    try:
+        print("starting", flush=True)
+        if "HANG" in os.environ:
+            threading.Event().wait()
+        yield local.Endpoints(api_url=os.environ["URL"], api_key="{API_KEY}", dashboard_url="{DASHBOARD}")
+    finally:
+        print("ending", flush=True)
+        sys.stdin.readline()
+        print("ended", flush=True)
+
+local.running = running
+main()
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(service: LiveService) -> Iterator[Start]:
+    started = []
+
+    def up(**environment: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", UP, "up", CONFIG, "--json"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "URL": service.url, "PYTHONPATH": str(ROOT), **environment},
+        )
+        started.append(process)
+        return process
+
+    yield up
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_up_ends_in_order_at_a_signal(start: Start, service: LiveService, number: signal.Signals) -> None:
+    up = start()
+    assert up.stdout is not None
+    assert up.stdout.readline() == "starting\n"
+    endpoints = json.loads(up.stdout.readline())
+    assert endpoints == {"api_url": service.url, "api_key": API_KEY, "dashboard_url": DASHBOARD}
+
+    up.send_signal(number)
+    assert up.stdout.readline() == "ending\n"
+    # An impatient second one does not tear the ending apart.
+    up.send_signal(number)
+
+    assert up.communicate("\n")[0] == "ended\n"
+    assert up.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_cleans_up_when_stopped_while_it_starts(start: Start, number: signal.Signals) -> None:
+    up = start(HANG="")
+    assert up.stdout is not None
+    assert up.stdout.readline() == "starting\n"
+
+    up.send_signal(number)
+
+    assert up.communicate("\n")[0] == "ending\nended\n"
+    assert up.returncode == 0
+
+
+def test_up_tells_where_things_are(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretending(service, monkeypatch):
+        # A signal that comes while a finalizer runs is noticed all the same.
+        monkeypatch.setattr("serve_app.cli.stack.Stop.wait", lambda stop: os.kill(os.getpid(), signal.SIGTERM))
+        result = CliRunner().invoke(app, ["up", CONFIG])
+
+    assert result.exit_code == 0
+    for told in (f"{service.url}/docs", API_KEY, DASHBOARD, "submit ltx2 image=photo.jpg"):
+        assert told in result.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_configuration_error_is_one_line_and_exit_code_2(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def running(_: Path) -> Iterator[Endpoints]:
+        raise ConfigurationError("port 8000 is in use; set PORT to another")
+        yield
+
+    monkeypatch.setattr(local, "running", running)
+    result = CliRunner().invoke(app, [command, CONFIG])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == "error: port 8000 is in use; set PORT to another"
+
+
+def test_demo_saves_a_video_of_each_model(service: LiveService, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    with pretending(service, monkeypatch):
+        result = CliRunner().invoke(app, ["demo", CONFIG, "--json"])
+
+    assert result.exit_code == 0, result.output
+    made = parsed(result)
+    assert (folder / made["path"]).read_bytes() == VIDEO
+    assert made["job"]["model"] == "ltx2"
+    assert "generating 42%" in result.stderr
+
+
+def test_demo_fails_when_a_job_does(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.worker.fails = True
+    with pretending(service, monkeypatch):
+        result = CliRunner().invoke(app, ["demo", CONFIG])
+
+    assert result.exit_code == 1
+    assert "not_finite" in result.stderr
+
+
+def test_demo_passes_over_what_it_has_no_sample_for(
+    service: LiveService, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(samples, "_MAKERS", {})
+    with pretending(service, monkeypatch):
+        result = CliRunner().invoke(app, ["demo", CONFIG])
+
+    assert result.exit_code == 0
+    assert "ltx2: passed over" in result.stderr
+    assert not (folder / "out").exists()
+
+
+def test_the_sample_is_the_same_everywhere(tmp_path: Path) -> None:
+    first, second = samples.make("image", tmp_path / "a"), samples.make("image", tmp_path / "b")
+
+    assert first is not None
+    assert second is not None
+    assert first.read_bytes() == second.read_bytes()
+    with Image.open(first) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (1280, 720))
+    assert samples.make("audio", tmp_path) is None
+
+
+def test_migrate_makes_the_tables(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute("CREATE DATABASE cli_migrate")
+    url = postgres.replace("/postgres?", "/cli_migrate?")
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("", "set DATABASE_URL"), ("mysql://x", "DATABASE_URL"), ("postgresql://127.0.0.1:1/x", "DATABASE_URL: ")],
+)
+def test_migrate_without_a_database_is_exit_code_2(monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    result = CliRunner().invoke(app, ["migrate"])
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@contextmanager
+def pretending(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stack that the commands start is the test's service; signals are as before afterwards."""
+
+    @contextmanager
+    def running(_: Path) -> Iterator[Endpoints]:
+        yield Endpoints(api_url=service.url, api_key=API_KEY, dashboard_url=DASHBOARD)
+
+    monkeypatch.setattr(local, "running", running)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before

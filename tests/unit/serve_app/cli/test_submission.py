@@ -1,0 +1,60 @@
+"""What ``name=value`` means, for models that do not exist yet as well."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.cli.submission import InvalidArguments, interpret, parse
+from serve_app.client import InputInfo, ModelInfo
+
+
+def an_input(name: str, *kinds: str) -> InputInfo:
+    return {"name": name, "kinds": list(kinds), "description": "", "max_bytes": 1, "max_seconds": None}
+
+
+DUB: ModelInfo = {
+    "model": "dub",
+    "title": "",
+    "description": "",
+    "inputs": [an_input("face", "video", "image"), an_input("voice", "audio", "video")],
+    "params_schema": {"properties": {"pads": {"type": "array"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "meant"),
+    [
+        ("3", {"type": "integer"}, 3),
+        ("3", {"type": "string"}, "3"),
+        ("a cat", {"type": "integer"}, "a cat"),
+        ("null", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
+        ("null", {"anyOf": [{"type": "string"}, {"type": "null"}]}, "null"),
+        ("[0, 10, 0, 0]", {"type": "array"}, [0, 10, 0, 0]),
+        ("true", {"type": ["boolean", "null"]}, True),
+        ("1", {"$ref": "#/$defs/Mode"}, "1"),
+        ("1", {"allOf": [{"$ref": "#/$defs/Box"}]}, 1),
+        ('{"a": 1}', {}, {"a": 1}),
+    ],
+)
+def test_values_have_the_type_of_the_schema(value: str, schema: dict[str, Any], meant: object) -> None:
+    assert parse(value, schema, {"Mode": {"type": "string", "enum": ["1"]}, "Box": {"type": "integer"}}) == meant
+
+
+def test_files_are_uploaded_as_what_their_names_say(tmp_path: Path) -> None:
+    face, voice = tmp_path / "me.png", tmp_path / "voice.unknown"
+    face.touch()
+    voice.touch()
+
+    files, fields = interpret([DUB], "dub", {"face": str(face), "voice": str(voice), "pads": "[1]"})
+
+    assert files == {"image": face, "audio": voice}
+    assert fields == {"pads": [1]}
+
+
+def test_two_files_of_one_kind_need_a_url(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.touch()
+
+    with pytest.raises(InvalidArguments, match="only one video"):
+        interpret([DUB], "dub", {"face": str(clip), "voice": str(clip)})
