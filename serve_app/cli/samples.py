@@ -16,9 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 WIDTH, HEIGHT = 1280, 720
 #: Length of the clip; the speech is cut to it.
 SECONDS = 5
-SPEECH = (
-    "Hello. I was a photograph for thirty years. Now look at me: I speak, and you did not even need a graphics card."
-)
+SPEECH = "Hello. I was a photograph for thirty years. Now look at me: I speak, without a graphics card."
 _SUN = (880, 330)
 
 

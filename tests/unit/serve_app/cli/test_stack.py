@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import wave
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from serve_app import local
 from serve_app.cli import app, samples
+from serve_app.intake.probe import probe
 from serve_app.local import Endpoints
 from serve_app.settings import ConfigurationError
 from tests.unit.serve_app.cli.invocation import parsed
@@ -165,6 +168,27 @@ def test_the_sample_is_the_same_everywhere(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     with Image.open(first) as picture:
         assert (picture.format, picture.size) == ("JPEG", (1280, 720))
+
+
+async def test_the_samples_are_what_intake_lets_in(tmp_path: Path) -> None:
+    for kind in ("image", "video", "audio"):
+        path = samples.make(kind, tmp_path)
+        assert path is not None
+        found = await probe(path)
+        assert found.kind == kind
+        assert found.duration_s in (None, pytest.approx(samples.SECONDS, abs=0.1))
+
+
+def test_the_voice_speaks(tmp_path: Path) -> None:
+    path = samples.make("audio", tmp_path)
+    assert path is not None
+    with wave.open(str(path)) as sound:
+        loudest = max(abs(sample) for sample in array("h", sound.readframes(sound.getnframes())))
+    assert loudest > 5000
+
+
+def test_a_kind_whose_package_is_missing_has_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     assert samples.make("audio", tmp_path) is None
 
 
