@@ -29,7 +29,8 @@ class Stack:
 
     def submit(self, **body: Any) -> str:
         """Ask for a one-second LTX-2 video of the peer's image unless ``body`` says otherwise; the job's id."""
-        request = {"model": "ltx2", "duration": 1, "image_url": f"{self.peer.url}/image.png"} | body
+        usual = {"model": "ltx2", "duration": 1, "image_url": f"{self.peer.url}/image.png"}
+        request = body if body.get("model", "ltx2") != "ltx2" else usual | body
         answer = self.http.post("/api/v1/generate", json=request)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["job_id"])
