@@ -33,6 +33,8 @@ class Endpoints:
     api_url: str
     api_key: str
     dashboard_url: str
+    #: The dashboard asks for it. Ray listens on every interface, and without it anybody there could run code here.
+    dashboard_token: str
 
 
 def with_database(settings: Settings) -> Settings:
@@ -63,13 +65,14 @@ def running(config: Path) -> Iterator[Endpoints]:
         os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
         _require_free(settings.port)
         dashboard_port = _free_port(8265)
-        stack.enter_context(_ray(dashboard_port))
+        stack.enter_context(_ray(dashboard_port, settings.ray_token))
         dashboard_url = f"http://127.0.0.1:{dashboard_port}"
         _deploy(config, settings.port, dashboard_url)
         yield Endpoints(
             api_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
             dashboard_url=dashboard_url,
+            dashboard_token=settings.ray_token,
         )
 
 
@@ -120,9 +123,9 @@ def _database_url(server: Any) -> str:
 
 
 @contextmanager
-def _ray(dashboard_port: int) -> Iterator[None]:
-    # Everything listens on loopback. Left unset, Ray would write a token into the home directory.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+def _ray(dashboard_port: int, token: str) -> Iterator[None]:
+    # Left unset, Ray would write a token of its own into the home directory.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers start when they are needed, not one per CPU in advance: on two cores that costs seconds.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -139,7 +142,6 @@ def _ray(dashboard_port: int) -> Iterator[None]:
             include_dashboard=True,
             log_to_driver=False,
             logging_level="WARNING",
-            _node_ip_address="127.0.0.1",
             _temp_dir=temp_dir,
         )
         try:

@@ -6,18 +6,38 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, create_model, field_validator
 
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.jobs.job import Job, NewJob, Status
 
-JobId = Annotated[str, Field(pattern=r"^[0-9a-fA-F-]{36}$", examples=["01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"])]
+#: Also a folder's name in the object store, so nothing but a UUID will do.
+JobId = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        examples=["01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"],
+    ),
+]
+
+
+def without_nul(value: Any) -> Any:
+    """``value`` itself; ValueError for a text with a NUL, which PostgreSQL cannot store or compare."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not contain NUL characters")
+    return value
+
+
+#: A text in a query string.
+QueryText = Annotated[str, AfterValidator(without_nul)]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _storable = field_validator("*")(without_nul)
 
 
 class GenerateOptions(_Request):

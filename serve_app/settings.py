@@ -34,6 +34,8 @@ class Settings(BaseSettings):
 
     api_key: SecretStr = SecretStr("")
     webhook_secret: SecretStr = SecretStr("")
+    #: Ray's token and the mesh's certificate follow from it; unset, from WEBHOOK_SECRET.
+    cluster_secret: SecretStr = SecretStr("")
     database_url: str = ""
     redis_url: str = ""
 
@@ -54,7 +56,12 @@ class Settings(BaseSettings):
     completed_retention_hours: float = Field(24, gt=0)
     completed_retention_count: int = Field(1000, ge=1)
     failed_retention_hours: float = Field(24 * 7, gt=0)
-    lease_seconds: float = Field(30, ge=2)
+    #: In production a worker may be cut off for a minute and must still have its job afterwards.
+    lease_seconds: float = Field(
+        default_factory=lambda known: 180 if known.get("environment") == "production" else 30, ge=2
+    )
+    #: The one TCP port of the head that GPU nodes dial.
+    mesh_port: int = Field(2222, ge=1, le=65535)
 
     @field_validator("cors_origins", "allow_networks", mode="before")
     @classmethod
@@ -79,19 +86,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        missing = []
+        faults = []
         if self.environment == "production":
-            missing = [
-                name
-                for name in ("api_key", "webhook_secret", "database_url", "public_url")
-                if not (value.get_secret_value() if isinstance(value := getattr(self, name), SecretStr) else value)
-            ]
+            required = ("api_key", "webhook_secret", "database_url", "public_url")
+            faults += [f"{name.upper()}: required in production" for name in required if not self._is_set(name)]
         if self.r2_endpoint:
-            missing += [n for n in ("r2_access_key", "r2_secret_key") if not getattr(self, n).get_secret_value()]
-        if missing:
-            names = ", ".join(name.upper() for name in missing)
-            raise ValueError(f"set {names}: required {'in production' if not self.r2_endpoint else 'here'}")
+            keys = ("r2_access_key", "r2_secret_key")
+            faults += [f"{name.upper()}: required with R2_ENDPOINT" for name in keys if not self._is_set(name)]
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def _is_set(self, name: str) -> bool:
+        value = getattr(self, name)
+        return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
     @classmethod
     def load(cls, environment: Environment) -> "Settings":
@@ -125,8 +133,19 @@ class Settings(BaseSettings):
         """
         return "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
 
-    def _derive(self, purpose: str) -> bytes:
-        return hmac.new(self.webhook_secret.get_secret_value().encode(), purpose.encode(), hashlib.sha256).digest()
+    @property
+    def mesh_secret(self) -> bytes:
+        """What the mesh's certificate follows from: a head needs no disk to stay the same to its nodes."""
+        return self._derive("mesh", self.cluster_secret)
+
+    @property
+    def ray_token(self) -> str:
+        """What every process of the Ray cluster shows to the others."""
+        return self._derive("ray token", self.cluster_secret).hex()
+
+    def _derive(self, purpose: str, secret: SecretStr | None = None) -> bytes:
+        key = (secret and secret.get_secret_value()) or self.webhook_secret.get_secret_value()
+        return hmac.new(key.encode(), purpose.encode(), hashlib.sha256).digest()
 
 
 def _local_defaults(settings: Settings) -> dict[str, object]:

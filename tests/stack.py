@@ -25,7 +25,7 @@ class Stack:
 
     http: httpx.Client
     peer: HttpPeer
-    dashboard: str
+    dashboard: httpx.Client
 
     def submit(self, **body: Any) -> str:
         """Ask for a one-second LTX-2 video of the peer's image unless ``body`` says otherwise; the job's id."""
@@ -53,13 +53,13 @@ class Stack:
 
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
         """Running replicas as the dashboard's REST API shows them, with their pids."""
-        details = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).json()
+        details = self.dashboard.get("/api/serve/applications/").json()
         replicas = details["applications"][APP]["deployments"][deployment]["replicas"]
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     def target_replicas(self, deployment: str) -> int:
         """How many replicas the autoscaler wants."""
-        details = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).json()
+        details = self.dashboard.get("/api/serve/applications/").json()
         return int(details["applications"][APP]["deployments"][deployment]["target_num_replicas"])
 
 
@@ -71,5 +71,9 @@ def started() -> Iterator[Stack]:
     with HttpPeer() as peer, running(CONFIG) as endpoints:
         peer.files["/image.png"] = picture.getvalue()
         headers = {"authorization": f"Bearer {endpoints.api_key}"}
-        with httpx.Client(base_url=endpoints.api_url, headers=headers, timeout=60) as http:
-            yield Stack(http, peer, endpoints.dashboard_url)
+        token = {"authorization": f"Bearer {endpoints.dashboard_token}"}
+        with (
+            httpx.Client(base_url=endpoints.api_url, headers=headers, timeout=60) as http,
+            httpx.Client(base_url=endpoints.dashboard_url, headers=token, timeout=60) as dashboard,
+        ):
+            yield Stack(http, peer, dashboard)

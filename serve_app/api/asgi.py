@@ -5,6 +5,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
+from serve_app.errors import InternalError, Unavailable
 from serve_app.request_id import RequestIdMiddleware
 from serve_app.schemas import Problem
 from serve_app.services import Services
@@ -22,21 +23,26 @@ Errors are `application/problem+json` with a stable `code`.
 
 def create_asgi(services: Services) -> ASGIApp:
     """The API over these parts; starts nothing."""
-    app = FastAPI(title="video-api", version="0.1.0", description=DESCRIPTION)
+    app = FastAPI(
+        title="video-api",
+        version="0.1.0",
+        description=DESCRIPTION,
+        responses=problems.documented(InternalError, Unavailable),
+    )
     app.state.services = services
     problems.install(app)
     for part in (generate, jobs, presign, webhooks, health, files):
         app.include_router(part.router)
-    app.add_middleware(
-        CORSMiddleware,
+    _document_problems(app)
+    # Around the application and not in it, so that the answer to a crash has these headers too.
+    open_to_browsers = CORSMiddleware(
+        app,
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=["x-request-id"],
     )
-    _document_problems(app)
-    # Outermost, so that the answer to a crash carries its request id too.
-    return RequestIdMiddleware(app)
+    return RequestIdMiddleware(open_to_browsers)
 
 
 def _document_problems(app: FastAPI) -> None:

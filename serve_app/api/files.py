@@ -22,7 +22,7 @@ MAX_UPLOAD_BYTES = 2 * 1024**3
     "/{key:path}",
     operation_id="read_file",
     response_class=FileResponse,
-    responses=documented(SignatureRejected, NotFound),
+    responses=documented(SignatureRejected, NotFound, InvalidRequest),
 )
 async def read_file(key: str, request: Request, services: ServicesOf) -> FileResponse:
     """Read an object; understands `Range`."""

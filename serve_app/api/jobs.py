@@ -3,18 +3,27 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from pydantic import AfterValidator
 
 from deployments.registry import MODELS
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
 from serve_app.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
 from serve_app.jobs.job import Job, Status
-from serve_app.schemas import JobPage, JobView
+from serve_app.schemas import JobPage, JobView, QueryText
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], dependencies=[ApiKey])
 
-JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with.")]
+
+def _possible(job_id: str) -> str:
+    # PostgreSQL would refuse to look for it.
+    if "\0" in job_id:
+        raise JobNotFound
+    return job_id
+
+
+JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with."), AfterValidator(_possible)]
 
 
 async def view(job: Job, services: Services) -> JobView:
@@ -31,7 +40,7 @@ async def view(job: Job, services: Services) -> JobView:
     "/{job_id}",
     operation_id="get_job",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, JobNotFound),
+    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
 )
 async def get_job(job_id: JobPath, services: ServicesOf, model: str | None = None) -> JobView:
     """How a job is doing. With `model`, only if it is a job of that model."""
@@ -48,8 +57,8 @@ async def list_jobs(
     services: ServicesOf,
     status: Status | None = None,
     model: str | None = None,
-    user_id: str | None = None,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    user_id: QueryText | None = None,
+    after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobPage:
     """Jobs, newest first."""
@@ -73,7 +82,7 @@ async def list_jobs(
     "/{job_id}/cancel",
     operation_id="cancel_job",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, JobNotFound),
+    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
 )
 async def cancel_job(job_id: JobPath, services: ServicesOf) -> JobView:
     """Cancel a job; one that is running stops at its next step. Cancelling a job that has ended changes nothing."""
@@ -87,7 +96,7 @@ async def cancel_job(job_id: JobPath, services: ServicesOf) -> JobView:
     "/{job_id}",
     operation_id="delete_job",
     status_code=204,
-    responses=documented(Unauthorized, JobNotFound, JobNotFinished),
+    responses=documented(Unauthorized, JobNotFound, JobNotFinished, InvalidRequest),
 )
 async def delete_job(job_id: JobPath, services: ServicesOf) -> Response:
     """Delete the record and the media. A running job has to be cancelled first."""

@@ -1,9 +1,8 @@
 """Presigned URLs: media never pass through the API when there is a bucket."""
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Path
-
+from serve_app.api.jobs import JobPath
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
 from serve_app.errors import InvalidRequest, JobNotFound, JobNotUploading, NotFound, Unauthorized
@@ -40,11 +39,11 @@ async def presign_upload(request: UploadRequest, services: ServicesOf) -> Upload
 
 
 @router.get(
-    "/download/{job_id}", operation_id="presign_download", responses=documented(Unauthorized, JobNotFound, NotFound)
+    "/download/{job_id}",
+    operation_id="presign_download",
+    responses=documented(Unauthorized, JobNotFound, NotFound, InvalidRequest),
 )
-async def presign_download(
-    job_id: Annotated[str, Path(description="A completed job.")], services: ServicesOf
-) -> DownloadTicket:
+async def presign_download(job_id: JobPath, services: ServicesOf) -> DownloadTicket:
     """Get a link to the mp4 that works for a day."""
     job = await services.store.get(job_id)
     if job is None:

@@ -7,11 +7,14 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from serve_app.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, VideoApiError
+from serve_app.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
 from serve_app.request_id import current_request_id
 from serve_app.schemas import REQUESTS, Problem
+from serve_app.storage.base import StorageError
 
 log = structlog.get_logger()
 
@@ -69,10 +72,19 @@ def install(app: FastAPI) -> None:
         log.error("request_crashed", exc_info=error)
         return answer(InternalError())
 
+    async def unavailable(request: Request, error: Exception) -> Response:
+        if isinstance(error, StorageError) and not error.transient:
+            return await crash(request, error)
+        log.error("part_unavailable", exc_info=error)
+        return answer(Unavailable())
+
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         VideoApiError: ours,
         RequestValidationError: validation,
         HTTPException: http,
+        StorageError: unavailable,
+        OperationalError: unavailable,
+        PoolTimeout: unavailable,
         Exception: crash,
     }
     for kind, handler in handlers.items():
@@ -87,6 +99,9 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
         path = [str(part) for part in item["loc"][1:] if str(part) not in REQUESTS]
         if item["type"].startswith("union_tag"):
             path = ["model"]
+        elif item["type"] == "json_invalid":
+            # What follows "body" is a position in the text.
+            path = []
         faults.append({"param": ".".join(path), "message": item["msg"], "type": item["type"]})
     first = faults[0]
     detail = f"{first['param']}: {first['message']}" if first["param"] else first["message"]

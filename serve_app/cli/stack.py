@@ -157,6 +157,7 @@ def _greet(session: Session, endpoints: Endpoints) -> None:
         ("API key", endpoints.api_key),
         ("Documentation", f"{endpoints.api_url}/docs"),
         ("Ray dashboard", endpoints.dashboard_url),
+        ("Ray token", endpoints.dashboard_token),
     ):
         places.add_row("", name, Text(value, style="bold"))
     program = _program()

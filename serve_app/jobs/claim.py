@@ -6,7 +6,8 @@ from sqlalchemy import text
 #:
 #: A loose index scan finds the users with waiting jobs, a lateral join the best few of each, and one sort orders those:
 #: by rank within the user (jobs in flight count), then priority, then age. So the cost follows the number of waiting
-#: users. The last WHERE repeats what the snapshot saw: a row may have changed until its lock was taken.
+#: users; the array keeps the planner from joining the best by a scan of all that wait. The last WHERE repeats what the
+#: snapshot saw: a row may have changed until its lock was taken.
 FAIR_CLAIM = text(
     """
     WITH RECURSIVE users AS (
@@ -39,7 +40,7 @@ FAIR_CLAIM = text(
          WHERE u.id IS NOT NULL
     )
     SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id
-     WHERE jobs.status = 'queued' AND jobs.lease_token IS NULL
+     WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
      ORDER BY best.rank, best.priority DESC, best.created_at
      LIMIT (SELECT n FROM room)
      FOR UPDATE OF jobs SKIP LOCKED

@@ -4,6 +4,7 @@ Signed as `Standard Webhooks <https://www.standardwebhooks.com>`_ say; the body 
 original service sent, so existing receivers keep working.
 """
 
+import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 RETRY_SCHEDULE_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 #: A delivery that is being sent is invisible to other senders for this long.
 CLAIM_S = 120
+#: A receiver gets so many seconds to answer: less than ``CLAIM_S``, so that nobody else sends the same meanwhile.
+SEND_TIMEOUT_S = 30
 GONE = 410
 
 
@@ -86,12 +89,16 @@ class Deliveries:
         }
         status, error = None, None
         try:
-            reply = await self._client.post(due.url, body.encode(), headers)
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                reply = await self._client.post(due.url, body.encode(), headers)
             status = reply.status
             if not 200 <= status < 300:
-                error = f"HTTP {status}: {reply.body[:500].decode(errors='replace')}"
+                # Without NUL, which PostgreSQL does not store.
+                error = f"HTTP {status}: {reply.body[:500].decode(errors='replace')}".replace("\0", "")
         except IntakeError as failure:
             error = str(failure)
+        except TimeoutError:
+            error = f"no answer within {SEND_TIMEOUT_S} s"
         values: dict[str, Any] = {"last_status": status, "last_error": error, "next_attempt_at": None}
         if error is None:
             values["delivered_at"] = func.now()

@@ -4,7 +4,8 @@ Holds nothing that PostgreSQL does not hold, so it can die at any time and sever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
+from functools import partial
 from typing import Protocol
 
 import psycopg
@@ -90,13 +91,21 @@ class Dispatcher:
         self._retention = retention
         self._lease_s = lease_s
         self._wakers: list[asyncio.Event] = []
-        #: Leases this process renews: intakes, and calls that no replica has taken up.
-        self._held: dict[str, Lease] = {}
+        #: Leases this process renews: intakes, and calls that no replica has taken up. By lease and not by job, since
+        #: what is left of an older claim may end after the job was claimed again.
+        self._held: set[Lease] = set()
         self._intakes: set[asyncio.Task[None]] = set()
-        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._calls: dict[Lease, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
+        try:
+            await self._run_loops()
+        finally:
+            for task in (*self._intakes, *self._calls.values()):
+                task.cancel()
+
+    async def _run_loops(self) -> None:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._listen())
             for name, step, poll_s in (
@@ -118,7 +127,7 @@ class Dispatcher:
         match report:
             case Started():
                 verdict = await self._store.start(report)
-                self._held.pop(lease.job_id, None)
+                self._held.discard(lease)
             case Progress():
                 return await self._store.progress(report)
             case Outcome():
@@ -178,8 +187,8 @@ class Dispatcher:
             try:
                 async for payload in listen(self._database_url):
                     kind, _, job_id = payload.partition(":")
-                    if kind == "stop" and (call := self._calls.get(job_id)):
-                        call.cancel()
+                    if kind == "stop":
+                        self._let_go({lease for lease in self._calls if lease.job_id == job_id})
                     self._wake()
             except psycopg.Error as error:
                 log.warning("listen_lost", error=str(error))
@@ -214,20 +223,22 @@ class Dispatcher:
                 message = f"{type(error).__name__}: {error}"
                 await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=True))
             finally:
-                self._held.pop(job.id, None)
+                self._held.discard(lease)
         self._wake()
 
     async def _start_calls(self) -> int:
         started = 0
         for model, window in (await self._workers.windows()).items():
             for job in await self._store.claim_to_run(model, window):
-                call = asyncio.create_task(self._call(job))
-                self._calls[job.id] = call
+                lease = self._hold(job)
+                call = asyncio.create_task(self._call(job, lease))
+                self._calls[lease] = call
+                # Not in the call itself: one that is cancelled before its first step never gets there.
+                call.add_done_callback(partial(self._call_ended, lease))
                 started += 1
         return started
 
-    async def _call(self, job: Job) -> None:
-        lease = self._hold(job)
+    async def _call(self, job: Job, lease: Lease) -> None:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
             log.info("dispatched", model=job.model)
             try:
@@ -246,10 +257,15 @@ class Dispatcher:
             except Exception:
                 log.exception("call_failed")
                 await self._store.release(lease)
-            finally:
-                self._held.pop(job.id, None)
-                self._calls.pop(job.id, None)
-                self._wake()
+
+    def _call_ended(self, lease: Lease, _: asyncio.Task[None]) -> None:
+        self._held.discard(lease)
+        self._calls.pop(lease, None)
+        self._wake()
+
+    def _let_go(self, leases: Set[Lease]) -> None:
+        for lease in leases & self._calls.keys():
+            self._calls[lease].cancel()
 
     async def _task(self, job: Job, lease: Lease) -> Task:
         assert job.model is not None
@@ -276,12 +292,15 @@ class Dispatcher:
     def _hold(self, job: Job) -> Lease:
         assert job.lease_token is not None
         lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
-        self._held[job.id] = lease
+        self._held.add(lease)
         return lease
 
     async def _renew(self) -> int:
         if self._held:
-            await self._store.renew(list(self._held.values()))
+            lost = set(await self._store.renew(list(self._held)))
+            # The notification to let go was missed, e.g. while the database restarted.
+            self._held -= lost
+            self._let_go(lost)
         return 0
 
     async def _deliver(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import Boolean, DateTime, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.job import Job, Status
@@ -52,18 +52,76 @@ class JobQueue:
 
 
 def _place_parameters(job: Job) -> dict[str, object]:
-    return {"model": job.model, "priority": job.priority, "created": job.created_at, "limit": MAX_POSITION}
+    return {
+        "model": job.model,
+        "user": job.user_id or "",
+        "priority": job.priority,
+        "created": job.created_at,
+        "limit": MAX_POSITION,
+        # Chosen already, so only others that were chosen can be ahead.
+        "claimed": job.lease_token is not None and job.inputs is not None,
+    }
 
 
+#: Ahead are the claimed jobs, the user's own better ones, and of other users those that rank before it by turns, as
+#: ``claim.py`` ranks them. Each part stops counting at ``:limit``.
 _PLACE = text(
     """
-    SELECT (SELECT count(*) FROM (
-               SELECT 1 FROM jobs WHERE status = 'queued' AND model = :model
-                  AND (priority > :priority OR (priority = :priority AND created_at < :created)) LIMIT :limit) ahead),
+    WITH RECURSIVE users AS (
+        (SELECT coalesce(user_id, '') AS id FROM jobs
+          WHERE status = 'queued' AND lease_token IS NULL AND model = :model
+          ORDER BY coalesce(user_id, '') LIMIT 1)
+        UNION ALL
+        SELECT (SELECT coalesce(j.user_id, '') FROM jobs j
+                 WHERE j.status = 'queued' AND j.lease_token IS NULL AND j.model = :model
+                   AND coalesce(j.user_id, '') > users.id
+                 ORDER BY coalesce(j.user_id, '') LIMIT 1)
+          FROM users WHERE users.id IS NOT NULL
+    ),
+    claimed AS (
+        SELECT coalesce(user_id, '') AS id, status, priority, created_at FROM jobs
+         WHERE lease_token IS NOT NULL AND model = :model AND inputs IS NOT NULL
+    ),
+    in_flight AS (SELECT id, count(*) AS n FROM claimed GROUP BY id),
+    handed_over AS (
+        SELECT count(*) AS n FROM claimed
+         WHERE status = 'queued'
+           AND (NOT :claimed OR priority > :priority OR (priority = :priority AND created_at < :created))
+    ),
+    own AS (
+        SELECT count(*) AS n FROM (
+            SELECT 1 FROM jobs
+             WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
+               AND (priority > :priority OR (priority = :priority AND created_at < :created)) LIMIT :limit) mine
+    ),
+    me AS (SELECT own.n + coalesce((SELECT n FROM in_flight WHERE id = :user), 0) + 1 AS rank FROM own),
+    others AS (
+        SELECT count(*) AS n FROM (
+            SELECT 1 FROM me, users u
+              LEFT JOIN in_flight f ON f.id = u.id
+              CROSS JOIN LATERAL (
+                  SELECT coalesce(f.n, 0) + row_number() OVER (ORDER BY priority DESC, created_at) AS rank,
+                         priority, created_at
+                    FROM (SELECT priority, created_at FROM jobs
+                           WHERE status = 'queued' AND lease_token IS NULL AND model = :model
+                             AND coalesce(user_id, '') = u.id
+                           ORDER BY priority DESC, created_at LIMIT (SELECT rank FROM me)) first
+              ) w
+             WHERE u.id <> :user
+               AND (w.rank, -w.priority, w.created_at) < (me.rank, -(:priority), :created)
+             LIMIT :limit) turns
+    )
+    SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + others.n END),
            (SELECT avg(seconds) FROM (
                SELECT (timings->>'run')::float8 AS seconds FROM jobs
                 WHERE status = 'completed' AND model = :model AND timings ? 'run'
                 ORDER BY completed_at DESC LIMIT 20) recent),
            (SELECT count(*) FROM jobs WHERE status = 'processing' AND model = :model)
+      FROM handed_over, own, others
     """
+).bindparams(
+    # ``-:priority`` and comparisons alone do not tell PostgreSQL the types.
+    bindparam("priority", type_=Integer),
+    bindparam("claimed", type_=Boolean),
+    bindparam("created", type_=DateTime(timezone=True)),
 )

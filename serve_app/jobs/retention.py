@@ -6,10 +6,13 @@ between leaves work to do, never a row whose video is gone or a video that nobod
 
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from serve_app.storage.base import Storage
+from serve_app.storage.base import Storage, StorageError
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,18 @@ class Retention:
         async with self._engine.connect() as db:
             query = text("SELECT id, job_id FROM discarded_media ORDER BY id LIMIT :batch")
             noted = (await db.execute(query, {"batch": self.BATCH})).all()
-        for _, job_id in noted:
-            for folder in ("inputs", "outputs"):
-                await self._storage.delete_prefix(f"{folder}/{job_id}/")
+        deleted = []
+        for note, job_id in noted:
+            try:
+                for folder in ("inputs", "outputs"):
+                    await self._storage.delete_prefix(f"{folder}/{job_id}/")
+                deleted.append(note)
+            except StorageError as error:
+                # The note stays for the next time; the media of other jobs need not wait for it.
+                log.warning("media_not_deleted", job_id=job_id, error=error.message)
         async with self._engine.begin() as db:
-            await db.execute(
-                text("DELETE FROM discarded_media WHERE id = ANY(:ids)"), {"ids": [row.id for row in noted]}
-            )
-        return len(noted)
+            await db.execute(text("DELETE FROM discarded_media WHERE id = ANY(:ids)"), {"ids": deleted})
+        return len(deleted)
 
 
 _FORGET = text(

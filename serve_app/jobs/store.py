@@ -185,11 +185,18 @@ class JobStore:
             ids = list((await db.execute(FAIR_CLAIM, {"model": model, "window": window})).scalars())
             return await self._lease(db, ids, stage="waiting_for_gpu")
 
-    async def renew(self, leases: Sequence[Lease]) -> None:
-        """Keep leases of jobs in intake or waiting on a Serve handle. A started worker keeps its own."""
+    async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself.
+
+        Returns those that are lost: the job was taken back, has ended or is deleted.
+        """
+        lost = []
         async with self._engine.begin() as db:
             for lease in leases:
                 await db.execute(self._renewal(lease).where(jobs.c.status == Status.QUEUED))
+                if await _held(db, lease) is None:
+                    lost.append(lease)
+        return lost
 
     async def release(self, lease: Lease) -> None:
         """Give a job back that was never started, e.g. since the handle broke before a replica had it."""
@@ -331,7 +338,7 @@ class JobStore:
             "status": Status.QUEUED,
             "stage": "retrying",
             "error_code": code,
-            "error_message": message,
+            "error_message": _storable(message),
             "not_before": in_seconds(delay),
             **spent,
             **_NO_LEASE,
@@ -364,7 +371,7 @@ async def _verdict(db: AsyncConnection, lease: Lease) -> Verdict:
 
 
 async def _fail(db: AsyncConnection, webhook_url: str, job: Job, code: str, message: str, **values: Any) -> Job:
-    return await _end(db, webhook_url, job, Status.FAILED, error_code=code, error_message=message[:2000], **values)
+    return await _end(db, webhook_url, job, Status.FAILED, error_code=code, error_message=_storable(message), **values)
 
 
 async def _end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, **values: Any) -> Job:
@@ -384,6 +391,11 @@ async def _end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, 
     # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
     await _notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
     return ended
+
+
+def _storable(message: str) -> str:
+    """PostgreSQL has no NUL in texts; a message that quotes a program's output may."""
+    return message[:2000].replace("\0", "")
 
 
 async def _discard_orphans(db: AsyncConnection, job_id: str) -> None:

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.contract import Failure, Lease, MediaFacts, Outcome, Progress, Started, Stopped, Verdict
+from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
 from serve_app.cluster_state import ModelState
 from serve_app.intake.inputs import StoredInput
@@ -80,9 +81,10 @@ class Worker:
                     self._stops[job_id].set()
                 for job in await self._store.claim_for_intake(10):
                     await self._store.admit(_lease(job, attempt=0), {"image": PICTURE})
-                for job in await self._store.claim_to_run("ltx2", 10):
-                    self._stops[job.id] = asyncio.Event()
-                    jobs.create_task(self._work(job))
+                for model in MODELS:
+                    for job in await self._store.claim_to_run(model, 10):
+                        self._stops[job.id] = asyncio.Event()
+                        jobs.create_task(self._work(job))
 
     async def _work(self, job: Job) -> None:
         lease = _lease(job, attempt=job.attempt + 1)
@@ -90,12 +92,12 @@ class Worker:
         assert await self._store.start(Started(lease=lease)) is Verdict.GO_ON
         await self._looks.at(job.id)
         await self._store.progress(Progress(lease=lease, stage="generating", percent=42))
-        if job.params["prompt"] == "hang":
+        if job.params.get("prompt") == "hang":
             await self._stops[job.id].wait()
             await self._store.stopped(Stopped(lease=lease))
             return
         await self._looks.at(job.id)
-        if self.fails or job.params["prompt"] == "fail":
+        if self.fails or job.params.get("prompt") == "fail":
             failure = Failure(lease=lease, code="not_finite", message="came out as [NaN]", transient=False)
             await self._store.fail(failure)
             return
@@ -114,7 +116,7 @@ class LiveService:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._ready = threading.Event()
         self.url = ""
-        self.cluster = FixedCluster({"ltx2": ModelState("HEALTHY", "", 1, 1, 3)})
+        self.cluster = FixedCluster({name: ModelState("HEALTHY", "", 1, 1, 3) for name in MODELS})
 
     def __enter__(self) -> Self:
         self._thread.start()

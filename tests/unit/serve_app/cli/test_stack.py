@@ -16,17 +16,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from deployments.registry import MODELS
 from serve_app import local
 from serve_app.cli import app, samples
 from serve_app.intake.probe import probe
 from serve_app.local import Endpoints
 from serve_app.settings import ConfigurationError
-from tests.unit.serve_app.cli.invocation import parsed
 from tests.unit.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
 ROOT = Path(__file__).parents[4]
 CONFIG = f"--config={ROOT / 'configs' / 'local.yaml'}"
 DASHBOARD = "http://127.0.0.1:8265"
+TOKEN = "ray-token"
 
 #: ``video-api up`` on a stack that says what is done to it, and takes a line on stdin to end.
 UP = f"""
@@ -40,7 +41,9 @@ def running(config):
         print("starting", flush=True)
         if "HANG" in os.environ:
             threading.Event().wait()
-        yield local.Endpoints(api_url=os.environ["URL"], api_key="{API_KEY}", dashboard_url="{DASHBOARD}")
+        yield local.Endpoints(
+            api_url=os.environ["URL"], api_key="{API_KEY}", dashboard_url="{DASHBOARD}", dashboard_token="{TOKEN}"
+        )
     finally:
         print("ending", flush=True)
         sys.stdin.readline()
@@ -80,7 +83,12 @@ def test_up_ends_in_order_at_a_signal(start: Start, service: LiveService, number
     assert up.stdout is not None
     assert up.stdout.readline() == "starting\n"
     endpoints = json.loads(up.stdout.readline())
-    assert endpoints == {"api_url": service.url, "api_key": API_KEY, "dashboard_url": DASHBOARD}
+    assert endpoints == {
+        "api_url": service.url,
+        "api_key": API_KEY,
+        "dashboard_url": DASHBOARD,
+        "dashboard_token": TOKEN,
+    }
 
     up.send_signal(number)
     assert up.stdout.readline() == "ending\n"
@@ -133,9 +141,9 @@ def test_demo_saves_a_video_of_each_model(service: LiveService, monkeypatch: pyt
         result = CliRunner().invoke(app, ["demo", CONFIG, "--json"])
 
     assert result.exit_code == 0, result.output
-    made = parsed(result)
-    assert (folder / made["path"]).read_bytes() == VIDEO
-    assert made["job"]["model"] == "ltx2"
+    made = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [video["job"]["model"] for video in made] == list(MODELS)
+    assert all((folder / video["path"]).read_bytes() == VIDEO for video in made)
     assert "generating 42%" in result.stderr
 
 
@@ -222,7 +230,7 @@ def pretending(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     @contextmanager
     def running(_: Path) -> Iterator[Endpoints]:
-        yield Endpoints(api_url=service.url, api_key=API_KEY, dashboard_url=DASHBOARD)
+        yield Endpoints(api_url=service.url, api_key=API_KEY, dashboard_url=DASHBOARD, dashboard_token=TOKEN)
 
     monkeypatch.setattr(local, "running", running)
     before = signal.getsignal(signal.SIGTERM)

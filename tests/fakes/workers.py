@@ -1,0 +1,129 @@
+"""GPU workers in this process: they run the replica's real :class:`~deployments.run.Run` and really store a video.
+
+A worker lives on when its call is let go of, as a replica does. ``reporter`` is the way to the dispatcher; None means
+that there is none at the moment.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, Task, Verdict
+from deployments.run import Reporter, Run, RunStopped
+from serve_app.storage.local import LocalStorage
+
+VIDEO = b"an mp4"
+FACTS = MediaFacts(width=64, height=64, fps="24/1", frames=25, has_audio=False)
+
+
+class Stop:
+    """A place to wait in: the test sees who has come and lets them go."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self, *_: object) -> None:
+        self.reached.set()
+        await self.opened.wait()
+
+
+class FakeWorkers:
+    """Set ``before_start``, ``compute``, ``upload`` or ``after`` to make a worker wait, lie or die there."""
+
+    def __init__(self, storage: LocalStorage, windows: Mapping[str, int]) -> None:
+        self._storage = storage
+        self._windows = windows
+        self.reporter: Reporter | None = None
+        #: Every task that was handed over.
+        self.tasks: list[Task] = []
+        #: Calls that were let go of.
+        self.let_go: list[Task] = []
+        #: How often the model ran, by job.
+        self.runs: Counter[str] = Counter()
+        self._alive: set[asyncio.Task[None]] = set()
+        self.before_start: Callable[[Task], Awaitable[None]] = _nothing
+        self.compute: Callable[[Task], Awaitable[None]] = _nothing
+        #: What is stored instead of what is reported.
+        self.upload: Callable[[Task], bytes] = lambda task: VIDEO
+        #: The fate of the call once the worker is done.
+        self.after: Callable[[Task], Awaitable[None]] = _nothing
+
+    async def windows(self) -> Mapping[str, int]:
+        return self._windows
+
+    async def generate(self, task: Task) -> None:
+        self.tasks.append(task)
+        run = Run(task, self)
+        try:
+            await self.before_start(task)
+        except asyncio.CancelledError:
+            # Nothing had begun: Serve drops the request from its queue.
+            self.let_go.append(task)
+            raise
+        work = asyncio.create_task(self._work(task, run))
+        self._alive.add(work)
+        work.add_done_callback(self._alive.discard)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.let_go.append(task)
+            run.hurry()
+            raise
+        await self.after(task)
+
+    async def report(self, report: Report) -> Verdict:
+        if self.reporter is None:
+            raise ConnectionError("there is no dispatcher")
+        return await self.reporter.report(report)
+
+    async def kill(self) -> None:
+        """Every worker dies in the middle of what it does."""
+        for work in list(self._alive):
+            work.cancel()
+        await asyncio.gather(*self._alive, return_exceptions=True)
+
+    async def idle(self) -> None:
+        """Wait until every worker has ended."""
+        await asyncio.gather(*self._alive, return_exceptions=True)
+
+    async def _work(self, task: Task, run: Run) -> None:
+        if not await run.start():
+            return
+        heartbeat = asyncio.create_task(run.heartbeat())
+        report: Outcome | Failure | Stopped | None
+        try:
+            self.runs[task.lease.job_id] += 1
+            run.step("generating", 50)
+            await run.unless_stopped(self.compute(task))
+            await self._put(task)
+            report = Outcome(
+                lease=task.lease,
+                size=len(VIDEO),
+                md5=hashlib.md5(VIDEO, usedforsecurity=False).hexdigest(),
+                media=FACTS,
+                timings={"run": 1.0},
+            )
+        except RunStopped:
+            report = Stopped(lease=task.lease) if run.verdict is Verdict.CANCELLED else None
+        finally:
+            heartbeat.cancel()
+        if report is not None:
+            await run.finish(report)
+
+    async def _put(self, task: Task) -> None:
+        """What the HTTP route does, the signature included."""
+        url = urlsplit(task.output_url)
+        key = unquote(url.path).removeprefix("/files/")
+        self._storage.verify("PUT", key, dict(parse_qsl(url.query)))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield self.upload(task)
+
+        await self._storage.write(key, chunks(), 2**20)
+
+
+async def _nothing(_: Task) -> None:
+    return

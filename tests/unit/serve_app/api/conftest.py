@@ -1,0 +1,68 @@
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.api.asgi import create_asgi
+from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.store import JobStore
+from serve_app.services import Services, build_storage
+from serve_app.settings import Settings
+from tests.fakes.cluster import FakeCluster
+
+KEY = "the-api-key"
+WORKER_SECRET = "the-worker-secret"
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    local = Settings(
+        database_url=database_url, api_key=SecretStr(KEY), webhook_secret=SecretStr(WORKER_SECRET), port=8000
+    )
+    return local.model_copy(update={"data_dir": tmp_path})
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> Services:
+    return Services(
+        settings=settings,
+        engine=engine,
+        store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
+        queue=JobQueue(engine),
+        storage=build_storage(settings),
+        cluster=cluster,
+    )
+
+
+@pytest.fixture
+async def anyone(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key. A crash is answered as a real server answers it."""
+    transport = httpx.ASGITransport(create_asgi(services), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=services.settings.base_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_asgi(services), raise_app_exceptions=False)
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(transport=transport, base_url=services.settings.base_url, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def generate(client: httpx.AsyncClient) -> Callable[..., Awaitable[httpx.Response]]:
+    async def generate(**changes: Any) -> httpx.Response:
+        body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"} | changes
+        return await client.post("/api/v1/generate", json=body)
+
+    return generate

@@ -1,0 +1,116 @@
+"""``POST /api/v1/generate``: what is accepted, and how everything else is refused."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.registry import MODELS
+from serve_app.jobs.job import Status
+from serve_app.services import Services
+
+Generate = Callable[..., Awaitable[httpx.Response]]
+
+
+async def test_a_job_is_accepted_as_the_original_answered(generate: Generate, services: Services) -> None:
+    answer = await generate(prompt="A storm", duration=7)
+    assert answer.status_code == 201
+    body = answer.json()
+    assert body.keys() == {"job_id", "model", "status", "created_at"}
+    assert (body["model"], body["status"]) == ("ltx2", "queued")
+    job = await services.store.get(body["job_id"])
+    assert (job.params["prompt"], job.params["duration"]) == ("A storm", 7)
+    assert job.sources == {"image": "https://pictures.example/a.png"}
+    assert job.request_id == answer.headers["x-request-id"]
+
+
+async def test_parameters_left_out_have_the_originals_defaults(generate: Generate, services: Services) -> None:
+    job = await services.store.get((await generate()).json()["job_id"])
+    assert (job.params["duration"], job.params["prompt"]) == (5, "A smooth cinematic video")
+    assert job.params["negative_prompt"] == "blurry, low quality, distorted"
+
+
+async def test_everything_that_belongs_to_the_job_is_stored(generate: Generate, services: Services) -> None:
+    answer = await generate(user_id="ann", priority=3, webhook_url="https://c.example/hook", expires_after=60)
+    job = await services.store.get(answer.json()["job_id"])
+    assert (job.user_id, job.priority, job.webhook_url) == ("ann", 3, "https://c.example/hook")
+    assert 0 < (job.expires_at - job.created_at).total_seconds() <= 60
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": "sora"}, "model"),
+        ({"model": None}, "model"),
+        ({"duration": 0}, "duration"),
+        ({"duration": 11}, "duration"),
+        ({"duration": "five"}, "duration"),
+        ({"duration": 2.5}, "duration"),
+        ({"image_url": "not a url"}, "image_url"),
+        ({"image_url": "file:///etc/passwd"}, "image_url"),
+        ({"image_url": "ftp://x.example/a.png"}, "image_url"),
+        ({"image_url": None}, "image_url"),
+        ({"image_url": 7}, "image_url"),
+        ({"webhook_url": "javascript:alert(1)"}, "webhook_url"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": "a\0b"}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "a\0b"}, "user_id"),
+        ({"priority": 11}, "priority"),
+        ({"expires_after": 0}, "expires_after"),
+        ({"expires_after": float("nan")}, "expires_after"),
+        ({"expires_after": float("inf")}, "expires_after"),
+        ({"colour": "red"}, "colour"),
+        ({"job_id": "1"}, "job_id"),
+        ({"job_id": "-" * 36}, "job_id"),
+    ],
+)
+async def test_a_bad_field_is_named(client: httpx.AsyncClient, services: Services, change: Any, param: str) -> None:
+    body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"} | change
+    # By hand: httpx refuses to write NaN, other clients do not.
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/api/v1/generate", content=json.dumps(body), headers=headers)
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert (problem["code"], problem["param"]) == ("invalid_request", param)
+    assert problem["error"].startswith(f"{param}: ")
+    assert await services.store.list() == []
+
+
+async def test_several_bad_fields_are_all_named(generate: Generate) -> None:
+    problem = (await generate(duration=99, prompt="")).json()
+    assert {fault["param"] for fault in problem["errors"]} == {"duration", "prompt"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'"x"', b"\xff\xfe"])
+async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
+    answer = await client.post("/api/v1/generate", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["code"] == "invalid_request"
+    assert problem.get("param") in (None, "model")
+
+
+async def test_a_job_has_to_be_opened_before_its_id_can_be_used(generate: Generate) -> None:
+    answer = await generate(job_id="01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11")
+    assert (answer.status_code, answer.json()["param"]) == (404, "job_id")
+
+
+async def test_models_describe_what_generate_takes(client: httpx.AsyncClient) -> None:
+    models = {model["model"]: model for model in (await client.get("/api/v1/models")).json()}
+    assert models.keys() == MODELS.keys()
+    assert models["ltx2"]["params_schema"]["properties"]["duration"]["maximum"] == 10
+    assert [item["name"] for item in models["ltx2"]["inputs"]] == ["image"]
+
+
+async def test_wav2lip_takes_a_video_and_a_sound(client: httpx.AsyncClient, services: Services) -> None:
+    body = {"model": "wav2lip", "video_url": "https://x.example/v.mp4", "audio_url": "https://x.example/a.wav"}
+    answer = await client.post("/api/v1/generate", json=body)
+    job = await services.store.get(answer.json()["job_id"])
+    assert (job.status, job.sources.keys()) == (Status.QUEUED, {"video", "audio"})
+    refused = await client.post("/api/v1/generate", json=body | {"duration": 5})
+    assert refused.json()["param"] == "duration"

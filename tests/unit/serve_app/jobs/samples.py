@@ -1,0 +1,112 @@
+"""Jobs in every state, made through the store itself, and looks behind its back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deployments.contract import Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
+from serve_app.intake.inputs import StoredInput
+from serve_app.jobs.job import Job, NewJob
+from serve_app.jobs.store import JobStore
+
+IMAGE = StoredInput(
+    kind="image",
+    content_type="image/png",
+    key="inputs/x/image.png",
+    size=10,
+    width=64,
+    height=64,
+    duration_s=None,
+    fps=None,
+    has_audio=False,
+)
+INPUTS = {"image": IMAGE}
+FACTS = MediaFacts(width=64, height=64, fps="24/1", frames=25, has_audio=False)
+
+
+def new_job(user_id: str | None = None, **changes: Any) -> NewJob:
+    """What a client may ask for."""
+    values: dict[str, Any] = {"model": "ltx2", "params": {"prompt": "hi"}, "sources": {"image": "https://x.example/a"}}
+    return NewJob(**(values | {"user_id": user_id} | changes))
+
+
+def lease_of(job: Job) -> Lease:
+    """The lease as the dispatcher makes it of a claimed job."""
+    assert job.lease_token is not None
+    return Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1)
+
+
+async def waiting(store: JobStore, user_id: str | None = None, **changes: Any) -> Job:
+    """A job that waits for a GPU, its inputs admitted."""
+    job = await store.submit(new_job(user_id, **changes))
+    assert job is not None
+    claimed = await store.claim_for_intake(1000)
+    for other in claimed:
+        assert await store.admit(lease_of(other), INPUTS)
+    assert job.id in {other.id for other in claimed}
+    return job
+
+
+async def running(store: JobStore, user_id: str | None = None, **changes: Any) -> Lease:
+    """The lease of a job that a replica works on."""
+    job = await waiting(store, user_id, **changes)
+    leases = {claimed.id: lease_of(claimed) for claimed in await store.claim_to_run("ltx2", 1000)}
+    assert await store.start(Started(lease=leases[job.id])) is Verdict.GO_ON
+    return leases[job.id]
+
+
+async def completed(store: JobStore, user_id: str | None = None, **changes: Any) -> str:
+    """The id of a job that has its video."""
+    lease = await running(store, user_id, **changes)
+    assert await store.complete(outcome(lease), f"outputs/{lease.job_id}/1/output.mp4") is Verdict.GO_ON
+    return lease.job_id
+
+
+def outcome(lease: Lease, **timings: float) -> Outcome:
+    return Outcome(lease=lease, size=3, md5="x" * 32, media=FACTS, timings=timings or {"run": 2.0}, notes={"seed": 7})
+
+
+def failure(lease: Lease, code: str = "worker_lost", *, transient: bool = True, **timings: float) -> Failure:
+    return Failure(lease=lease, code=code, message=f"because of {code}", transient=transient, timings=timings)
+
+
+def stopped(lease: Lease, **timings: float) -> Stopped:
+    return Stopped(lease=lease, timings=timings)
+
+
+async def execute(engine: AsyncEngine, statement: str, **values: object) -> None:
+    async with engine.begin() as db:
+        await db.execute(text(statement), values)
+
+
+async def fetch(engine: AsyncEngine, statement: str, **values: object) -> list[Mapping[str, Any]]:
+    async with engine.connect() as db:
+        return [dict(row) for row in (await db.execute(text(statement), values)).mappings()]
+
+
+async def row(engine: AsyncEngine, job_id: str) -> Mapping[str, Any] | None:
+    """Every column of one job."""
+    found = await fetch(engine, "SELECT * FROM jobs WHERE id = :id", id=job_id)
+    return found[0] if found else None
+
+
+async def skip_back_off(engine: AsyncEngine) -> None:
+    """As if every wait before a retry were over."""
+    await execute(engine, "UPDATE jobs SET not_before = now() - interval '1 second' WHERE status = 'queued'")
+
+
+async def silence(engine: AsyncEngine, job_id: str) -> None:
+    """As if nobody had renewed the lease in time."""
+    statement = "UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE id = :id"
+    await execute(engine, statement, id=job_id)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], within_s: float = 30) -> Any:
+    """The first true value of ``condition``; the limit only turns a hang into a failure."""
+    async with asyncio.timeout(within_s):
+        while not (value := await condition()):  # noqa: ASYNC110 - what changes is in the database
+            await asyncio.sleep(0.02)
+    return value

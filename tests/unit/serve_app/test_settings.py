@@ -1,0 +1,205 @@
+"""The environment as configuration: what is refused, what is derived, what a laptop is given."""
+
+import multiprocessing
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from serve_app.settings import ConfigurationError, Settings
+
+PRODUCTION = {
+    "API_KEY": "k",
+    "WEBHOOK_SECRET": "s",
+    "DATABASE_URL": "postgres://u:p@db/x",
+    "PUBLIC_URL": "https://video.example/",
+}
+OURS = (
+    *PRODUCTION,
+    "PORT",
+    "R2_ENDPOINT",
+    "R2_ACCESS_KEY",
+    "R2_SECRET_KEY",
+    "R2_BUCKET",
+    "R2_PUBLIC_URL",
+    "REDIS_URL",
+    "API_WEBHOOK_URL",
+    "CORS_ORIGINS",
+    "ALLOW_NETWORKS",
+    "MAX_IDLE_SECONDS",
+    "LEASE_SECONDS",
+    "ENVIRONMENT",
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VIDEO_API_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def production(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in PRODUCTION.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def refusal(environment: str = "local") -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(environment)
+    return str(caught.value)
+
+
+# -------------------------------------------------------------------- production
+
+
+def test_production_runs_with_everything_set(production: pytest.MonkeyPatch) -> None:
+    settings = Settings.load("production")
+    assert settings.api_key.get_secret_value() == "k"
+    assert settings.base_url == "https://video.example"
+    assert settings.allow_networks == ()
+    assert not settings.data_dir.exists(), "no secret is invented"
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_refuses_without(production: pytest.MonkeyPatch, name: str) -> None:
+    for absent in (lambda: production.setenv(name, ""), lambda: production.delenv(name)):
+        absent()
+        message = refusal("production")
+        assert name in message
+        assert not any(other in message for other in PRODUCTION if other != name)
+
+
+def test_production_names_everything_that_is_missing() -> None:
+    message = refusal("production")
+    assert all(name in message for name in PRODUCTION)
+    assert "in production" in message
+
+
+def test_a_bucket_needs_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2_ENDPOINT", "https://r2.example")
+    monkeypatch.setenv("R2_ACCESS_KEY", "a")
+    message = refusal()
+    assert "R2_SECRET_KEY" in message
+    assert "R2_ACCESS_KEY" not in message
+
+
+def test_production_with_a_bucket_still_says_why_its_own_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2_ENDPOINT", "https://r2.example")
+    message = refusal("production")
+    assert all(name in message for name in (*PRODUCTION, "R2_ACCESS_KEY", "R2_SECRET_KEY"))
+    assert "in production" in message
+    assert "R2_ENDPOINT" in message
+
+
+def test_no_secret_is_printed(production: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEY", "WEBHOOK_SECRET", "R2_SECRET_KEY"):
+        production.setenv(name, "do-not-print")
+    assert "do-not-print" not in repr(Settings.load("production"))
+    production.setenv("PORT", "x")
+    assert "do-not-print" not in refusal("production")
+
+
+# -------------------------------------------------------------------- single variables
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_database_urls_name_our_driver(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"{scheme}://u:p@db:5432/x?sslmode=require")
+    assert Settings.load("local").database_url == "postgresql+psycopg://u:p@db:5432/x?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://u:p@db/x"),
+        ("DATABASE_URL", "postgresql+asyncpg://u:p@db/x"),
+        ("PORT", "eighty"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("ALLOW_NETWORKS", "10.0.0.0/33"),
+        ("ALLOW_NETWORKS", "10.0.0.0/8,home"),
+        ("MAX_IDLE_SECONDS", "0"),
+        ("LEASE_SECONDS", "1"),
+        ("COMPLETED_RETENTION_HOURS", "-1"),
+    ],
+)
+def test_a_malformed_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert f"{name}: " in refusal()
+
+
+def test_several_malformed_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("ALLOW_NETWORKS", "y")
+    message = refusal()
+    assert "PORT: " in message
+    assert "ALLOW_NETWORKS: " in message
+
+
+def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("ALLOW_NETWORKS", "10.0.0.0/8, fd00::/8")
+    settings = Settings.load("local")
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.allow_networks == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+
+
+def test_cors_is_open_unless_told_otherwise() -> None:
+    assert Settings.load("local").cors_origins == ("*",)
+
+
+# -------------------------------------------------------------------- local
+
+
+def test_a_laptop_needs_no_configuration(tmp_path: Path) -> None:
+    settings = Settings.load("local")
+    assert settings.base_url == "http://127.0.0.1:8000"
+    assert ip_network("127.0.0.0/8") in settings.allow_networks
+    assert len(settings.api_key.get_secret_value()) > 20
+    assert len(settings.webhook_secret.get_secret_value()) > 20
+    assert (tmp_path / "data" / "secrets.json").stat().st_mode & 0o077 == 0
+    again = Settings.load("local")
+    assert (again.api_key, again.webhook_secret) == (settings.api_key, settings.webhook_secret)
+
+
+def test_a_secret_that_is_set_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "mine")
+    assert Settings.load("local").api_key.get_secret_value() == "mine"
+
+
+def invent(data_dir: str, start: object, found: object) -> None:
+    import os
+
+    os.environ["VIDEO_API_DATA_DIR"] = data_dir
+    start.wait()
+    settings = Settings.load("local")
+    found.put((settings.api_key.get_secret_value(), settings.webhook_secret.get_secret_value()))
+
+
+def test_processes_that_start_together_agree_on_the_secrets(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for round_ in range(5):
+        start, found = context.Barrier(4), context.Queue()
+        data_dir = tmp_path / str(round_)
+        processes = [context.Process(target=invent, args=(str(data_dir), start, found)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        secrets = [found.get(timeout=30) for _ in processes]
+        for process in processes:
+            process.join()
+        assert len(set(secrets)) == 1
+        assert [path.name for path in data_dir.iterdir()] == ["secrets.json"], "drafts are removed"
+
+
+def test_derived_secrets_differ_by_purpose_and_give_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", "shared")
+    settings = Settings.load("local")
+    monkeypatch.setenv("WEBHOOK_SECRET", "other")
+    other = Settings.load("local")
+    assert settings.webhook_signing_secret != other.webhook_signing_secret
+    assert settings.signing_key.hex() not in settings.webhook_signing_secret
+    assert len(settings.signing_key) == 32
+    assert "shared" not in settings.webhook_signing_secret
