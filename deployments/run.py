@@ -121,9 +121,22 @@ class Run:
 
     async def finish(self, report: Outcome | Failure | Stopped) -> None:
         """Tell how the run ended; insist, since the work is done and only this is missing."""
-        self.verdict = await self._report(report, LAST_REPORT_S)
+        keeping = asyncio.create_task(self._keep_lease())
+        try:
+            self.verdict = await self._report(report, LAST_REPORT_S)
+        finally:
+            keeping.cancel()
         if self.verdict is Verdict.LEASE_LOST:
             log.warning("run_discarded", report=report.kind)
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease while the end cannot be taken in, e.g. since the store is down: the video exists."""
+        while True:
+            await asyncio.sleep(self._task.lease_s / 3)
+            try:
+                await self._reporter.report(Progress(lease=self._task.lease, stage=self._stage, percent=self._percent))
+            except Exception as error:
+                log.warning("report_failed", report="progress", error=repr(error))
 
     async def _report(self, report: Report, patience_s: float) -> Verdict:
         give_up = time.monotonic() + patience_s

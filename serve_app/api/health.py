@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
+import structlog
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -16,6 +17,8 @@ from serve_app.jobs import metrics
 from serve_app.jobs.job import Status
 from serve_app.schemas import Health, QueueCounts
 from serve_app.services import ServicesOf
+
+log = structlog.get_logger()
 
 router = APIRouter(tags=["operations"])
 T = TypeVar("T")
@@ -74,8 +77,9 @@ async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | 
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             return await work
     except Exception as error:
-        # Whatever the reason, the answer is that this part is down.
-        details[part] = f"{type(error).__name__}: {error}"[:300]
+        # Whatever the reason, the answer is that this part is down. It is public, so the reason stays in the log.
+        log.error("part_down", part=part, error=str(error))
+        details[part] = type(error).__name__
         return None
 
 

@@ -197,3 +197,13 @@ async def test_unless_stopped_hands_on_results_and_errors(head: Head) -> None:
     assert await run.unless_stopped(result()) == 7
     with pytest.raises(Fault):
         await run.unless_stopped(error())
+
+
+async def test_the_lease_is_kept_while_the_end_cannot_be_taken_in() -> None:
+    taken_in = asyncio.Event()
+    head = Head(taken_in)
+    finishing = asyncio.create_task(Run(task(lease_s=0.3), head).finish(Stopped(lease=LEASE)))
+    await head.until(lambda reports: any(isinstance(report, Progress) for report in reports))
+    taken_in.set()
+    await finishing
+    assert isinstance(head.reports[0], Stopped)
