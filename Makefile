@@ -19,8 +19,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(STAMP)  ## Without Ray: about a minute
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/integration
+unit: $(STAMP)  ## Without Ray
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e tests/chaos

@@ -1,0 +1,303 @@
+"""The node's end of the mesh: dials out, keeps a control connection, listens on the other slots' addresses.
+
+The listeners stay open while the hub is away. A flow that begins then waits for it, because a client that was refused
+would back off and come back late.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from cluster.mesh import counters
+from cluster.mesh.control import Control, Opening
+from cluster.mesh.counters import Counters, Stats
+from cluster.mesh.dialer import Dialer, HubAddress, WrongHub
+from cluster.mesh.flow import Framed, Plain, Side, link
+from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save_private
+from cluster.mesh.listeners import Listeners
+from cluster.mesh.plan import Slot, slot
+from cluster.mesh.sockets import raise_file_limit
+from cluster.mesh.wire import (
+    FLOW_ID_BYTES,
+    Accept,
+    Dial,
+    Frame,
+    Hello,
+    Join,
+    Joined,
+    Open,
+    Peers,
+    Ping,
+    Reason,
+    Refused,
+    Undialable,
+    WireError,
+    encode,
+)
+
+log = structlog.get_logger()
+
+
+class NodeRefused(Exception):
+    """The hub will not have this node; asking again is no use. ``reason.name`` says why."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(f"the hub refused this node: {reason.name.lower()}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class AgentTiming:
+    """Seconds."""
+
+    ping_s: float = 4.0
+    #: Without a word from the hub the path is dead and every flow is cut: behind a TCP proxy, TCP itself can't know.
+    silence_s: float = 15.0
+    #: A new flow waits so long for the hub.
+    park_s: float = 20.0
+    #: Greatest pause between attempts to reach the hub; a random part of it is used.
+    backoff_s: float = 4.0
+
+
+async def join(address: HubAddress, token: str, name: str, state: Path) -> Credentials:
+    """Exchange a one-time token for a slot and a key, and keep them in the file ``state``.
+
+    The key is made and kept before it is offered, so after any failure this may be repeated with the same token.
+
+    Raises:
+        BadInvitation: the token can't be read.
+        NodeRefused: used up, expired or revoked.
+        WrongHub: somebody else answers at the address.
+        OSError: no connection; try again.
+    """
+    invitation = Invitation.parse(token)
+    draft = state.with_name(f"{state.name}.key")
+    key = draft.read_bytes() if draft.exists() else new_key()
+    save_private(draft, key)
+    opening = await Dialer(address, invitation.fingerprint).connect(Opening(), resolve=True)
+    try:
+        assert opening.transport is not None
+        opening.transport.write(encode(Join(invitation.secret, digest(key), name)))
+        async with asyncio.timeout(30):
+            answer = await opening.frame
+    except WireError as error:
+        raise ConnectionError("the hub's answer makes no sense") from error
+    finally:
+        opening.abort()
+    if isinstance(answer, Refused):
+        if answer.reason.final:
+            raise NodeRefused(answer.reason)
+        raise ConnectionError("the hub can't take nodes at the moment")
+    if not isinstance(answer, Joined):
+        raise ConnectionError("the hub's answer makes no sense")
+    joined = Credentials(answer.slot, key, invitation.fingerprint)
+    joined.save(state)
+    draft.unlink(missing_ok=True)
+    return joined
+
+
+class Agent:
+    """One node's agent. :meth:`run` it as a task, wait for :attr:`ready`, then start Ray."""
+
+    def __init__(
+        self,
+        address: HubAddress,
+        credentials: Credentials,
+        timing: AgentTiming | None = None,
+        on_link: Callable[[bool], None] = lambda up: None,
+        listen_on: Callable[[Slot], str] = lambda slot: slot.address,
+    ) -> None:
+        """``on_link`` is told when the hub is reached and when it is lost; for ``listen_on`` see :class:`Listeners`."""
+        self.slot = slot(credentials.slot)
+        #: Set once the other slots' listeners are open for the first time.
+        self.ready = asyncio.Event()
+        #: Loop time since when there has been no hub; None while there is one.
+        self.down_since: float | None = asyncio.get_running_loop().time()
+        self._key = credentials.key
+        self._instance = secrets.token_bytes(FLOW_ID_BYTES)
+        self._dialer = Dialer(address, credentials.fingerprint)
+        self._timing = timing or AgentTiming()
+        self._on_link = on_link
+        self._counters = Counters()
+        self._listeners = Listeners(self._on_local, listen_on)
+        self._up = asyncio.Event()
+        self._control: Control | None = None
+        self._refusal: Reason | None = None
+        self._peers: tuple[Slot, ...] = ()
+        self._legs: set[Side] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sessions = 0
+
+    def stats(self) -> Stats:
+        """Counters up to now."""
+        return self._counters.stats(self._legs, ports_missing=self._listeners.missing)
+
+    async def run(self) -> NoReturn:
+        """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it."""
+        raise_file_limit()
+        watch = asyncio.create_task(self._watch())
+        try:
+            failures = 0
+            while True:
+                sessions = self._sessions
+                try:
+                    await self._session()
+                except WrongHub as error:
+                    self._counters.refused[counters.WRONG_FINGERPRINT] += 1
+                    log.error("mesh.wrong_hub", slot=self.slot.number, error=str(error))
+                except OSError as error:
+                    log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
+                failures = 0 if self._sessions > sessions else failures + 1
+                # All nodes lose a restarting hub at the same moment: spread them.
+                await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
+        finally:
+            watch.cancel()
+            self._listeners.close()
+            for task in tuple(self._tasks):
+                task.cancel()
+            for leg in tuple(self._legs):
+                leg.abort()
+
+    async def _session(self) -> None:
+        """One control connection, until it ends. Raises OSError or :class:`NodeRefused`."""
+        loop = asyncio.get_running_loop()
+        control = await self._dialer.connect(Control(self._on_frame), resolve=True)
+        self._control = control
+        try:
+            control.send(Hello(self.slot.number, self._key, self._instance))
+            number = 0
+            while not control.lost.done():
+                await asyncio.wait({control.lost}, timeout=self._timing.ping_s)
+                if not control.lost.done() and loop.time() - control.last_heard > self._timing.silence_s:
+                    self._counters.dead += len(self._legs)
+                    for leg in tuple(self._legs):
+                        leg.abort()
+                    raise TimeoutError("the hub has gone silent")
+                number += 1
+                control.send(Ping(number & 0xFFFFFFFF))
+            if self._refusal is not None and self._refusal.final:
+                raise NodeRefused(self._refusal)
+            raise ConnectionError("the hub closed the control connection")
+        finally:
+            control.abort()
+            self._control = None
+            if self._up.is_set():
+                self._up.clear()
+                self.down_since = loop.time()
+                self._on_link(False)
+
+    def _on_frame(self, frame: Frame) -> None:
+        match frame:
+            case Peers():
+                try:
+                    peers = tuple(slot(number) for number in frame.slots if number != self.slot.number)
+                except ValueError:
+                    raise WireError("a peer outside the plan") from None
+                self._peers = peers
+                if not self._up.is_set():
+                    self._up.set()
+                    self.down_since = None
+                    self._sessions += 1
+                    self._counters.reconnects += self._sessions > 1
+                    log.info("mesh.up", slot=self.slot.number, peers=len(peers))
+                    self._on_link(True)
+                self._start(self._listen())
+            case Dial():
+                self._start(self._carry_in(frame))
+            case Refused():
+                self._refusal = frame.reason
+            case _:
+                raise WireError("not for a node")
+
+    async def _listen(self) -> None:
+        await self._listeners.serve(self._peers)
+        self.ready.set()
+
+    def _on_local(self, side: Side, target: Slot, port: int) -> None:
+        """A program on this machine connects to another slot's port."""
+        task = self._start(self._carry_out(side, target, port))
+
+        def lost(_: Side) -> None:
+            task.cancel()
+
+        side.on_lost = lost
+
+    async def _carry_out(self, local: Side, target: Slot, port: int) -> None:
+        try:
+            leg = await self._leg()
+        except OSError:
+            self._counters.refused[counters.PEER_DOWN] += 1
+            local.abort()
+            return
+        local.on_lost = None
+        leg.write(encode(Open(self.slot.number, self._key, target.number, port)))
+        link(local, leg)
+
+    async def _carry_in(self, dial: Dial) -> None:
+        """Another slot's program wants a port of ours."""
+        control = self._control
+        try:
+            if dial.port not in self.slot.forwarded:
+                self._counters.refused[counters.OUTSIDE_PLAN] += 1
+                raise ConnectionRefusedError
+            local = Plain()
+            await asyncio.get_running_loop().create_connection(lambda: local, self.slot.address, dial.port)
+        except OSError:
+            self._counters.refused[counters.NOBODY_THERE] += 1
+            if control is not None:
+                control.send(Undialable(dial.flow))
+            return
+        try:
+            leg = await self._leg()
+        except OSError:
+            local.abort()
+            return
+        leg.write(encode(Accept(self.slot.number, self._key, dial.flow)))
+        link(local, leg)
+
+    async def _leg(self) -> Framed:
+        """A data connection, waiting for the hub if need be. Raises OSError after ``park_s``."""
+        async with asyncio.timeout(self._timing.park_s):
+            while True:
+                await self._up.wait()
+                try:
+                    leg = await self._dialer.connect(Framed())
+                    break
+                except WrongHub:
+                    raise
+                except OSError:
+                    # The hub has just gone and the control connection doesn't know yet, or the port is crowded.
+                    await asyncio.sleep(0.2)
+        self._counters.flows_total += 1
+        self._legs.add(leg)
+        leg.on_lost = self._on_leg_lost
+        if leg.lost:
+            self._on_leg_lost(leg)
+        return leg
+
+    def _on_leg_lost(self, leg: Side) -> None:
+        if leg in self._legs:
+            self._legs.remove(leg)
+            self._counters.end(leg)
+
+    async def _watch(self) -> None:
+        """Cut flows whose path has died while the control connection's has not."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(3)
+            for leg in tuple(self._legs):
+                if leg.transport is not None and leg.pulse.is_dead(leg.transport, loop.time()):
+                    self._counters.dead += 1
+                    leg.abort()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

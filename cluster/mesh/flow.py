@@ -1,0 +1,283 @@
+"""Flows: two connections whose bytes go across, each way at the pace of its slower end.
+
+A local connection is :class:`Plain`. A data connection is :class:`Framed` where the flow begins or ends; between two
+nodes the hub doesn't look inside, both its connections are :class:`Relay`. Plain protocols and transports, no streams
+and no tasks: a chunk costs one callback.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, cast
+
+from cluster.mesh import sockets
+from cluster.mesh.wire import DONE, END, MAX_PIECE, PIECE, StreamReader, WireError
+
+#: Bytes in a connection's write buffer at which its peer's reading stops, and below which it goes on.
+_HIGH, _LOW = 512 * 1024, 128 * 1024
+#: Bytes kept of a connection that has no peer yet. More stay in the kernel.
+_EARLY = 64 * 1024
+#: Up to this size copying is cheaper than a TLS record of its own for the length before it.
+_SMALL = 16 * 1024
+
+
+class Side(asyncio.Protocol, ABC):
+    """One of a flow's two connections."""
+
+    #: Crosses the network, so can die without a word.
+    remote: ClassVar[bool] = True
+
+    def __init__(self, on_made: Callable[["Side"], None] | None = None) -> None:
+        """``on_made`` is called once connected."""
+        self.transport: asyncio.Transport | None = None
+        #: Called once when the connection is gone.
+        self.on_lost: Callable[[Side], None] | None = None
+        self.lost = False
+        #: Bytes from and to the network, framing included.
+        self.received = self.sent = 0
+        self.pulse = sockets.Pulse()
+        self._on_made = on_made
+        self._peer: Side | None = None
+        self._early: list[bytes] = []
+        self._early_bytes = 0
+        self._early_eof = False
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(_HIGH, _LOW)
+        sockets.tune(transport)
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self.received += len(data)
+        if self._peer is not None:
+            self._deliver(self._peer, data)
+            return
+        self._early.append(data)
+        self._early_bytes += len(data)
+        if self._early_bytes > _EARLY:
+            self._set_paused(True)
+
+    def eof_received(self) -> bool:
+        """See :class:`asyncio.Protocol`."""
+        return False
+
+    def pause_writing(self) -> None:
+        """See :class:`asyncio.BaseProtocol`."""
+        if self._peer is not None:
+            self._peer._set_paused(True)
+
+    def resume_writing(self) -> None:
+        """See :class:`asyncio.BaseProtocol`."""
+        if self._peer is not None:
+            self._peer._set_paused(False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See :class:`asyncio.BaseProtocol`."""
+        self.lost = True
+        peer, self._peer = self._peer, None
+        self._early.clear()
+        if peer is not None:
+            self._part(peer)
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def abort(self) -> None:
+        """Cut the connection, and with it the flow."""
+        if self.transport is not None and not self.lost:
+            self.transport.abort()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Put bytes on this connection as they are."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.sent += len(data)
+            self.transport.write(data)
+
+    @abstractmethod
+    def send(self, data: bytes | memoryview) -> None:
+        """Put a piece of the flow on this connection."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The flow has no more for this connection."""
+
+    @abstractmethod
+    def _deliver(self, peer: "Side", data: bytes) -> None:
+        """Hand over what came in."""
+
+    @abstractmethod
+    def _part(self, peer: "Side") -> None:
+        """This connection is gone; the peer's still stands."""
+
+    def _join(self, peer: "Side") -> None:
+        self._peer = peer
+
+    def _release(self) -> None:
+        """Hand over what came before there was a peer."""
+        early, self._early = self._early, []
+        self._set_paused(False)
+        for data in early:
+            if self._peer is not None:
+                self._deliver(self._peer, data)
+        if self._early_eof and self._peer is not None:
+            self._peer.finish()
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused == self._paused or self.transport is None or self.transport.is_closing():
+            return
+        self._paused = paused
+        if paused:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+
+class Plain(Side):
+    """A connection on this machine."""
+
+    remote = False
+
+    def __init__(self, on_made: Callable[[Side], None] | None = None) -> None:
+        super().__init__(on_made)
+        self._got_end = self._sent_end = False
+
+    def eof_received(self) -> bool:
+        """See :class:`asyncio.Protocol`: stays open for the other direction."""
+        self._got_end = True
+        if self._peer is None:
+            self._early_eof = True
+        else:
+            self._peer.finish()
+            self._close_if_done()
+        return True
+
+    def send(self, data: bytes | memoryview) -> None:
+        """See :class:`Side`."""
+        self.write(data)
+
+    def finish(self) -> None:
+        """See :class:`Side`."""
+        self._sent_end = True
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write_eof()
+            self._close_if_done()
+
+    def abort(self) -> None:
+        """See :class:`Side`. The application sees a reset."""
+        if self.transport is not None and not self.lost:
+            sockets.reset(self.transport)
+
+    def _deliver(self, peer: Side, data: bytes) -> None:
+        peer.send(data)
+
+    def _part(self, peer: Side) -> None:
+        if not (self._got_end and self._sent_end):
+            peer.abort()
+
+    def _close_if_done(self) -> None:
+        if self._got_end and self._sent_end and self.transport is not None:
+            # Flushes first, however long the reader takes.
+            self.transport.close()
+
+
+class Framed(Side):
+    """A data connection at the flow's end."""
+
+    def __init__(self, on_made: Callable[[Side], None] | None = None) -> None:
+        super().__init__(on_made)
+        self._reader = StreamReader(self._data, self._end, self._done)
+        self._got_end = self._sent_end = self._confirmed = False
+
+    def send(self, data: bytes | memoryview) -> None:
+        """See :class:`Side`."""
+        if len(data) <= _SMALL:
+            self.write(PIECE.pack(len(data)) + data)
+            return
+        for start in range(0, len(data), MAX_PIECE):
+            piece = data if len(data) <= MAX_PIECE else memoryview(data)[start : start + MAX_PIECE]
+            self.write(PIECE.pack(len(piece)))
+            self.write(piece)
+
+    def finish(self) -> None:
+        """See :class:`Side`."""
+        self._sent_end = True
+        self.write(END)
+
+    def _deliver(self, peer: Side, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+        except WireError:
+            self.abort()
+
+    def _part(self, peer: Side) -> None:
+        if not (self._got_end and self._sent_end):
+            peer.abort()
+
+    def _data(self, piece: bytes | memoryview) -> None:
+        if self._peer is not None:
+            self._peer.send(piece)
+
+    def _end(self) -> None:
+        self._got_end = True
+        if self._peer is not None:
+            self._peer.finish()
+        self.write(DONE)
+        self._close_if_done()
+
+    def _done(self) -> None:
+        if not self._sent_end:
+            raise WireError("an answer to nothing")
+        self._confirmed = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        # Closing a TLS transport gives what is still buffered only some seconds. Once the other side has confirmed our
+        # end, that is four bytes; without this, a slow reader would lose the tail.
+        if self._got_end and self._confirmed and self.transport is not None:
+            self.transport.close()
+
+
+class Relay(Side):
+    """A data connection whose other end is a data connection too."""
+
+    def send(self, data: bytes | memoryview) -> None:
+        """See :class:`Side`."""
+        self.write(data)
+
+    def finish(self) -> None:
+        """See :class:`Side`: the end travels inside the stream."""
+
+    def _deliver(self, peer: Side, data: bytes) -> None:
+        peer.write(data)
+
+    def _part(self, peer: Side) -> None:
+        # Orderly or not, the nodes know from the stream; what is buffered may be its last word.
+        if peer.transport is not None:
+            peer.transport.close()
+
+
+def link(one: Side, other: Side) -> None:
+    """Make a flow of two connections. If one is gone already, the other is cut."""
+    if one.lost or other.lost:
+        one.abort()
+        other.abort()
+        return
+    one._join(other)
+    other._join(one)
+    one._release()
+    other._release()
+
+
+def hand_over(transport: asyncio.Transport, protocol: asyncio.Protocol, rest: bytes = b"") -> None:
+    """Give a transport whose reading is paused to its next protocol, ``rest`` being read already."""
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    if not transport.is_closing():
+        # Takes effect at the loop's next turn, so what was read first still comes first.
+        transport.resume_reading()
+    if rest:
+        protocol.data_received(rest)

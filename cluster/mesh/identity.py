@@ -1,0 +1,208 @@
+"""Who is who: the hub's certificate, invitations to join, and the nodes' keys.
+
+A node trusts exactly one certificate, by its SHA-256 fingerprint; the hub trusts exactly the keys whose hashes the
+registry holds. Secrets are 256 random bits, so a plain SHA-256 of one can be stored. None of them shows in a ``repr``.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import ssl
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+
+from cluster.mesh.plan import slot
+from cluster.mesh.wire import SECRET_BYTES
+
+_FINGERPRINT_BYTES = 32
+_INVITATION = "mesh1-"
+#: The hub's name inside its certificate and in TLS's SNI. Nobody checks it: the fingerprint says it all.
+_NAME = "video-api-mesh"
+#: Fixed dates, so that a key always gives the same certificate. Nobody checks these either; revoking is by key.
+_FROM, _UNTIL = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
+
+
+class BadInvitation(ValueError):
+    """The text is not an invitation. Holds none of it."""
+
+
+@dataclass(frozen=True)
+class HubIdentity:
+    """The hub's certificate with its private key. As secret as a key."""
+
+    pem: bytes = field(repr=False)
+    #: SHA-256 of the certificate.
+    fingerprint: bytes
+
+    @classmethod
+    def load_or_create(cls, directory: Path) -> Self:
+        """The identity that is kept in ``directory`` (file ``hub.pem``, mode 0600); made at the first call."""
+        path = directory / "hub.pem"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            # A link appears whole or not at all, and the first of two starting processes wins.
+            temporary = _write_private(directory, cls._of(Ed25519PrivateKey.generate()).pem)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+        return cls.from_pem(path.read_bytes())
+
+    @classmethod
+    def derived(cls, secret: bytes) -> Self:
+        """The identity that follows from a secret of at least 32 bytes: a head needs no disk for it."""
+        if len(secret) < SECRET_BYTES:
+            raise ValueError(f"the mesh's secret needs at least {SECRET_BYTES} bytes")
+        seed = hmac.digest(secret, b"video-api mesh hub v1", "sha256")
+        return cls._of(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Self:
+        """Private key and certificate in one text. Raises ValueError if it isn't one."""
+        certificate = x509.load_pem_x509_certificate(pem)
+        return cls(pem, hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest())
+
+    @classmethod
+    def _of(cls, key: Ed25519PrivateKey) -> Self:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+        # Ed25519 signs deterministically: with nothing random in the certificate, the key alone fixes its bytes.
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(_FROM)
+            .not_valid_after(_UNTIL)
+            .sign(key, None)
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return cls.from_pem(private + certificate.public_bytes(serialization.Encoding.PEM))
+
+    def server_context(self) -> ssl.SSLContext:
+        """TLS 1.3 as the hub. OpenSSL reads keys from files only, so one exists for a moment."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # Sessions are never resumed: tickets would only be bytes that nobody asked for.
+        context.num_tickets = 0
+        descriptor = os.memfd_create("hub", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, self.pem)
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+        return context
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A one-time token: lets one node join, and tells it which hub to trust."""
+
+    fingerprint: bytes
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def new(cls, fingerprint: bytes) -> Self:
+        """A fresh secret for the hub of that fingerprint."""
+        return cls(fingerprint, secrets.token_bytes(SECRET_BYTES))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what :meth:`token` wrote. Raises :class:`BadInvitation`."""
+        head, body = text[: len(_INVITATION)], text[len(_INVITATION) :]
+        try:
+            data = base64.b64decode(body.encode("ascii") + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            data = b""
+        if head != _INVITATION or len(data) != _FINGERPRINT_BYTES + SECRET_BYTES:
+            raise BadInvitation("this is not an invitation to a mesh")
+        return cls(data[:_FINGERPRINT_BYTES], data[_FINGERPRINT_BYTES:])
+
+    def token(self) -> str:
+        """The text to hand to the node. A secret until it is used or expired."""
+        return _INVITATION + base64.urlsafe_b64encode(self.fingerprint + self.secret).decode().rstrip("=")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a node needs to come back: its slot, its key, and the hub that it trusts."""
+
+    slot: int
+    key: bytes = field(repr=False)
+    fingerprint: bytes
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """What :meth:`save` wrote; None if there is none. Raises ValueError if the file is something else."""
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        try:
+            loaded = cls(int(values["slot"]), bytes.fromhex(values["key"]), bytes.fromhex(values["fingerprint"]))
+            slot(loaded.slot)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} does not hold a node's credentials") from None
+        return loaded
+
+    def save(self, path: Path) -> None:
+        """Write the file, mode 0600, whole or not at all."""
+        values = {"slot": self.slot, "key": self.key.hex(), "fingerprint": self.fingerprint.hex()}
+        save_private(path, json.dumps(values).encode())
+
+
+def new_key() -> bytes:
+    """A node's key. Made on the node: the hub sees its hash first."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def digest(secret: bytes) -> bytes:
+    """What is stored of a key or a token's secret."""
+    return hashlib.sha256(secret).digest()
+
+
+def client_context() -> ssl.SSLContext:
+    """TLS 1.3 as a node. Trusts nobody by itself: :func:`is_pinned` has to follow before anything is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def is_pinned(certificate: bytes | None, fingerprint: bytes) -> bool:
+    """Whether a connection's certificate (DER) is the one that is trusted."""
+    return certificate is not None and hmac.compare_digest(hashlib.sha256(certificate).digest(), fingerprint)
+
+
+def save_private(path: Path, content: bytes) -> None:
+    """Write a secret to a file, mode 0600, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write_private(path.parent, content).replace(path)
+
+
+def _write_private(directory: Path, content: bytes) -> Path:
+    """A new, durable file of mode 0600 in ``directory``."""
+    path = directory / f".{uuid4().hex}.tmp"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    return path

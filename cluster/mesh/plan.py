@@ -1,0 +1,183 @@
+"""Slots: which loopback address and which ports a node has. The same on every machine, by arithmetic alone.
+
+Ray binds most of its ports on the wildcard address, so a machine can listen on another node's ``address:port`` only if
+its own Ray doesn't use that port number: no two slots share one. The head's well-known services sit inside its own
+block as well, so no port is special. All ports are below 32768, where Linux begins to hand out ephemeral ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import AddressValueError, IPv4Address
+
+FIRST_PORT = 10240
+PORTS_PER_SLOT = 64
+#: 352: as many blocks as fit below the ephemeral range.
+SLOTS = (32768 - FIRST_PORT) // PORTS_PER_SLOT
+
+_NETWORK = int(IPv4Address("127.77.0.0"))
+#: Hosts per /24: no address ends in .0 or .255, which some software takes for a network or a broadcast.
+_HOSTS = 254
+#: Offsets into a block. 13 to 15 are spare.
+_FIRST_WORKER = 16
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One node's place. ``number`` is 1 (the head) to 352; ValueError otherwise."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= SLOTS:
+            raise ValueError(f"slot {self.number} is not in 1..{SLOTS}")
+
+    @cached_property
+    def address(self) -> str:
+        """IPv4 address in 127.77.0.0/16, e.g. ``127.77.0.2`` for slot 2."""
+        subnet, host = divmod(self.number - 1, _HOSTS)
+        return str(IPv4Address(_NETWORK + 256 * subnet + host + 1))
+
+    @property
+    def ports(self) -> range:
+        """The 64 port numbers that nobody else uses."""
+        return range(self._port(0), self._port(PORTS_PER_SLOT))
+
+    @property
+    def node_manager(self) -> int:
+        return self._port(0)
+
+    @property
+    def object_manager(self) -> int:
+        return self._port(1)
+
+    @property
+    def dashboard_agent_listen(self) -> int:
+        return self._port(2)
+
+    @property
+    def dashboard_agent_grpc(self) -> int:
+        return self._port(3)
+
+    @property
+    def runtime_env_agent(self) -> int:
+        return self._port(4)
+
+    @property
+    def metrics_export(self) -> int:
+        return self._port(5)
+
+    @property
+    def workers(self) -> range:
+        """One port per worker process or driver: at most 48 of them on a node."""
+        return range(self._port(_FIRST_WORKER), self._port(PORTS_PER_SLOT))
+
+    @property
+    def forwarded(self) -> tuple[int, ...]:
+        """The ports that other nodes reach through the mesh."""
+        return (*range(self._port(0), self._port(6)), *self.workers)
+
+    def ray_flags(self) -> list[str]:
+        """What ``ray start`` has to be given so that it stays within the slot."""
+        return [
+            f"--node-ip-address={self.address}",
+            f"--node-manager-port={self.node_manager}",
+            f"--object-manager-port={self.object_manager}",
+            f"--dashboard-agent-listen-port={self.dashboard_agent_listen}",
+            f"--dashboard-agent-grpc-port={self.dashboard_agent_grpc}",
+            f"--runtime-env-agent-port={self.runtime_env_agent}",
+            f"--metrics-export-port={self.metrics_export}",
+            f"--min-worker-port={self.workers[0]}",
+            f"--max-worker-port={self.workers[-1]}",
+        ]
+
+    def _port(self, offset: int) -> int:
+        return FIRST_PORT + (self.number - 1) * PORTS_PER_SLOT + offset
+
+
+@dataclass(frozen=True)
+class HeadSlot(Slot):
+    """Slot 1, which also has the cluster's own services."""
+
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if self.number != 1:
+            raise ValueError("the head is slot 1")
+
+    @property
+    def gcs(self) -> int:
+        return self._port(6)
+
+    @property
+    def dashboard(self) -> int:
+        return self._port(7)
+
+    @property
+    def client_server(self) -> int:
+        """Ray client: ``ray://127.77.0.1:port``."""
+        return self._port(8)
+
+    @property
+    def autoscaler_metrics(self) -> int:
+        """For the variable ``AUTOSCALER_METRIC_PORT``; not forwarded."""
+        return self._port(9)
+
+    @property
+    def dashboard_metrics(self) -> int:
+        """For the variable ``DASHBOARD_METRIC_PORT``; not forwarded."""
+        return self._port(10)
+
+    @property
+    def http(self) -> int:
+        """Where the API listens if nodes are to reach it through the mesh: media of the local store, for one."""
+        return self._port(11)
+
+    @property
+    def briefing(self) -> int:
+        """Where a node learns what it needs to start Ray; see ``cluster.briefing``."""
+        return self._port(12)
+
+    @property
+    def forwarded(self) -> tuple[int, ...]:
+        """See :class:`Slot`."""
+        return (*range(self._port(0), self._port(9)), self.http, self.briefing, *self.workers)
+
+    def ray_flags(self) -> list[str]:
+        """See :class:`Slot`; for ``ray start --head``."""
+        return [
+            *super().ray_flags(),
+            f"--port={self.gcs}",
+            f"--dashboard-host={self.address}",
+            f"--dashboard-port={self.dashboard}",
+            f"--ray-client-server-port={self.client_server}",
+        ]
+
+
+HEAD = HeadSlot()
+
+
+def slot(number: int) -> Slot:
+    """The slot of that number, the head's with its extra ports. Raises ValueError if there is none."""
+    return HEAD if number == 1 else Slot(number)
+
+
+def slots() -> Iterator[Slot]:
+    """All of them, in order."""
+    return (slot(number) for number in range(1, SLOTS + 1))
+
+
+def slot_of_address(address: str) -> Slot | None:
+    """Whose address this is; None for anybody else's."""
+    try:
+        subnet, host = divmod(int(IPv4Address(address)) - _NETWORK, 256)
+    except AddressValueError:
+        return None
+    number = subnet * _HOSTS + host
+    return slot(number) if subnet >= 0 and 1 <= host <= _HOSTS and number <= SLOTS else None
+
+
+def slot_of_port(port: int) -> Slot | None:
+    """Whose port this is; None outside the plan."""
+    number = (port - FIRST_PORT) // PORTS_PER_SLOT + 1
+    return slot(number) if 1 <= number <= SLOTS else None

@@ -1,0 +1,317 @@
+"""What goes over a mesh connection once TLS is up: frames, and after a data connection's first frame, a stream.
+
+A frame is magic, version, kind and length (6 bytes, big-endian), then a payload whose length must fit its kind exactly.
+The stream of a data connection needs an end of its own, because TLS transports can't be closed one way: every piece of
+data is preceded by its length, ``END`` says that nothing follows, and ``DONE`` that the other's end has arrived. Only
+after both may a connection be closed; one that closes earlier was cut, and the reader sees a reset and not an end.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeAlias
+
+from cluster.mesh.plan import SLOTS
+
+VERSION = 1
+#: Bytes of secrets and of their hashes.
+SECRET_BYTES = 32
+FLOW_ID_BYTES = 16
+MAX_NAME_BYTES = 64
+#: Bytes in one piece of a stream. Readers keep no buffer of that size; this only bounds what can be claimed.
+MAX_PIECE = 1 << 20
+PIECE = struct.Struct("!I")
+END = PIECE.pack(0)
+DONE = PIECE.pack(0xFFFFFFFF)
+
+_MAGIC = b"vm"
+_HEADER = struct.Struct("!2sBBH")
+_KEYED = struct.Struct(f"!H{SECRET_BYTES}s")
+
+
+class WireError(Exception):
+    """The bytes are not this protocol. Never holds any of them: they may be secret."""
+
+
+class Reason(IntEnum):
+    """Why the hub says no."""
+
+    BAD_TOKEN = 1
+    TOKEN_EXPIRED = 2
+    BAD_KEY = 3
+    REVOKED = 4
+    REPLACED = 5
+    UNAVAILABLE = 6
+
+    @property
+    def final(self) -> bool:
+        """Asking again would get the same answer."""
+        return self is not Reason.UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class Join:
+    """Node to hub: bind this key to the slot that the token was made for. May be repeated with the same key."""
+
+    secret: bytes = field(repr=False)
+    key_hash: bytes = field(repr=False)
+    name: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Hub to node: the key is good for this slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Node to hub: this is my control connection from now on. ``instance`` tells processes with one key apart."""
+
+    slot: int
+    key: bytes = field(repr=False)
+    instance: bytes
+
+
+@dataclass(frozen=True)
+class Open:
+    """Node to hub: carry a flow to that slot and port. The stream follows at once."""
+
+    slot: int
+    key: bytes = field(repr=False)
+    target: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Node to hub: the data connection for a :class:`Dial`. The stream follows at once."""
+
+    slot: int
+    key: bytes = field(repr=False)
+    flow: bytes
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Hub to node: all slots with a node, the head's included. Sent after :class:`Hello` and on every change."""
+
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Hub to node: connect to your own port and come back with an :class:`Accept`."""
+
+    flow: bytes
+    port: int
+
+
+@dataclass(frozen=True)
+class Undialable:
+    """Node to hub: nothing answers on the port of that :class:`Dial`."""
+
+    flow: bytes
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Either way: answer with the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Pong:
+    """Either way: the answer to a :class:`Ping`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Hub to node, the last thing it says."""
+
+    reason: Reason
+
+
+Frame: TypeAlias = Join | Joined | Hello | Open | Accept | Peers | Dial | Undialable | Ping | Pong | Refused
+
+_SLOT = struct.Struct("!H")
+_JOIN = struct.Struct(f"!{SECRET_BYTES}s{SECRET_BYTES}s")
+_HELLO = struct.Struct(f"!H{SECRET_BYTES}s{FLOW_ID_BYTES}s")
+_OPEN = struct.Struct(f"!H{SECRET_BYTES}sHH")
+_DIAL = struct.Struct(f"!{FLOW_ID_BYTES}sH")
+_FLOW = struct.Struct(f"!{FLOW_ID_BYTES}s")
+_NUMBER = struct.Struct("!I")
+_REASON = struct.Struct("!B")
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame's bytes. Raises ValueError if a field doesn't fit."""
+    try:
+        kind, payload = _payload(frame)
+    except struct.error as error:
+        raise ValueError(f"{type(frame).__name__} does not fit its frame") from error
+    return _HEADER.pack(_MAGIC, VERSION, kind, len(payload)) + payload
+
+
+def _payload(frame: Frame) -> tuple[int, bytes]:
+    match frame:
+        case Join():
+            name = frame.name.encode()
+            if len(name) > MAX_NAME_BYTES:
+                raise ValueError(f"a node's name has at most {MAX_NAME_BYTES} bytes")
+            return 1, _JOIN.pack(_exact(frame.secret), _exact(frame.key_hash)) + name
+        case Joined():
+            return 2, _SLOT.pack(frame.slot)
+        case Hello():
+            return 3, _HELLO.pack(frame.slot, _exact(frame.key), _exact(frame.instance, FLOW_ID_BYTES))
+        case Open():
+            return 4, _OPEN.pack(frame.slot, _exact(frame.key), frame.target, frame.port)
+        case Accept():
+            return 5, _HELLO.pack(frame.slot, _exact(frame.key), _exact(frame.flow, FLOW_ID_BYTES))
+        case Peers():
+            return 6, struct.pack(f"!{len(frame.slots)}H", *frame.slots)
+        case Dial():
+            return 7, _DIAL.pack(_exact(frame.flow, FLOW_ID_BYTES), frame.port)
+        case Undialable():
+            return 8, _FLOW.pack(_exact(frame.flow, FLOW_ID_BYTES))
+        case Ping():
+            return 9, _NUMBER.pack(frame.number)
+        case Pong():
+            return 10, _NUMBER.pack(frame.number)
+        case Refused():
+            return 11, _REASON.pack(frame.reason)
+
+
+def _exact(value: bytes, size: int = SECRET_BYTES) -> bytes:
+    # ``struct`` would pad or cut without a word.
+    if len(value) != size:
+        raise ValueError(f"expected {size} bytes")
+    return value
+
+
+def _join(payload: bytes) -> Frame:
+    secret, key_hash = _JOIN.unpack_from(payload)
+    name = payload[_JOIN.size :].decode()
+    if not name.isprintable():
+        raise ValueError
+    return Join(secret, key_hash, name)
+
+
+def _peers(payload: bytes) -> Frame:
+    if len(payload) % 2:
+        raise ValueError
+    return Peers(struct.unpack(f"!{len(payload) // 2}H", payload))
+
+
+#: By kind: least and greatest length of the payload in bytes, and how to read it.
+_KINDS: Mapping[int, tuple[int, int, Callable[[bytes], Frame]]] = {
+    1: (_JOIN.size, _JOIN.size + MAX_NAME_BYTES, _join),
+    2: (_SLOT.size, _SLOT.size, lambda payload: Joined(*_SLOT.unpack(payload))),
+    3: (_HELLO.size, _HELLO.size, lambda payload: Hello(*_HELLO.unpack(payload))),
+    4: (_OPEN.size, _OPEN.size, lambda payload: Open(*_OPEN.unpack(payload))),
+    5: (_HELLO.size, _HELLO.size, lambda payload: Accept(*_HELLO.unpack(payload))),
+    6: (0, 2 * SLOTS, _peers),
+    7: (_DIAL.size, _DIAL.size, lambda payload: Dial(*_DIAL.unpack(payload))),
+    8: (_FLOW.size, _FLOW.size, lambda payload: Undialable(*_FLOW.unpack(payload))),
+    9: (_NUMBER.size, _NUMBER.size, lambda payload: Ping(*_NUMBER.unpack(payload))),
+    10: (_NUMBER.size, _NUMBER.size, lambda payload: Pong(*_NUMBER.unpack(payload))),
+    11: (_REASON.size, _REASON.size, lambda payload: Refused(Reason(payload[0]))),
+}
+
+
+class FrameReader:
+    """Takes bytes as they come and gives frames. Holds at most one unread chunk and one frame's beginning."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived."""
+        self._held = self._held + data if self._held else data
+
+    def next(self) -> Frame | None:
+        """The next whole frame, None until more has arrived. Raises :class:`WireError`; then the reader is useless."""
+        if not _MAGIC.startswith(self._held[:2]):
+            raise WireError("not a mesh connection")
+        if len(self._held) < _HEADER.size:
+            return None
+        _, version, kind, length = _HEADER.unpack_from(self._held)
+        if version != VERSION:
+            raise WireError(f"version {version} of the protocol, here {VERSION}")
+        if kind not in _KINDS:
+            raise WireError("unknown kind of frame")
+        least, most, read = _KINDS[kind]
+        if not least <= length <= most:
+            raise WireError("frame of a wrong length")
+        end = _HEADER.size + length
+        if len(self._held) < end:
+            return None
+        payload, self._held = self._held[_HEADER.size : end], self._held[end:]
+        try:
+            return read(payload)
+        except ValueError:
+            # Not chained: the original quotes the bytes.
+            raise WireError("frame with a wrong content") from None
+
+    def rest(self) -> bytes:
+        """What came after the last frame: the beginning of a stream. The reader is empty then."""
+        held, self._held = self._held, b""
+        return held
+
+
+class StreamReader:
+    """Takes a data connection's bytes as they come and calls back with the pieces; copies nothing, keeps nothing."""
+
+    def __init__(
+        self, data: Callable[[bytes | memoryview], None], end: Callable[[], None], done: Callable[[], None]
+    ) -> None:
+        self._data, self._end, self._done = data, end, done
+        self._left = 0
+        self._prefix = b""
+        self._ended = self._seen_done = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Raises :class:`WireError` at the first wrong byte; what was right before it has been delivered."""
+        position, size = 0, len(chunk)
+        if not (self._left or self._prefix or self._ended) and PIECE.size < size <= MAX_PIECE:
+            # Small calls: one piece, all of it.
+            (length,) = PIECE.unpack_from(chunk)
+            if length == size - PIECE.size:
+                self._data(chunk[PIECE.size :])
+                return
+        view = memoryview(chunk)
+        while position < size:
+            if self._left:
+                stop = min(position + self._left, size)
+                self._left -= stop - position
+                self._data(view[position:stop])
+                position = stop
+                continue
+            stop = min(position + PIECE.size - len(self._prefix), size)
+            prefix = self._prefix + chunk[position:stop]
+            position = stop
+            if len(prefix) < PIECE.size:
+                self._prefix = prefix
+                return
+            self._prefix = b""
+            self._begin(prefix)
+
+    def _begin(self, prefix: bytes) -> None:
+        if prefix == DONE and not self._seen_done:
+            self._seen_done = True
+            self._done()
+        elif self._ended:
+            raise WireError("data after the end of a stream")
+        elif prefix == END:
+            self._ended = True
+            self._end()
+        else:
+            (length,) = PIECE.unpack(prefix)
+            if length > MAX_PIECE:
+                raise WireError("piece of a wrong length")
+            self._left = length

@@ -1,0 +1,100 @@
+"""The plan's arithmetic, for every slot and for whatever isn't one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.mesh.plan import HEAD, SLOTS, HeadSlot, Slot, slot, slot_of_address, slot_of_port, slots
+
+EPHEMERAL = range(32768, 65536)
+numbers = st.integers(1, SLOTS)
+
+
+def test_no_two_slots_share_a_port_or_an_address() -> None:
+    ports = [port for one in slots() for port in one.ports]
+    assert len(ports) == len(set(ports)) == 64 * SLOTS
+    assert (min(ports), max(ports)) == (10240, 32767)
+    assert SLOTS == 352
+    assert len({one.address for one in slots()}) == SLOTS
+
+
+@given(numbers)
+def test_a_slot_stays_within_its_block(number: int) -> None:
+    one = slot(number)
+    named = [one.node_manager, one.object_manager, one.dashboard_agent_listen, one.dashboard_agent_grpc]
+    named += [one.runtime_env_agent, one.metrics_export, *one.workers]
+    if isinstance(one, HeadSlot):
+        named += [one.gcs, one.dashboard, one.client_server, one.autoscaler_metrics, one.dashboard_metrics]
+        named += [one.http, one.briefing]
+    assert len(set(named)) == len(named)
+    assert set(named) <= set(one.ports)
+    assert set(one.forwarded) <= set(named)
+    assert len(set(one.forwarded)) == len(one.forwarded)
+    assert not set(one.ports) & set(EPHEMERAL)
+
+
+@given(numbers)
+def test_inverse_lookup(number: int) -> None:
+    one = slot(number)
+    assert slot_of_address(one.address) == one
+    assert {slot_of_port(port) for port in one.ports} == {one}
+
+
+@given(st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str) | st.text())
+def test_other_addresses_are_nobodys(address: str) -> None:
+    found = slot_of_address(address)
+    assert found is None or found.address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.77.0.0", "127.77.0.255", "127.77.1.99", "127.77.1.0", "127.76.255.255", "127.0.0.1", "127.77.255.1"],
+)
+def test_edges_of_the_address_range(address: str) -> None:
+    assert slot_of_address(address) is None
+
+
+@given(st.integers(-70000, 140000))
+def test_any_port(port: int) -> None:
+    found = slot_of_port(port)
+    assert (found is not None) == (10240 <= port < 32768)
+    assert found is None or port in found.ports
+
+
+@pytest.mark.parametrize("number", [0, -1, SLOTS + 1])
+def test_no_such_slot(number: int) -> None:
+    with pytest.raises(ValueError, match="slot"):
+        slot(number)
+    with pytest.raises(ValueError, match="head"):
+        HeadSlot(2)
+
+
+def test_the_head_and_the_first_node() -> None:
+    assert (HEAD.address, slot(2).address, slot(254).address, slot(255).address, slot(SLOTS).address) == (
+        "127.77.0.1",
+        "127.77.0.2",
+        "127.77.0.254",
+        "127.77.1.1",
+        "127.77.1.98",
+    )
+    assert slot(1) is HEAD
+    assert {HEAD.gcs, HEAD.dashboard, HEAD.client_server} < set(HEAD.forwarded)
+    assert not {HEAD.autoscaler_metrics, HEAD.dashboard_metrics} & set(HEAD.forwarded)
+    assert slot(2).ray_flags() == [
+        "--node-ip-address=127.77.0.2",
+        "--node-manager-port=10304",
+        "--object-manager-port=10305",
+        "--dashboard-agent-listen-port=10306",
+        "--dashboard-agent-grpc-port=10307",
+        "--runtime-env-agent-port=10308",
+        "--metrics-export-port=10309",
+        "--min-worker-port=10320",
+        "--max-worker-port=10367",
+    ]
+    assert HEAD.ray_flags()[-4:] == [
+        "--port=10246",
+        "--dashboard-host=127.77.0.1",
+        "--dashboard-port=10247",
+        "--ray-client-server-port=10248",
+    ]
+    assert Slot(2) == slot(2)
