@@ -34,7 +34,9 @@ QUEUED, MOST_QUEUED = 32 * 1024**2, 32
 #: Part of the face's side over which a feathered edge fades.
 FADE = 1 / 12
 
-STAGE = "lipsync"
+DETECTING, SPEAKING = "detecting", "lipsync"
+#: Part of the progress that the search for the first face makes.
+SEARCH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +67,24 @@ def render(
 ) -> Tally:
     """Write the mp4 ``target``. When anything raises, ``step`` included, processes, threads and files are gone.
 
+    A video without any face fails after the detection: the encoder is not started before a face was seen.
     Raises ``Fault``: ``no_face_found``, ``face_missing``, ``invalid_media``, ``encode_failed``.
     """
     depth = _queue_depth(job.source)
     done = untouched = 0
     try:
-        with (
-            Behind(lambda: _encoder(job, target, codec), depth) as encoder,
-            closing(_spotted(job, detector, depth, target.parent)) as spotted,
-        ):
+        with closing(_spotted(job, detector, step, depth, target.parent)) as spotted:
             size = max(1, min(generator.batch, BATCHED // job.source.frame_bytes))
-            step(STAGE, 0.0)
-            while batch := list(islice(spotted, size)):
-                for frame in speak(batch, done, job, generator):
-                    encoder.put(frame)
-                done += len(batch)
-                untouched += sum(box is None for _, box in batch)
-                step(STAGE, done / job.frames)
+            batch = list(islice(spotted, size))
+            step(SPEAKING, SEARCH)
+            with Behind(lambda: _encoder(job, target, codec), depth) as encoder:
+                while batch:
+                    for frame in speak(batch, done, job, generator):
+                        encoder.put(frame)
+                    done += len(batch)
+                    untouched += sum(box is None for _, box in batch)
+                    step(SPEAKING, SEARCH + (1 - SEARCH) * (done / job.frames))
+                    batch = list(islice(spotted, size))
     except BaseException:
         target.unlink(missing_ok=True)
         raise
@@ -133,11 +136,15 @@ def _feather() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
 _FEATHER = _feather()
 
 
-def _spotted(job: Job, detector: Detector, depth: int, workdir: Path) -> Stream[tuple[Frame, Box | None]]:
+def _spotted(job: Job, detector: Detector, step: Step, depth: int, workdir: Path) -> Stream[tuple[Frame, Box | None]]:
     """Exactly ``job.frames`` frames of the output as they were, each with the box to work on."""
     own = min(job.frames, job.source.frames)
-    with Ahead(read(job.source, own), depth) as frames:
-        located = _fixed(iter(frames), job) if job.params.face_box else _found(iter(frames), job, detector)
+    with (
+        Ahead(read(job.source, own), depth) as frames,
+        closing(
+            _fixed(iter(frames), job) if job.params.face_box else _found(iter(frames), job, detector, step, depth)
+        ) as located,
+    ):
         if job.frames == own:
             yield from located
             return
@@ -152,7 +159,7 @@ def _spotted(job: Job, detector: Detector, depth: int, workdir: Path) -> Stream[
                     yield frame, boxes[index]
 
 
-def _fixed(frames: Iterator[Frame], job: Job) -> Iterator[tuple[Frame, Box | None]]:
+def _fixed(frames: Iterator[Frame], job: Job) -> Stream[tuple[Frame, Box | None]]:
     """The client's own box on every frame, in pixels of the frame as decoded."""
     box = face_box(job)
     for frame in frames:
@@ -178,21 +185,35 @@ def face_box(job: Job) -> Box:
     return box
 
 
-def _found(frames: Iterator[Frame], job: Job, detector: Detector) -> Iterator[tuple[Frame, Box | None]]:
-    """The followed face's box on every frame, with the client's choice for frames that have none."""
+def _found(
+    frames: Iterator[Frame], job: Job, detector: Detector, step: Step, depth: int
+) -> Stream[tuple[Frame, Box | None]]:
+    """The followed face's box on every frame, with the client's choice for frames that have none.
+
+    Nothing is given before the first face was seen. The frames before it may be many: they are not kept but decoded
+    once more.
+    """
     params, source = job.params, job.source
     pads = (*(n / source.scale_y for n in params.pads[:2]), *(n / source.scale_x for n in params.pads[2:]))
     follower = Follower(detector, params.face_index or 0)
     located = steady(follower.follow(frames), pads, smoothing=params.smoothing)
+    step(DETECTING, 0.0)
     last: Box | None = None
     missing: int | None = None
     for number, (frame, box) in enumerate(located):
         if box is None and missing is None:
             missing = number
-        last = box or last
+        if box is None and last is None:
+            step(DETECTING, SEARCH * (number + 1) / min(job.frames, source.frames))
+            continue
         # Only once a face was seen it is clear that this is a frame without one and not a video without any.
-        if missing is not None and last is not None and params.on_missing_face == "error":
+        if missing is not None and params.on_missing_face == "error":
             raise Fault("face_missing", f"no face in frame {missing}, at {float(missing / source.fps):.2f} s")
+        if last is None and number > 0:
+            with Ahead(read(source, number), depth) as again:
+                for faceless in again:
+                    yield faceless, None
+        last = box or last
         yield frame, last if params.on_missing_face == "hold" else box
     if last is None:
         which = "" if params.face_index is None else f" with face_index {params.face_index}"

@@ -2,7 +2,8 @@
 
 import tempfile
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import psutil
 import pytest
 
 from deployments.faults import Fault
-from deployments.wav2lip import replay
+from deployments.media import Mp4Encoder
+from deployments.wav2lip import lipsync, replay
+from deployments.wav2lip.boxes import Found
 from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.lipsync import crop, paste
 from deployments.wav2lip.tracks import Detector
+from deployments.wav2lip.video import Frame, probe, read
 from tests.unit.deployments.wav2lip.clips import (
     Everywhere,
     Facts,
@@ -170,17 +174,82 @@ def test_the_face_is_pasted_where_it_was(tmp_path: Path) -> None:
     assert crop(frame, box).shape == (96, 96, 3)
 
 
-def test_no_face_at_all(tmp_path: Path) -> None:
-    inputs = pattern(tmp_path / "v.mp4", 1), tone(tmp_path / "a.wav", 1)
-    for policy in ("passthrough", "hold", "error"):
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[Frame]]:
+    """The frames that each encoder was given, of those that were opened."""
+    opened: list[list[Frame]] = []
+
+    class Noted(Mp4Encoder):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            opened.append([])
+            super().__init__(*args, **options)
+
+        def write(self, frames: Frame) -> None:
+            opened[-1].extend(frames)
+            super().write(frames)
+
+    monkeypatch.setattr(lipsync, "Mp4Encoder", Noted)
+    return opened
+
+
+@pytest.mark.parametrize("policy", ["passthrough", "hold", "error"])
+def test_no_face_at_all(tmp_path: Path, policy: str, encoded: list[list[Frame]]) -> None:
+    inputs = pattern(tmp_path / "v.mp4", 1), tone(tmp_path / "a.wav", 2)
+    steps: list[tuple[str, float]] = []
+    options = {"on_missing_face": policy, "step": lambda *step: steps.append(step)}
+    for wrong in ({"detector": Nowhere()}, {"face_index": 3}):
+        steps.clear()
         generator = Plain()
-        with pytest.raises(Fault) as caught:
-            make(tmp_path, *inputs, detector=Nowhere(), generator=generator, on_missing_face=policy)
+        with pytest.raises(Fault, match=r"face_index 3" if "face_index" in wrong else "no face") as caught:
+            make(tmp_path, *inputs, generator=generator, **options, **wrong)
         assert caught.value.code == "no_face_found"
         assert not caught.value.transient
         assert generator.mels == []
-    with pytest.raises(Fault, match="face_index 3"):
-        make(tmp_path, *inputs, face_index=3)
+        # It ends with the detection: nothing was encoded in vain.
+        assert encoded == []
+        assert {stage for stage, _ in steps} == {"detecting"}
+        assert len(steps) > 25
+        assert [fraction for _, fraction in steps] == sorted(fraction for _, fraction in steps)
+    make(tmp_path, *inputs, **options)
+    assert len(encoded) == 1
+
+
+class Fleeting(Scripted):
+    """Also counts how many of the frames it was shown are still in memory."""
+
+    def __init__(self, boxes: dict[int, list[list[float]]], **options: int) -> None:
+        super().__init__(boxes, **options)
+        self.most = 0
+        self._shown: list[weakref.ref[Frame]] = []
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Found]:
+        self._shown += [weakref.ref(frame) for frame in frames]
+        self.most = max(self.most, sum(frame() is not None for frame in self._shown))
+        return super().__call__(frames)
+
+
+@pytest.mark.parametrize("first", [0, 1, 40])
+@pytest.mark.parametrize("policy", ["passthrough", "hold"])
+@pytest.mark.parametrize("mode", ["cut", "loop", "pingpong", "hold"])
+def test_a_face_that_comes_late(tmp_path: Path, first: int, policy: str, mode: str, encoded: list[list[Frame]]) -> None:
+    """Shown from frame ``first`` to the 45th of 50. What was let go while looking for it comes back as it was."""
+    levels = [20 + 4 * n for n in range(50)]
+    video, sound = greys(tmp_path / "v.mp4", levels), tone(tmp_path / "a.wav", 60 / 25)
+    boxes = {level: [[8.0, 8.0, 40.0, 40.0]] for level in levels[first:45]}
+    detector = Fleeting(boxes, every=1, loose=1)
+    options = {"on_missing_face": policy, "sync_mode": mode, "blend": "hard", "pads": [0, 0, 0, 0]}
+    made = make(tmp_path, video, sound, detector=detector, **options)
+    frames = list(read(probe(video), 50))
+    for number, frame in enumerate(frames):
+        if first <= number < (50 if policy == "hold" else 45):
+            frame[8:40, 8:40] = 255
+    again = {"cut": [], "loop": frames[:10], "pingpong": frames[48:38:-1], "hold": frames[-1:] * 10}
+    assert made.frames == len(encoded[0])
+    assert np.array_equal(encoded[0], frames + again[mode])
+    assert len(detector.seen) == 50
+    if first == 40 and mode == "cut":
+        # Not the whole clip was kept while looking for the face.
+        assert detector.most < 20
 
 
 def test_frames_without_a_face(tmp_path: Path) -> None:
@@ -236,6 +305,28 @@ class Cancelled(Exception):
     """What the replica raises out of ``step``."""
 
 
+@pytest.mark.parametrize("at", ["detecting", "lipsync"])
+def test_cancelling_while_the_face_has_not_come(tmp_path: Path, at: str, encoded: list[list[Frame]]) -> None:
+    levels = [20 + 4 * n for n in range(50)]
+    engine = Wav2LipEngine(Plain(), {"centerface": Scripted({216: [[8.0, 8.0, 40.0, 40.0]]}, loose=1)})
+    inputs = {"video": greys(tmp_path / "v.mp4", levels), "audio": tone(tmp_path / "a.wav", 2)}
+    room = tmp_path / "job"
+    room.mkdir()
+    prepared = engine.prepare({}, inputs, room)
+
+    def step(stage: str, fraction: float) -> None:
+        # In the search, and where the frames before the face are decoded for the second time.
+        if stage == at and fraction > (0.01 if at == "detecting" else 0.3):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.run(prepared, step)
+    assert len(encoded) == (at == "lipsync")
+    assert psutil.Process().children() == []
+    assert list(room.iterdir()) == []
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("wav2lip")]
+
+
 @pytest.mark.parametrize("when", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("mode", ["loop", "pingpong"])
 def test_cancelling_leaves_nothing_behind(
@@ -268,12 +359,13 @@ def test_cancelling_leaves_nothing_behind(
 
 
 def test_progress_rises_to_the_end(tmp_path: Path) -> None:
-    fractions: list[float] = []
+    steps: list[tuple[str, float]] = []
     video, sound = pattern(tmp_path / "v.mp4", 3), tone(tmp_path / "a.wav", 2)
-    make(tmp_path, video, sound, step=lambda stage, fraction: fractions.append(fraction))
-    assert fractions == sorted(fractions)
+    make(tmp_path, video, sound, step=lambda *step: steps.append(step))
+    stages, fractions = zip(*steps, strict=True)
+    assert stages == ("detecting", *["lipsync"] * 5)
+    assert list(fractions) == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0, 1)
-    assert len(fractions) == 5
 
 
 class Broken:
