@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: Jobs in flight on one replica: one is prepared, one computed, one encoded and uploaded.
+SLOTS = 3
+
 MediaKind = Literal["image", "video", "audio"]
 
 

@@ -26,7 +26,7 @@ import structlog
 from ray import serve
 
 from deployments import logs
-from deployments.contract import Failure, Outcome, Report, Stopped, Task, Verdict
+from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
 from deployments.engine import Rendered
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.registry import MODELS
@@ -36,8 +36,6 @@ from deployments.transfer import Transfer
 log = structlog.get_logger()
 T = TypeVar("T")
 
-#: Jobs in flight on one replica: one per stage.
-SLOTS = 3
 #: Name of the Serve deployment that reports go to.
 DISPATCHER = "dispatcher"
 #: Progress at which the stages begin, as clients of the original service know them.
@@ -153,7 +151,7 @@ class Replica:
             prepared = await self._in_cpu(run, self._engine.prepare, task.params, paths, workdir)
             run.step("waiting_for_gpu", PREPARED)
         with _timed(run, "wait"):
-            await run.unless_stopped(self._gpu.acquire())
+            await run.unless_stopped(self._gpu.acquire(), own=False)
         try:
             with _timed(run, "run"):
                 result = await self._on_gpu(run, prepared)

@@ -75,22 +75,27 @@ class Run:
         """Ask the head now what it wants, instead of at the next report."""
         self._hurry.set()
 
-    async def unless_stopped(self, work: Awaitable[T]) -> T:
+    async def unless_stopped(self, work: Awaitable[T], *, own: bool = True) -> T:
         """Await ``work``, but leave it as soon as the run has to stop or is out of time.
+
+        ``own`` is False while others are waited for: that time does not count against the run's limit.
 
         Raises:
             RunStopped: it had to.
             Fault: out of time.
         """
+        began = time.monotonic()
         task = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            left = max(0.0, self.seconds_left)
+            left = max(0.0, self.seconds_left) if own else None
             done, _ = await asyncio.wait({task, stopping}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if task in done:
                 return task.result()
             raise RunStopped if done else self._out_of_time()
         finally:
+            if not own:
+                self._deadline += time.monotonic() - began
             stopping.cancel()
             task.cancel()
 
@@ -133,10 +138,12 @@ class Run:
         """Renew the lease while the end cannot be taken in, e.g. since the store is down: the video exists."""
         while True:
             await asyncio.sleep(self._task.lease_s / 3)
+            progress = Progress(lease=self._task.lease, stage=self._stage, percent=self._percent)
             try:
-                await self._reporter.report(Progress(lease=self._task.lease, stage=self._stage, percent=self._percent))
+                async with asyncio.timeout(REPORT_TIMEOUT_S):
+                    await self._reporter.report(progress)
             except Exception as error:
-                log.warning("report_failed", report="progress", error=repr(error))
+                log.warning("report_failed", report=progress.kind, error=repr(error))
 
     async def _report(self, report: Report, patience_s: float) -> Verdict:
         give_up = time.monotonic() + patience_s

@@ -9,11 +9,15 @@ import httpx
 from deployments.faults import Fault
 
 CHUNK = 1 << 20
-TRIES = 3
+#: Tries of a download, over about three minutes: the link to the head may be cut for one.
+GET_TRIES = 12
+#: Tries of an upload, over about ten minutes: the video is there, and making it again costs a whole run.
+PUT_TRIES = 24
+MAX_WAIT_S = 30.0
 
 
 class Transfer:
-    """GET and PUT with a few quick retries; what still fails is a transient fault of the job."""
+    """GET and PUT that outlast a store's restart; what still fails is a fault of the job."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         timeout = httpx.Timeout(30.0, write=120.0, read=120.0)
@@ -25,7 +29,7 @@ class Transfer:
         Raises:
             Fault: ``storage_unavailable``.
         """
-        for attempt in range(TRIES):
+        for tries_left in reversed(range(GET_TRIES)):
             try:
                 async with self._client.stream("GET", url) as response:
                     response.raise_for_status()
@@ -35,7 +39,7 @@ class Transfer:
                             await asyncio.to_thread(file.write, chunk)
                 return
             except httpx.HTTPError as error:
-                await _wait_or_give_up(attempt, "fetch the input", error)
+                await _wait_or_give_up(GET_TRIES, tries_left, "fetch the input", error)
 
     async def put(self, path: Path, url: str) -> None:
         """Upload an mp4. The signature in ``url`` covers its content type.
@@ -45,13 +49,13 @@ class Transfer:
         """
         size = (await asyncio.to_thread(path.stat)).st_size
         headers = {"content-type": "video/mp4", "content-length": str(size)}
-        for attempt in range(TRIES):
+        for tries_left in reversed(range(PUT_TRIES)):
             try:
                 response = await self._client.put(url, content=_chunks(path), headers=headers)
                 response.raise_for_status()
                 return
             except httpx.HTTPError as error:
-                await _wait_or_give_up(attempt, "upload the video", error)
+                await _wait_or_give_up(PUT_TRIES, tries_left, "upload the video", error)
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
@@ -61,10 +65,13 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _wait_or_give_up(attempt: int, what: str, error: httpx.HTTPError) -> None:
-    rejected = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
-    if attempt == TRIES - 1 or rejected:
+async def _wait_or_give_up(tries: int, left: int, what: str, error: httpx.HTTPError) -> None:
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    # 403 is a link that has expired: another attempt of the job comes with a new one.
+    refused = status is not None and 400 <= status < 500 and status not in (403, 408, 425, 429)
+    if left == 0 or status == 403 or refused:
         # The URL carries a signature: it stays out of the message.
-        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
-        raise Fault("storage_unavailable", f"Could not {what}: {status}.", transient=True) from None
-    await asyncio.sleep(0.5 * 2**attempt)
+        raise Fault(
+            "storage_unavailable", f"Could not {what}: {status or type(error).__name__}.", transient=not refused
+        ) from None
+    await asyncio.sleep(min(0.5 * 2 ** (tries - 1 - left), MAX_WAIT_S))

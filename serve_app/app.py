@@ -17,9 +17,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments import logs
-from deployments.contract import Report, Task, Verdict
+from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
-from deployments.replica import DISPATCHER, SLOTS, Replica
+from deployments.replica import DISPATCHER, Replica
 from serve_app.api.asgi import create_asgi
 from serve_app.cluster_state import ServeState
 from serve_app.intake.fetch import SafeClient
@@ -101,6 +101,11 @@ class DispatcherDeployment:
             lease_s=settings.lease_seconds,
         )
         self._loops = asyncio.create_task(self._dispatcher.run())
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends the replica."""
+        self._loops.cancel()
+        await asyncio.wait({self._loops})
 
     async def report(self, report: Report) -> Verdict:
         return await self._dispatcher.report(report)

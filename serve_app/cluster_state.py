@@ -1,7 +1,9 @@
 """What Ray Serve runs at the moment, as far as the service needs to know."""
 
 import asyncio
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +12,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeInstanceDetails
 
 from deployments.registry import MODELS
+
+#: Seconds for which an answer counts.
+FRESH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,18 @@ class ServeState:
 
     def __init__(self) -> None:
         self._app = serve.get_replica_context().app_name
+        # One call at a time: should the controller hang, no more than one thread waits for it.
+        self._asking = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="serve-state")
+        self._known: Mapping[str, ModelState] = {}
+        self._known_until = 0.0
 
     async def models(self) -> Mapping[str, ModelState]:
-        return await asyncio.to_thread(self._models)
+        async with self._asking:
+            if time.monotonic() > self._known_until:
+                self._known = await asyncio.get_running_loop().run_in_executor(self._thread, self._models)
+                self._known_until = time.monotonic() + FRESH_S
+            return self._known
 
     def _models(self) -> Mapping[str, ModelState]:
         client = _get_global_client()

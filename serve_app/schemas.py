@@ -49,8 +49,8 @@ class GenerateOptions(_Request):
         None, min_length=1, max_length=200, description="Your user. Users share the GPUs fairly; also a list filter."
     )
     priority: int = Field(0, ge=-10, le=10, description="Higher runs first among the jobs of one user.")
-    expires_after: float | None = Field(
-        None, gt=0, le=7 * 24 * 3600, description="Seconds within which the job has to start, else it fails."
+    expires_after: float = Field(
+        24 * 3600, gt=0, le=7 * 24 * 3600, description="Seconds within which the job has to start, else it fails."
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -22,15 +21,12 @@ from deployments.ltx2 import picture
 from deployments.ltx2.checkpoint import CheckpointError
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
-from deployments.ltx2.spec import SPEC, LTX2Params
+from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
 from deployments.media import Mp4Encoder, write_wav
 
-#: Width and height where the client names none.
-DEFAULT_SIZE = (1024, 576)
-#: The same for random weights: noise needs no detail, and a CPU makes five seconds of it in about two.
+#: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
+#: seconds of it in about two.
 RANDOM_SIZE = (320, 192)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +46,6 @@ class LTX2Engine:
     def __init__(self) -> None:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
-        if self.random_weights:
-            log.warning("ltx2 runs on random weights: its videos are noise. Set %s.", SPEC.weights_variable)
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
 

@@ -10,6 +10,8 @@ from deployments.ltx2.recipes import num_frames
 DEFAULT_PROMPT = "A smooth cinematic video"
 #: Five seconds at 1920x1088 and 24 fps. Activations grow with width x height x frames; more does not fit 80 GB.
 MAX_VIDEO_PIXELS = 1920 * 1088 * 121
+#: Width and height where the client names none.
+DEFAULT_SIZE = (1024, 576)
 DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
 
 
@@ -53,9 +55,10 @@ class LTX2Params(Params):
         width, frames = info.data["width"], num_frames(info.data["duration"], info.data["fps"])
         if (width is None) != (height is None):
             raise ValueError("give width and height together, or neither")
-        if width and height and width * height * frames > MAX_VIDEO_PIXELS:
-            most = MAX_VIDEO_PIXELS // (width * height)
-            raise ValueError(f"{frames} frames of {width}x{height} do not fit a GPU; at most {most} of this size do")
+        wide, high = width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
+        if wide * high * frames > MAX_VIDEO_PIXELS:
+            most = MAX_VIDEO_PIXELS // (wide * high)
+            raise ValueError(f"{frames} frames of {wide}x{high} do not fit a GPU; at most {most} of this size do")
         return height
 
 

@@ -85,7 +85,7 @@ async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | 
 
 def _deployment_faults(states: Mapping[str, ModelState]) -> str:
     absent = [f"{name} is not deployed" for name in MODELS if name not in states]
-    broken = [f"{name}: {state.message}" for name, state in states.items() if state.status == "UNHEALTHY"]
+    broken = [f"{name} is unhealthy" for name, state in states.items() if state.status == "UNHEALTHY"]
     return "; ".join(absent + broken)
 
 

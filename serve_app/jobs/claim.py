@@ -1,31 +1,36 @@
-"""The query that decides whose job is next."""
+"""The queries that decide whose job is next, for the GPUs and for intake.
+
+Fair between users: a user's n-th job, those in flight counted, ranks behind everybody else's (n-1)-th; within a rank by
+priority, then age. A loose index scan finds the users with waiting jobs, a lateral join the best few of each, and one
+sort orders those, so the cost follows the number of waiting users and not the number of jobs.
+"""
 
 from sqlalchemy import text
 
-#: Ids of the jobs to run now, for ``:model`` with at most ``:window`` in flight.
-#:
-#: A loose index scan finds the users with waiting jobs, a lateral join the best few of each, and one sort orders those:
-#: by rank within the user (jobs in flight count), then priority, then age. So the cost follows the number of waiting
-#: users; the array keeps the planner from joining the best by a scan of all that wait. The last WHERE repeats what the
-#: snapshot saw: a row may have changed until its lock was taken.
-FAIR_CLAIM = text(
-    """
-    WITH RECURSIVE users AS (
+#: CTE of the users (``''`` for none) who have a job that waits, where ``{of}`` says which jobs count.
+WAITING_USERS = """
+    users AS (
         (SELECT coalesce(user_id, '') AS id FROM jobs
-          WHERE status = 'queued' AND lease_token IS NULL AND model = :model
+          WHERE status = 'queued' AND lease_token IS NULL AND {of}
           ORDER BY coalesce(user_id, '') LIMIT 1)
         UNION ALL
-        SELECT (SELECT coalesce(j.user_id, '') FROM jobs j
-                 WHERE j.status = 'queued' AND j.lease_token IS NULL AND j.model = :model
-                   AND coalesce(j.user_id, '') > users.id
-                 ORDER BY coalesce(j.user_id, '') LIMIT 1)
+        SELECT (SELECT coalesce(user_id, '') FROM jobs
+                 WHERE status = 'queued' AND lease_token IS NULL AND {of} AND coalesce(user_id, '') > users.id
+                 ORDER BY coalesce(user_id, '') LIMIT 1)
           FROM users WHERE users.id IS NOT NULL
-    ),
+    )"""
+
+# The array keeps the planner from joining the best by a scan of all that wait. The last WHERE repeats what the snapshot
+# saw: a row may have changed until its lock was taken.
+_CLAIM = (
+    "WITH RECURSIVE"  # noqa: S608 - constants only
+    + WAITING_USERS
+    + """,
     in_flight AS (
         SELECT coalesce(user_id, '') AS id, count(*) AS n FROM jobs
-         WHERE lease_token IS NOT NULL AND model = :model AND inputs IS NOT NULL GROUP BY 1
+         WHERE lease_token IS NOT NULL AND {in_flight} GROUP BY 1
     ),
-    room AS (SELECT greatest(:window - coalesce(sum(n), 0), 0)::int AS n FROM in_flight),
+    room AS (SELECT {room} AS n),
     best AS (
         SELECT w.id, w.priority, w.created_at,
                coalesce(f.n, 0) + row_number() OVER (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at) AS rank
@@ -33,8 +38,8 @@ FAIR_CLAIM = text(
           LEFT JOIN in_flight f ON f.id = u.id
           CROSS JOIN LATERAL (
               SELECT id, priority, created_at FROM jobs
-               WHERE status = 'queued' AND lease_token IS NULL AND model = :model
-                 AND coalesce(user_id, '') = u.id AND inputs IS NOT NULL AND not_before <= now()
+               WHERE status = 'queued' AND lease_token IS NULL AND {ready}
+                 AND coalesce(user_id, '') = u.id AND not_before <= now()
                ORDER BY priority DESC, created_at LIMIT (SELECT n FROM room)
           ) w
          WHERE u.id IS NOT NULL
@@ -45,4 +50,19 @@ FAIR_CLAIM = text(
      LIMIT (SELECT n FROM room)
      FOR UPDATE OF jobs SKIP LOCKED
     """
+)
+
+#: Ids of jobs to run now: of ``:model``, at most so many that ``:window`` are in flight.
+CLAIM_TO_RUN = text(
+    _CLAIM.format(
+        of="model = :model",
+        in_flight="model = :model AND inputs IS NOT NULL",
+        room="greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int",
+        ready="model = :model AND inputs IS NOT NULL",
+    )
+)
+
+#: Ids of ``:limit`` jobs whose inputs have to be fetched.
+CLAIM_FOR_INTAKE = text(
+    _CLAIM.format(of="inputs IS NULL", in_flight="inputs IS NULL", room="CAST(:limit AS int)", ready="inputs IS NULL")
 )

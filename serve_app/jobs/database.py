@@ -15,8 +15,13 @@ CHANNEL = "video_api_jobs"
 
 
 def connect(url: str) -> AsyncEngine:
-    """An engine for ``postgresql+psycopg://…``; connections are checked before use, so a database restart heals."""
-    return create_async_engine(url, pool_size=5, max_overflow=10, pool_pre_ping=True, pool_timeout=10)
+    """An engine for ``postgresql+psycopg://…``; connections are checked before use, so a database restart heals.
+
+    Errors do not show parameters: prompts and lease tokens stay out of logs.
+    """
+    return create_async_engine(
+        url, pool_size=5, max_overflow=10, pool_pre_ping=True, pool_timeout=10, hide_parameters=True
+    )
 
 
 def in_seconds(seconds: float) -> Any:

@@ -77,28 +77,17 @@ class Deliveries:
 
     async def send(self, due: _Due) -> None:
         """One attempt: 2xx is success, 410 the end, anything else is tried again later."""
-        body = json.dumps(await self._body(due.job), separators=(",", ":"))
-        now = datetime.now(UTC)
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "video-api",
-            "webhook-id": due.id,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": self._webhook.sign(due.id, now, body),
-            "x-request-id": due.job.request_id,
-        }
         status, error = None, None
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                reply = await self._client.post(due.url, body.encode(), headers)
-            status = reply.status
-            if not 200 <= status < 300:
-                # Without NUL, which PostgreSQL does not store.
-                error = f"HTTP {status}: {reply.body[:500].decode(errors='replace')}".replace("\0", "")
+            status, error = await self._post(due)
         except IntakeError as failure:
             error = str(failure)
         except TimeoutError:
             error = f"no answer within {SEND_TIMEOUT_S} s"
+        except Exception as failure:
+            # E.g. no link can be made of the video. An attempt like any other, or it would never end.
+            log.exception("webhook_crashed", job_id=due.job.id, request_id=due.job.request_id)
+            error = type(failure).__name__
         values: dict[str, Any] = {"last_status": status, "last_error": error, "next_attempt_at": None}
         if error is None:
             values["delivered_at"] = func.now()
@@ -116,6 +105,25 @@ class Deliveries:
             status=status,
             error=error,
         )
+
+    async def _post(self, due: _Due) -> tuple[int, str | None]:
+        """The receiver's status and, unless that is success, what it said."""
+        body = json.dumps(await self._body(due.job), separators=(",", ":"))
+        now = datetime.now(UTC)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "video-api",
+            "webhook-id": due.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._webhook.sign(due.id, now, body),
+            "x-request-id": due.job.request_id,
+        }
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            reply = await self._client.post(due.url, body.encode(), headers)
+        if 200 <= reply.status < 300:
+            return reply.status, None
+        # Without NUL, which PostgreSQL does not store.
+        return reply.status, f"HTTP {reply.status}: {reply.body[:500].decode(errors='replace')}".replace("\0", "")
 
     async def _body(self, job: Job) -> dict[str, Any]:
         body = {"job_id": job.id, "model": job.model, "status": job.status}

@@ -4,7 +4,7 @@ Holds nothing that PostgreSQL does not hold, so it can die at any time and sever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
 from functools import partial
 from typing import Protocol
 
@@ -37,6 +37,8 @@ log = structlog.get_logger()
 
 #: Inputs fetched at the same time.
 INTAKE_SLOTS = 8
+#: Webhooks sent at the same time; a receiver may take half a minute.
+DELIVERY_SLOTS = 32
 #: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
 POLL_S = 1.0
 SWEEP_S = 2.0
@@ -94,16 +96,21 @@ class Dispatcher:
         #: Leases this process renews: intakes, and calls that no replica has taken up. By lease and not by job, since
         #: what is left of an older claim may end after the job was claimed again.
         self._held: set[Lease] = set()
-        self._intakes: set[asyncio.Task[None]] = set()
-        self._calls: dict[Lease, asyncio.Task[None]] = {}
+        #: What this process does for jobs: intakes and calls.
+        self._tasks: dict[Lease, asyncio.Task[None]] = {}
+        self._intakes: set[Lease] = set()
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Run every loop until cancelled."""
+        """Run every loop until cancelled; then give back what no worker has started, for the next dispatcher."""
         try:
             await self._run_loops()
         finally:
-            for task in (*self._intakes, *self._calls.values()):
+            held = list(self._held)
+            for task in (*self._tasks.values(), *self._sending):
                 task.cancel()
+            for lease in held:
+                await self._store.release(lease)
 
     async def _run_loops(self) -> None:
         async with asyncio.TaskGroup() as loops:
@@ -112,14 +119,15 @@ class Dispatcher:
                 ("intake", self._start_intakes, POLL_S),
                 ("dispatch", self._start_calls, POLL_S),
                 ("deliver", self._deliver, POLL_S),
-                ("renew", self._renew, self._lease_s / 3),
+                ("renew", self._renew, self._store.claim_s / 3),
                 ("deadlines", self._store.expire_deadlines, SWEEP_S),
                 ("retention", self._retain, RETENTION_S),
             ):
                 loops.create_task(self._forever(name, step, poll_s))
             # Workers that went on while no dispatcher was up get one lease time to say so.
             await asyncio.sleep(self._lease_s)
-            loops.create_task(self._forever("leases", self._store.expire_leases, SWEEP_S))
+            # So do they when the database was away, since none of them could report.
+            loops.create_task(self._forever("leases", self._store.expire_leases, SWEEP_S, pause_s=self._lease_s))
 
     async def report(self, report: Report) -> Verdict:
         """Take a worker's report into the store and answer whether to go on."""
@@ -150,16 +158,25 @@ class Dispatcher:
         key = output_key(report.lease)
         stored = await self._storage.stat(key)
         if stored is None or stored.size != report.size or (stored.md5 and stored.md5 != report.md5):
-            message = f"The uploaded video does not match its report: {stored} instead of {report.size} bytes."
+            found = f"{stored.size} bytes" if stored else "nothing"
+            message = f"The stored video does not match its report: {found} instead of {report.size} bytes."
             return await self._store.fail(
-                Failure(lease=report.lease, code="output_corrupt", message=message, transient=True)
+                Failure(
+                    lease=report.lease,
+                    code="output_corrupt",
+                    message=message,
+                    transient=True,
+                    timings=report.timings,
+                )
             )
         return await self._store.complete(report, key)
 
     # ---------------------------------------------------------------- loops
 
-    async def _forever(self, name: str, step: Callable[[], Awaitable[int]], poll_s: float) -> None:
-        """Call ``step`` while it finds work, then sleep until woken or for ``poll_s``. Survives its errors."""
+    async def _forever(
+        self, name: str, step: Callable[[], Awaitable[int]], poll_s: float, *, pause_s: float = 1.0
+    ) -> None:
+        """Call ``step`` while it finds work, then sleep until woken or for ``poll_s``. Pauses after its errors."""
         wake = asyncio.Event()
         self._wakers.append(wake)
         while True:
@@ -170,7 +187,7 @@ class Dispatcher:
             except Exception:
                 # The database may be restarting: whatever was half done is still there to be done.
                 log.exception("loop_failed", loop=name)
-                await asyncio.sleep(1)
+                await asyncio.sleep(pause_s)
             if not found:
                 try:
                     async with asyncio.timeout(poll_s):
@@ -188,7 +205,7 @@ class Dispatcher:
                 async for payload in listen(self._database_url):
                     kind, _, job_id = payload.partition(":")
                     if kind == "stop":
-                        self._let_go({lease for lease in self._calls if lease.job_id == job_id})
+                        self._let_go({lease for lease in self._tasks if lease.job_id == job_id})
                     self._wake()
             except psycopg.Error as error:
                 log.warning("listen_lost", error=str(error))
@@ -200,41 +217,51 @@ class Dispatcher:
             return 0
         claimed = await self._store.claim_for_intake(room)
         for job in claimed:
-            task = asyncio.create_task(self._take_in(job))
-            self._intakes.add(task)
-            task.add_done_callback(self._intakes.discard)
+            self._intakes.add(self._begin(job, self._take_in))
         return len(claimed)
 
-    async def _take_in(self, job: Job) -> None:
-        lease = self._hold(job)
+    def _begin(self, job: Job, work: Callable[[Job, Lease], Coroutine[None, None, None]]) -> Lease:
+        assert job.lease_token is not None
+        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
+        self._held.add(lease)
+        task = asyncio.create_task(work(job, lease))
+        self._tasks[lease] = task
+        # Not in the work itself: a task that is cancelled before its first step never gets there.
+        task.add_done_callback(partial(self._ended, lease))
+        return lease
+
+    def _ended(self, lease: Lease, _: asyncio.Task[None]) -> None:
+        self._held.discard(lease)
+        self._intakes.discard(lease)
+        self._tasks.pop(lease, None)
+        self._wake()
+
+    async def _take_in(self, job: Job, lease: Lease) -> None:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
                 assert job.model is not None
                 inputs = await self._intake.admit(job.id, MODELS[job.model].inputs, job.sources, job.uploads)
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
-            except (IntakeError, StorageError) as error:
+            except StorageError as error:
+                # Our store is down, which is neither the job's fault nor an attempt.
+                log.warning("intake_postponed", error=error.message)
+                await self._store.release(lease)
+            except IntakeError as error:
                 log.info("inputs_rejected", code=error.code, error=error.message)
                 await self._store.fail(
                     Failure(lease=lease, code=error.code, message=error.message, transient=error.transient)
                 )
-            except Exception as error:
+            except Exception:
                 log.exception("intake_crashed")
-                message = f"{type(error).__name__}: {error}"
+                message = "Taking the inputs in failed; the log says why."
                 await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=True))
-            finally:
-                self._held.discard(lease)
-        self._wake()
 
     async def _start_calls(self) -> int:
         started = 0
         for model, window in (await self._workers.windows()).items():
             for job in await self._store.claim_to_run(model, window):
-                lease = self._hold(job)
-                call = asyncio.create_task(self._call(job, lease))
-                self._calls[lease] = call
-                # Not in the call itself: one that is cancelled before its first step never gets there.
-                call.add_done_callback(partial(self._call_ended, lease))
+                self._begin(job, self._call)
                 started += 1
         return started
 
@@ -258,14 +285,9 @@ class Dispatcher:
                 log.exception("call_failed")
                 await self._store.release(lease)
 
-    def _call_ended(self, lease: Lease, _: asyncio.Task[None]) -> None:
-        self._held.discard(lease)
-        self._calls.pop(lease, None)
-        self._wake()
-
     def _let_go(self, leases: Set[Lease]) -> None:
-        for lease in leases & self._calls.keys():
-            self._calls[lease].cancel()
+        for lease in leases & self._tasks.keys():
+            self._tasks[lease].cancel()
 
     async def _task(self, job: Job, lease: Lease) -> Task:
         assert job.model is not None
@@ -289,12 +311,6 @@ class Dispatcher:
             timeout_s=MODELS[job.model].timeout_s,
         )
 
-    def _hold(self, job: Job) -> Lease:
-        assert job.lease_token is not None
-        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
-        self._held.add(lease)
-        return lease
-
     async def _renew(self) -> int:
         if self._held:
             lost = set(await self._store.renew(list(self._held)))
@@ -304,9 +320,17 @@ class Dispatcher:
         return 0
 
     async def _deliver(self) -> int:
-        due = await self._deliveries.claim()
-        await asyncio.gather(*(self._deliveries.send(delivery) for delivery in due))
+        room = DELIVERY_SLOTS - len(self._sending)
+        due = await self._deliveries.claim(room) if room > 0 else []
+        for delivery in due:
+            task = asyncio.create_task(self._deliveries.send(delivery))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
         return len(due)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._wake()
 
     async def _retain(self) -> int:
         return await self._retention.forget_jobs() + await self._retention.delete_media()

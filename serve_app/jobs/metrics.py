@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.registry import MODELS
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.tables import counters
 
@@ -59,10 +60,10 @@ async def collect(db: AsyncConnection, depths: Mapping[str, Mapping[str, int]]) 
     """Everything ``/metrics`` shows. ``depths`` is the number of jobs by model and status."""
     rows = (await db.execute(select(counters.c.name, counters.c.labels, counters.c.value))).all()
     values = {(name, tuple(labels.split(","))): value for name, labels, value in rows}
-    gauge = GaugeMetricFamily("video_queue_depth", "Jobs by model and state.", labels=("model", "status"))
-    for model, by_status in depths.items():
-        for status, number in by_status.items():
-            gauge.add_metric((model, status), number)
+    gauge = GaugeMetricFamily("video_queue_depth", "Jobs that wait or run, by model.", labels=("model", "status"))
+    for model in MODELS:
+        for status in (Status.QUEUED, Status.PROCESSING):
+            gauge.add_metric((model, status), depths.get(model, {}).get(status, 0))
     families: list[Metric] = [gauge]
     for name, (text, labels) in _COUNTERS.items():
         counter = CounterMetricFamily(name, text, labels=labels)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from sqlalchemy import Boolean, DateTime, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.contract import SLOTS
+from serve_app.jobs.claim import WAITING_USERS
 from serve_app.jobs.job import Job, Status
 
 #: Positions beyond this are all reported as this: nobody needs them exact, and counting costs.
@@ -47,7 +50,8 @@ class JobQueue:
             return None
         async with self._engine.connect() as db:
             position, seconds, workers = (await db.execute(_PLACE, _place_parameters(job))).one()
-        eta = (position + 1) * float(seconds) / workers if seconds is not None and workers else None
+        # A replica holds up to SLOTS jobs, of which one computes.
+        eta = (position + 1) * float(seconds) / ceil(workers / SLOTS) if seconds is not None and workers else None
         return Place(position, eta)
 
 
@@ -66,18 +70,9 @@ def _place_parameters(job: Job) -> dict[str, object]:
 #: Ahead are the claimed jobs, the user's own better ones, and of other users those that rank before it by turns, as
 #: ``claim.py`` ranks them. Each part stops counting at ``:limit``.
 _PLACE = text(
-    """
-    WITH RECURSIVE users AS (
-        (SELECT coalesce(user_id, '') AS id FROM jobs
-          WHERE status = 'queued' AND lease_token IS NULL AND model = :model
-          ORDER BY coalesce(user_id, '') LIMIT 1)
-        UNION ALL
-        SELECT (SELECT coalesce(j.user_id, '') FROM jobs j
-                 WHERE j.status = 'queued' AND j.lease_token IS NULL AND j.model = :model
-                   AND coalesce(j.user_id, '') > users.id
-                 ORDER BY coalesce(j.user_id, '') LIMIT 1)
-          FROM users WHERE users.id IS NOT NULL
-    ),
+    "WITH RECURSIVE"  # noqa: S608 - constants only
+    + WAITING_USERS.format(of="model = :model")
+    + """,
     claimed AS (
         SELECT coalesce(user_id, '') AS id, status, priority, created_at FROM jobs
          WHERE lease_token IS NOT NULL AND model = :model AND inputs IS NOT NULL

@@ -78,7 +78,12 @@ _FORGET = text(
         (SELECT id FROM jobs WHERE status IN ('failed', 'cancelled')
             AND completed_at < now() - make_interval(secs => :failed_s) LIMIT :batch)
     ),
-    gone AS (DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id)
+    gone AS (
+        -- A job whose webhook is still owed stays until that is delivered or given up.
+        DELETE FROM jobs USING old WHERE jobs.id = old.id
+           AND NOT EXISTS (SELECT FROM deliveries d WHERE d.job_id = jobs.id AND d.next_attempt_at IS NOT NULL)
+        RETURNING jobs.id
+    )
     INSERT INTO discarded_media (job_id) SELECT id FROM gone
     """
 )

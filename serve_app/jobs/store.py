@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
+import structlog
 import uuid_utils
 from sqlalchemy import CursorResult, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -22,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs import metrics
-from serve_app.jobs.claim import FAIR_CLAIM
+from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN
 from serve_app.jobs.database import CHANNEL, in_seconds
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.jobs.retry import delay_before_retry
@@ -30,6 +31,10 @@ from serve_app.jobs.tables import deliveries, discarded_media, jobs
 
 #: Seconds that an opened upload waits for its ``generate``.
 UPLOAD_WINDOW_S = 24 * 3600
+
+MAX_CLAIM_S = 30
+
+log = structlog.get_logger()
 
 _NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_expires_at": None}
 
@@ -40,6 +45,9 @@ class JobStore:
     def __init__(self, engine: AsyncEngine, *, lease_s: float = 30, webhook_url: str = "") -> None:
         self._engine = engine
         self._lease_s = lease_s
+        #: Seconds a claim lives until a worker starts on it. Short: the dispatcher is near, and when it dies the next
+        #: one should not wait for long.
+        self.claim_s = min(lease_s, MAX_CLAIM_S)
         #: Told about the end of every job, besides the job's own ``webhook_url``.
         self._webhook_url = webhook_url
 
@@ -149,17 +157,9 @@ class JobStore:
     # ---------------------------------------------------------------- dispatcher
 
     async def claim_for_intake(self, limit: int) -> Sequence[Job]:
-        """Lease jobs whose inputs have not been fetched yet, oldest first."""
-        waiting = (
-            select(jobs.c.id)
-            .where(jobs.c.status == Status.QUEUED, jobs.c.lease_token.is_(None), jobs.c.inputs.is_(None))
-            .where(jobs.c.not_before <= func.now())
-            .order_by(jobs.c.priority.desc(), jobs.c.created_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+        """Lease jobs whose inputs have not been fetched yet; fair between users, as below."""
         async with self._engine.begin() as db:
-            ids = list((await db.execute(waiting)).scalars())
+            ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit})).scalars())
             return await self._lease(db, ids, stage="fetching")
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
@@ -182,7 +182,7 @@ class JobStore:
         async with self._engine.begin() as db:
             # Claims of one model take turns, so that two dispatchers cannot overfill the window together.
             await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :model))"), {"model": model})
-            ids = list((await db.execute(FAIR_CLAIM, {"model": model, "window": window})).scalars())
+            ids = list((await db.execute(CLAIM_TO_RUN, {"model": model, "window": window})).scalars())
             return await self._lease(db, ids, stage="waiting_for_gpu")
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
@@ -193,7 +193,7 @@ class JobStore:
         lost = []
         async with self._engine.begin() as db:
             for lease in leases:
-                await db.execute(self._renewal(lease).where(jobs.c.status == Status.QUEUED))
+                await db.execute(self._renewal(lease, self.claim_s).where(jobs.c.status == Status.QUEUED))
                 if await _held(db, lease) is None:
                     lost.append(lease)
         return lost
@@ -213,7 +213,9 @@ class JobStore:
         """``queued → processing``. Repeating it, as after a lost answer, changes nothing more."""
         lease = report.lease
         async with self._engine.begin() as db:
-            statement = self._renewal(lease).where(jobs.c.status == Status.QUEUED, jobs.c.attempt == lease.attempt - 1)
+            statement = self._renewal(lease, self._lease_s).where(
+                jobs.c.status == Status.QUEUED, jobs.c.attempt == lease.attempt - 1
+            )
             await db.execute(
                 statement.values(
                     status=Status.PROCESSING,
@@ -228,7 +230,7 @@ class JobStore:
         """Renew the lease and note how far the work is."""
         async with self._engine.begin() as db:
             percent = func.greatest(jobs.c.progress, report.percent)
-            working = self._renewal(report.lease).where(jobs.c.status == Status.PROCESSING)
+            working = self._renewal(report.lease, self._lease_s).where(jobs.c.status == Status.PROCESSING)
             await db.execute(working.values(progress=percent, stage=report.stage))
             return await _verdict(db, report.lease)
 
@@ -275,10 +277,13 @@ class JobStore:
     # ---------------------------------------------------------------- sweeps
 
     async def expire_leases(self) -> int:
-        """Take jobs back from workers that have gone silent. Returns how many."""
+        """Take a job back from a worker that has gone silent. Returns how many: call again while it is not 0.
+
+        One a time: transactions that end several jobs would lock the same counters in different orders.
+        """
         silent = select(jobs).where(jobs.c.lease_token.is_not(None), jobs.c.lease_expires_at < func.now())
         async with self._engine.begin() as db:
-            rows = (await db.execute(silent.limit(100).with_for_update(skip_locked=True))).mappings().all()
+            rows = (await db.execute(silent.limit(1).with_for_update(skip_locked=True))).mappings().all()
             for job in map(Job.from_row, rows):
                 if job.status is Status.PROCESSING:
                     await self._fault(db, job, "worker_lost", "The GPU worker stopped reporting.", True, {})
@@ -290,7 +295,7 @@ class JobStore:
         return len(rows)
 
     async def expire_deadlines(self) -> int:
-        """Fail jobs that did not start in time, and uploads nobody submitted. Returns how many."""
+        """Fail a job that did not start in time, or an upload nobody submitted. Returns how many, as above."""
         late = select(jobs).where(
             jobs.c.status.in_([Status.QUEUED, Status.UPLOADING]),
             jobs.c.completed_at.is_(None),
@@ -299,7 +304,7 @@ class JobStore:
             jobs.c.started_at.is_(None),
         )
         async with self._engine.begin() as db:
-            rows = (await db.execute(late.limit(100).with_for_update(skip_locked=True))).mappings().all()
+            rows = (await db.execute(late.limit(1).with_for_update(skip_locked=True))).mappings().all()
             for job in map(Job.from_row, rows):
                 message = "The job did not start before its deadline."
                 await _fail(db, self._webhook_url, job, "expired", message)
@@ -311,16 +316,17 @@ class JobStore:
         leased = []
         for job_id in ids:
             statement = update(jobs).where(jobs.c.id == job_id).returning(jobs)
-            values = {"lease_token": secrets.token_hex(16), "lease_expires_at": self._lease_end(), "stage": stage}
+            values = {
+                "lease_token": secrets.token_hex(16),
+                "lease_expires_at": in_seconds(self.claim_s),
+                "stage": stage,
+            }
             leased.append(Job.from_row((await db.execute(statement.values(values))).mappings().one()))
         return leased
 
-    def _lease_end(self) -> Any:
-        return in_seconds(self._lease_s)
-
-    def _renewal(self, lease: Lease) -> Any:
+    def _renewal(self, lease: Lease, seconds: float) -> Any:
         mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)
-        return update(jobs).where(mine).values(lease_expires_at=self._lease_end())
+        return update(jobs).where(mine).values(lease_expires_at=in_seconds(seconds))
 
     async def _fault(
         self, db: AsyncConnection, job: Job, code: str, message: str, transient: bool, timings: Mapping[str, float]
@@ -344,6 +350,7 @@ class JobStore:
             **_NO_LEASE,
         }
         await db.execute(update(jobs).where(jobs.c.id == job.id).values(values))
+        _log(job, "job_retried", code=code, error=message, wait_s=round(delay, 1))
         await metrics.count(db, metrics.RETRIES, (job.model or "", code))
 
 
@@ -382,8 +389,10 @@ async def _end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, 
     values |= {"status": status, "stage": status, "completed_at": func.now(), **_NO_LEASE}
     row = (await db.execute(update(jobs).where(jobs.c.id == job.id).values(values).returning(jobs))).mappings().one()
     ended = Job.from_row(row)
+    _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)
     await metrics.count_end(db, ended)
-    if status in (Status.COMPLETED, Status.FAILED):
+    # An upload that was never submitted is nobody's job yet.
+    if status in (Status.COMPLETED, Status.FAILED) and job.model is not None:
         urls = dict.fromkeys(url for url in (job.webhook_url, webhook_url) if url)
         rows = [{"id": f"msg_{uuid_utils.uuid7().hex}", "job_id": job.id, "url": url} for url in urls]
         if rows:
@@ -402,6 +411,10 @@ async def _discard_orphans(db: AsyncConnection, job_id: str) -> None:
     """What a worker stored after its job was deleted goes as well: the first note may have been worked off by then."""
     gone = text("INSERT INTO discarded_media (job_id) SELECT :id WHERE NOT EXISTS (SELECT FROM jobs WHERE id = :id)")
     await db.execute(gone, {"id": job_id})
+
+
+def _log(job: Job, event: str, **facts: Any) -> None:
+    log.info(event, job_id=job.id, request_id=job.request_id, model=job.model, attempt=job.attempt, **facts)
 
 
 async def _notify(db: AsyncConnection, payload: str) -> None:

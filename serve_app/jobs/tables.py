@@ -82,6 +82,13 @@ jobs = Table(
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL"),
     ),
+    Index(
+        "jobs_to_take_in",
+        text("coalesce(user_id, '')"),
+        text("priority DESC"),
+        "created_at",
+        postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
+    ),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),

@@ -106,6 +106,12 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("status = 'queued' AND lease_token IS NULL"),
     )
+    op.create_index(
+        "jobs_to_take_in",
+        "jobs",
+        [sa.literal_column("coalesce(user_id, '')"), sa.literal_column("priority DESC"), "created_at"],
+        postgresql_where=sa.text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
+    )
     op.create_table(
         "deliveries",
         sa.Column("id", sa.Text(), nullable=False),
@@ -142,6 +148,7 @@ def downgrade() -> None:
     op.drop_index("jobs_newest", table_name="jobs")
     op.drop_index("jobs_leased", table_name="jobs", postgresql_where=sa.text("lease_token IS NOT NULL"))
     op.drop_index("jobs_ended", table_name="jobs", postgresql_where=sa.text("completed_at IS NOT NULL"))
+    op.drop_index("jobs_to_take_in", table_name="jobs")
     op.drop_table("jobs")
     op.drop_table("discarded_media")
     op.drop_table("counters")

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deployments.contract import Started
-from serve_app.jobs.claim import FAIR_CLAIM
+from serve_app.jobs.claim import CLAIM_TO_RUN
 from serve_app.jobs.store import JobStore
 from tests.unit.serve_app.jobs.samples import INPUTS, completed, eventually, execute, fetch, lease_of, new_job, running
 
@@ -125,7 +125,7 @@ async def test_a_row_cancelled_between_snapshot_and_lock_is_not_returned(
 
 async def explain(engine: AsyncEngine) -> dict:
     async with engine.begin() as db:
-        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {FAIR_CLAIM.text}")
+        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {CLAIM_TO_RUN.text}")
         found = (await db.execute(statement, {"model": "ltx2", "window": 4})).scalar_one()
         await db.rollback()
     return (found if isinstance(found, list) else json.loads(found))[0]["Plan"]

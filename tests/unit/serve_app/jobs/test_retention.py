@@ -121,8 +121,12 @@ async def test_a_store_that_fails_in_the_middle_is_asked_again(
     assert await fetch(engine, "SELECT * FROM discarded_media") == []
 
 
-async def test_deliveries_go_with_their_job(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
+async def test_a_job_stays_until_its_webhook_is_off(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
     job_id = await completed(store, webhook_url="https://c.example/hook")
     await age(engine, job_id, 25)
     await retention.forget_jobs()
+    assert await store.get(job_id) is not None
+    await execute(engine, "UPDATE deliveries SET next_attempt_at = NULL")
+    await retention.forget_jobs()
+    assert await store.get(job_id) is None
     assert await fetch(engine, "SELECT * FROM deliveries") == []
