@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo run test unit e2e lint bench-wav2lip clean constraints
+.PHONY: demo run test unit e2e lint bench-wav2lip bench-head clean constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -28,6 +28,9 @@ e2e: $(STAMP)  ## A real Ray cluster; kills processes
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py --memory
+
+bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
+	$(BIN)/python tests/benchmarks/head.py
 
 constraints: $(STAMP)  ## Write down the versions that were tested
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

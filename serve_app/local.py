@@ -3,11 +3,11 @@
 The engine is that of production; only the sizes differ.
 """
 
+import asyncio
 import fcntl
 import os
 import socket
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dotenv import load_dotenv
 
+from serve_app.deploy import deploy, read_config
 from serve_app.settings import ConfigurationError, Settings
 
 #: Logical CPUs of the local cluster: enough for two replicas of each model, whatever the machine has.
@@ -59,15 +59,16 @@ def running(config: Path) -> Iterator[Endpoints]:
     settings = Settings.load("local")
     with ExitStack() as stack:
         stack.enter_context(_sole_user(settings.data_dir))
+        _require_free(settings.port)
         if not settings.database_url:
             os.environ["DATABASE_URL"] = stack.enter_context(_database(settings.data_dir))
         # Replicas inherit the environment: they must agree with us, wherever they run.
         os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
-        _require_free(settings.port)
         dashboard_port = _free_port(8265)
         stack.enter_context(_ray(dashboard_port, settings.ray_token))
         dashboard_url = f"http://127.0.0.1:{dashboard_port}"
-        _deploy(config, settings.port, dashboard_url)
+        wanted = read_config(config, settings.port)
+        asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
         yield Endpoints(
             api_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
@@ -150,27 +151,6 @@ def _ray(dashboard_port: int, token: str) -> Iterator[None]:
             # Ends every process of the cluster. Jobs in progress are taken up again at the next start, so there is
             # no reason to let Serve wait for them.
             ray.shutdown()
-
-
-def _deploy(config: Path, port: int, dashboard_url: str) -> None:
-    """What ``serve deploy`` does, then wait for the application."""
-    from ray import serve
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-    wanted = yaml.safe_load(config.read_text())
-    wanted["http_options"]["port"] = port
-    ServeSubmissionClient(dashboard_url).deploy_applications(wanted)
-    names = [application["name"] for application in wanted["applications"]]
-    give_up = time.monotonic() + DEPLOY_TIMEOUT_S
-    while True:
-        # Serve offers no event for this; half a second is not felt beside the seconds that replicas take.
-        time.sleep(0.5)
-        states = {name: app for name, app in serve.status().applications.items() if name in names}
-        if len(states) == len(names) and all(app.status == "RUNNING" for app in states.values()):
-            return
-        failed = [app.message for app in states.values() if app.status == "DEPLOY_FAILED"]
-        if failed or time.monotonic() > give_up:
-            raise ConfigurationError(f"the application did not start: {failed or states}")
 
 
 def _free_port(wanted: int) -> int:

@@ -14,7 +14,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import display
+from serve_app.cli import cluster, display
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
 from serve_app.cli.terminal import Code, Session, UsageProblem, consoles
@@ -273,6 +273,13 @@ def migrate() -> None:
     from serve_app.cli import stack
 
     stack.migrate_database()
+
+
+# -------------------------------------------------------------------- a cluster
+
+app.command()(cluster.head)
+app.command()(cluster.nodes)
+app.add_typer(cluster.node_commands, name="node")
 
 
 def _pairs(values: list[str]) -> Mapping[str, str]:

@@ -35,7 +35,7 @@ async def pump(reader, writer):
             writer.write(data)
             await writer.drain()
         writer.write_eof()
-    except OSError:
+    except (OSError, RuntimeError):  # uvloop's word for a transport that has closed
         writer.transport.abort()
 async def serve(reader, writer):
     try:

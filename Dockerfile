@@ -1,0 +1,44 @@
+# syntax=docker/dockerfile:1
+# Two images from one file, so that Python, Ray and our code are the same in both:
+#   docker build --target head .   the CPU head: no torch
+#   docker build --target gpu .    a GPU node; what it runs is `video-api node join`
+# Layers go from what never changes to what always does: a new version of our code is the last few megabytes.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /app
+
+FROM base AS gpu-libraries
+# OpenCV's wheel expects these of the system.
+RUN apt-get update && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 && rm -rf /var/lib/apt/lists/*
+# CUDA comes with torch's wheels; the host brings the driver. This layer is the large one, and the hosts' caches know it.
+RUN pip install torch==2.13.0
+
+FROM gpu-libraries AS gpu
+COPY pyproject.toml constraints.txt ./
+# The dependencies alone, read from the one place that names them, so that a change of code doesn't install them again.
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['gpu'], sep='\n')" > wanted.txt \
+    && pip install -c constraints.txt -r wanted.txt && rm wanted.txt
+COPY deployments/ deployments/
+COPY serve_app/ serve_app/
+COPY cluster/ cluster/
+COPY README.md ./
+RUN pip install --no-deps -e .
+# Credentials and weights. The folder dies with the machine, as it should.
+ENV VIDEO_API_DATA_DIR=/data
+ENTRYPOINT ["video-api", "node", "join", "--state", "/data"]
+
+FROM base AS head
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > wanted.txt \
+    && pip install -c constraints.txt -r wanted.txt && rm wanted.txt
+COPY deployments/ deployments/
+COPY serve_app/ serve_app/
+COPY cluster/ cluster/
+COPY configs/ configs/
+COPY README.md ./
+RUN pip install --no-deps -e .
+# 10251 is the plan's port for HTTP: with it, nodes reach the API through the mesh as well. 2222 is the mesh's own.
+ENV PORT=10251 MESH_PORT=2222 VIDEO_API_DATA_DIR=/data
+EXPOSE 10251 2222
+CMD ["video-api", "head", "--config", "configs/production.yaml"]

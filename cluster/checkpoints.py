@@ -1,0 +1,87 @@
+"""Which weights a node has to have before it takes work, as its environment names them.
+
+``<MODEL>_WEIGHTS`` is the URL of a manifest (see ``cluster.weights``) or a repository of the model hub; what it names
+is put into a folder, and ``<MODEL>_MODEL_PATH`` tells the model where. A checkpoint of one file is that file.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import structlog
+from pydantic import ValidationError
+
+from cluster.weights import Manifest, WeightsError, fetch, fetch_from_hub
+
+log = structlog.get_logger()
+
+_VARIABLE = re.compile(r"([A-Z0-9_]+)_WEIGHTS")
+#: Seconds between two lines of progress.
+_SAY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model's weights: where they come from and where they go."""
+
+    model: str
+    source: str
+    folder: Path
+
+    @property
+    def variable(self) -> str:
+        return f"{self.model}_MODEL_PATH"
+
+
+def wanted(environment: Mapping[str, str], folder: Path) -> tuple[Checkpoint, ...]:
+    """All that the environment names. A model whose path is set already needs nothing."""
+    found = []
+    for name, source in sorted(environment.items()):
+        match = _VARIABLE.fullmatch(name)
+        if match and source and not environment.get(f"{match[1]}_MODEL_PATH"):
+            found.append(Checkpoint(match[1], source, folder / match[1].lower()))
+    return tuple(found)
+
+
+async def provide(checkpoint: Checkpoint) -> dict[str, str]:
+    """Make the weights be there; the variable that says where. Raises WeightsError."""
+    begun = time.monotonic()
+    if checkpoint.source.startswith(("http://", "https://")):
+        await fetch(await _manifest(checkpoint), checkpoint.folder, _Progress(checkpoint.model))
+    else:
+        await asyncio.to_thread(fetch_from_hub, checkpoint.source, checkpoint.folder)
+    files = [path for path in checkpoint.folder.iterdir() if not path.name.startswith(".")]
+    path = files[0] if len(files) == 1 and files[0].is_file() else checkpoint.folder
+    log.info("weights.ready", model=checkpoint.model, seconds=round(time.monotonic() - begun, 1))
+    return {checkpoint.variable: str(path)}
+
+
+async def _manifest(checkpoint: Checkpoint) -> Manifest:
+    try:
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            answer = await client.get(checkpoint.source)
+            answer.raise_for_status()
+        return Manifest.model_validate_json(answer.content)
+    except httpx.HTTPStatusError as error:
+        # The link is signed: it stays out of the message.
+        raise WeightsError(f"{checkpoint.model}: the manifest's store answered {error.response.status_code}") from None
+    except (httpx.HTTPError, ValidationError) as error:
+        raise WeightsError(f"{checkpoint.model}: no manifest: {type(error).__name__}") from None
+
+
+class _Progress:
+    """Says how far it is, now and then."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._said = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= _SAY_S:
+            self._said = now
+            log.info("weights.progress", model=self._model, done_mb=done >> 20, total_mb=total >> 20)

@@ -1,0 +1,240 @@
+"""The head: one process tree that holds the cluster together.
+
+::
+
+    video-api head ── lock (PostgreSQL) · hub of the mesh · briefing for nodes      this process
+      └─ ray start --head --block ── GCS, raylet, dashboard, Serve, api, dispatcher
+
+Parts start in that order and stop in the reverse one. A part that is lost ends the whole, and the platform's restart
+policy begins anew: with ``REDIS_URL`` set, GPU nodes and their replicas live through that. SIGUSR1 logs the counters.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+import uvloop
+import yaml
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cluster.briefing import Briefing, serving
+from cluster.ghosts import lay_revoked
+from cluster.leader import LeadershipLost, leading
+from cluster.mesh.counters import Stats
+from cluster.mesh.hub import Hub
+from cluster.mesh.identity import HubIdentity
+from cluster.mesh.plan import HEAD
+from cluster.mesh.registry import PostgresRegistry
+from cluster.ray_process import RayProcess, environment
+from cluster.standby import Standby
+from serve_app.settings import ConfigurationError, Settings
+
+log = structlog.get_logger()
+
+#: Ray's least is 75 MiB, and nothing large passes through it: media goes by URL. On a small ``/dev/shm`` (64 MB in a
+#: container by default) Ray puts it into its temporary folder instead.
+OBJECT_STORE_BYTES = 100 * 1024**2
+#: Seconds that Serve's proxy gets to finish requests after SIGTERM.
+DRAIN_S = 10.0
+#: Ray brings Serve's controller and proxy back by itself; it gets so long.
+SILENCE_S = 120.0
+#: What this head is called to the autoscaler.
+HEAD_ID = HEAD_TYPE = "head"
+
+
+class PartLost(Exception):
+    """Something that the head cannot be without has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """What runs on the cluster, as far as its head has to know."""
+
+    #: Brings the database's schema up; blocks.
+    migrate: Callable[[], None]
+    #: Deploys through the dashboard at that URL and returns when all of it runs.
+    deploy: Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Sizes and places."""
+
+    object_store_bytes: int = OBJECT_STORE_BYTES
+    temp_dir: Path = Path("/tmp/ray")  # noqa: S108 - Ray's own default; sockets below it need a short path
+    #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
+    cluster: Path | None = None
+    drain_s: float = DRAIN_S
+
+
+def run(settings: Settings, application: Application, options: HeadOptions) -> int:
+    """Be the head until SIGTERM or SIGINT. The exit status: 0 after a signal, 1 if a part was lost."""
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        try:
+            await Head(settings, application, options).run(stop)
+        except (PartLost, LeadershipLost, ConfigurationError) as error:
+            log.error("head.failed", reason=str(error))
+            return 1
+        return 0
+
+    return uvloop.run(main())
+
+
+class Head:
+    """See the module."""
+
+    def __init__(self, settings: Settings, application: Application, options: HeadOptions) -> None:
+        self._settings = settings
+        self._application = application
+        self._options = options
+        # Here, so that a mistake in it fails before anything runs.
+        self._autoscaling = autoscaling(options.cluster)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost or ConfigurationError, with everything ended."""
+        settings = self._settings
+        stopping = asyncio.create_task(stop.wait())
+        async with AsyncExitStack() as parts:
+            parts.callback(stopping.cancel)
+            async with Standby(settings.port) as standby:
+                leadership = leading(settings.database_url, on_wait=lambda asked: setattr(standby, "fit", asked))
+                entering = asyncio.create_task(parts.enter_async_context(leadership))
+                if await _first(stopping, entering) is stopping:
+                    entering.cancel()
+                    await asyncio.gather(entering, return_exceptions=True)
+                    return
+                lost = entering.result().lost
+            await asyncio.to_thread(self._application.migrate)
+            engine = create_async_engine(settings.database_url, pool_size=2, pool_pre_ping=True)
+            parts.push_async_callback(engine.dispose)
+            identity = HubIdentity.derived(settings.mesh_secret)
+            registry = PostgresRegistry(engine)
+            hub = Hub(identity, registry, port=settings.mesh_port)
+            await parts.enter_async_context(hub)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
+            briefing = Briefing.of_this_head(settings.ray_token)
+            await parts.enter_async_context(serving(briefing))
+            ray = await self._start_ray()
+            parts.push_async_callback(ray.stop)
+            sweeping = asyncio.create_task(lay_revoked(registry, briefing.address, briefing.token))
+            parts.callback(sweeping.cancel)
+            dashboard = f"http://{HEAD.address}:{HEAD.dashboard}"
+            deploying = asyncio.ensure_future(self._application.deploy(dashboard))
+            parts.callback(deploying.cancel)
+            first = await _first(stopping, lost, ray.exited, deploying)
+            if first is deploying:
+                deploying.result()
+                log.info("head.up", mesh_port=hub.port, http_port=settings.port, dashboard=dashboard)
+                silent = asyncio.create_task(_silence(settings.port))
+                parts.callback(silent.cancel)
+                first = await _first(stopping, lost, ray.exited, silent)
+                if first is silent:
+                    raise PartLost(f"nothing has answered on port {settings.port} for {SILENCE_S:.0f} s")
+            if first is lost:
+                lost.result()
+            if first is ray.exited:
+                raise PartLost(f"Ray ended with status {ray.exited.result()}")
+            log.info("head.stops", drain_s=self._options.drain_s)
+
+    async def _start_ray(self) -> RayProcess:
+        settings, options = self._settings, self._options
+        flags = [
+            "--head",
+            *HEAD.ray_flags(),
+            f"--temp-dir={options.temp_dir}",
+            f"--object-store-memory={options.object_store_bytes}",
+            # What runs here is placed by the resource that only a head has, and asks for no CPU: a replica of a model
+            # must never land here.
+            "--num-cpus=0",
+            "--num-gpus=0",
+            *self._autoscaling.flags,
+            *redis_flags(settings.redis_url),
+        ]
+        extra = {
+            **environment(settings.ray_token, options.drain_s),
+            **self._autoscaling.environment,
+            **redis_environment(settings.redis_url),
+            "AUTOSCALER_METRIC_PORT": str(HEAD.autoscaler_metrics),
+            "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
+        }
+        return await RayProcess.start(flags, extra, options.drain_s)
+
+
+@dataclass(frozen=True)
+class Autoscaling:
+    """How Ray is told of a provider of nodes; empty without one."""
+
+    flags: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def autoscaling(path: Path | None) -> Autoscaling:
+    """What the cluster's YAML asks for. Raises ConfigurationError if it can't be read."""
+    if path is None:
+        return Autoscaling()
+    try:
+        wanted = yaml.safe_load(path.read_text())
+        provider = wanted.get("provider")
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    if not provider:
+        return Autoscaling()
+    # Version 2, which alone looks at label selectors; without these names for itself it never starts a node.
+    names = {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_NODE_TYPE_NAME": HEAD_TYPE}
+    return Autoscaling((f"--autoscaling-config={path.absolute()}",), names)
+
+
+def redis_environment(url: str) -> dict[str, str]:
+    """The state of Ray's GCS outside of this head, so that a new one goes on with it. Empty without an URL."""
+    if not url:
+        return {}
+    parts = urlsplit(url)
+    scheme = "rediss://" if parts.scheme == "rediss" else ""
+    return {
+        "RAY_REDIS_ADDRESS": f"{scheme}{parts.hostname}:{parts.port or 6379}",
+        "RAY_external_storage_namespace": "video-api",
+    }
+
+
+def redis_flags(url: str) -> list[str]:
+    """Ray takes Redis's password as an argument only; on the head nobody else can read it."""
+    parts = urlsplit(url)
+    user = [f"--redis-username={parts.username}"] if parts.username else []
+    return user + ([f"--redis-password={parts.password}"] if parts.password else [])
+
+
+def _tell(stats: Stats) -> None:
+    """The hub's counters, in the log."""
+    nodes = [asdict(node) for node in stats.nodes]
+    log.info("mesh.stats", **{**vars(stats), "refused": dict(stats.refused), "nodes": nodes})
+
+
+async def _silence(port: int) -> None:
+    """Returns when Serve's proxy has not answered for too long. No platform asks once a deployment is healthy."""
+    loop = asyncio.get_running_loop()
+    heard = loop.time()
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as proxy:
+        while loop.time() - heard < SILENCE_S:
+            await asyncio.sleep(5)
+            # The proxy's own page: a database that is away is no reason to start anew.
+            with contextlib.suppress(httpx.HTTPError):
+                if (await proxy.get(f"http://127.0.0.1:{port}/-/healthz")).is_success:
+                    heard = loop.time()
+
+
+async def _first(*tasks: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+    """The one of them that is done; the earliest in the list if several are."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    return next(task for task in tasks if task.done())

@@ -1,0 +1,245 @@
+"""A GPU node: what process 1 of its container does.
+
+::
+
+    checks ── agent of the mesh up ── briefing: versions, Ray's token ── weights ── ray start --block, again and again
+
+Ray starts only when the weights are there: it never counts a GPU that can't work yet. The node ends when it is told
+to, when the hub has dropped it, or when the head has been gone for too long; then ``end_command`` may end the machine.
+"""
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from cluster import checkpoints, ghosts, machine
+from cluster.briefing import Briefing, fetch
+from cluster.machine import Unfit
+from cluster.mesh.agent import Agent, NodeRefused, join
+from cluster.mesh.dialer import HubAddress
+from cluster.mesh.identity import BadInvitation, Credentials
+from cluster.ray_process import RayProcess, environment
+from cluster.weights import WeightsError
+
+log = structlog.get_logger()
+
+#: Exit statuses. A refused node has to be invited anew.
+OK, FAULT, REFUSED = 0, 1, 3
+#: Pauses between attempts of what the head may not be ready for.
+RETRY_S = 2.0
+#: A Ray that ran for less than this before it ended is started again after a growing pause, up to the second number.
+STABLE_S, MOST_PAUSE_S = 60.0, 30.0
+#: Not for the eyes of what runs on Ray.
+_SECRET = ("MESH_TOKEN",)
+
+
+class HeadGone(Exception):
+    """The head has been away, or without a working Ray, for longer than this node waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What one node is to be."""
+
+    hub: HubAddress
+    #: Invitation; used once, needed again only if the credentials are lost.
+    token: str = field(repr=False)
+    #: Folder of the credentials, the weights and the test weights.
+    state: Path
+    name: str
+    #: How many GPUs this machine must have; None: as many as there are.
+    gpus: int | None = None
+    #: Take ``gpus`` at its word. Ray's GPUs are only numbers then, which is what tests without any need.
+    trust_gpus: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cpus: int | None = None
+    object_store_bytes: int = 1024**3
+    temp_dir: Path = Path("/tmp/ray")  # noqa: S108 - Ray's own default; sockets below it need a short path
+    #: GiB that the disk must have left.
+    disk_gib: float = 1.0
+    #: The head may be gone for so long.
+    patience_s: float = 900.0
+    #: After SIGTERM, the jobs on this node get so long to end.
+    drain_s: float = 30.0
+    #: Shell command, run at any end with the reason in ``NODE_END_REASON``.
+    end_command: str = ""
+
+    @property
+    def credentials(self) -> Path:
+        """One file per invitation: a new token makes a new node."""
+        return self.state / f"node-{hashlib.sha256(self.token.encode()).hexdigest()[:12]}.json"
+
+
+def run(options: NodeOptions) -> int:
+    """Be a node until SIGTERM, SIGINT or a reason to end. Returns the exit status."""
+    return uvloop.run(_run(options))
+
+
+async def _run(options: NodeOptions) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    status, reason = OK, "stopped"
+    try:
+        await Node(options).run(stop)
+    except (NodeRefused, BadInvitation) as error:
+        status, reason = REFUSED, str(error)
+    except (Unfit, WeightsError, HeadGone) as error:
+        status, reason = FAULT, str(error)
+    except Exception as error:
+        log.exception("node.crashed")
+        status, reason = FAULT, f"{type(error).__name__}: {error}"
+    log.log(30 if status else 20, "node.ends", reason=reason, status=status)
+    if options.end_command:
+        await end_machine(options.end_command, reason)
+    return status
+
+
+async def end_machine(command: str, reason: str) -> None:
+    """Run the hook. It may well be the end of this process."""
+    hook = await asyncio.create_subprocess_shell(command, env={**os.environ, "NODE_END_REASON": reason})
+    if status := await hook.wait():
+        log.error("node.end_command_failed", status=status)
+
+
+class Node:
+    """See the module."""
+
+    def __init__(self, options: NodeOptions) -> None:
+        self._options = options
+        #: Loop time when mesh and Ray were last seen at work.
+        self._good_at = asyncio.get_running_loop().time()
+        self._agent: Agent | None = None
+        self._ray: RayProcess | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``. Raises Unfit, NodeRefused, BadInvitation, WeightsError or :class:`HeadGone`."""
+        options = self._options
+        found = await asyncio.to_thread(machine.gpus)
+        count = (options.gpus or 0) if options.trust_gpus else machine.check_gpus(found, options.gpus)
+        machine.check_disk(options.state, options.disk_gib)
+        kind = found.kind
+        labels = {**({machine.GPU_CLASS: kind} if kind else {}), **options.labels}
+        tasks: tuple[asyncio.Task[object], ...] = (
+            asyncio.create_task(self._work(count, labels)),
+            asyncio.create_task(self._watch()),
+            asyncio.create_task(stop.wait()),
+        )
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self, gpus: int, labels: Mapping[str, str]) -> None:
+        options = self._options
+        credentials = await self._join()
+        self._agent = agent = Agent(options.hub, credentials)
+        carrying = asyncio.create_task(agent.run())
+        try:
+            ready = asyncio.create_task(agent.ready.wait())
+            await asyncio.wait({carrying, ready}, return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            starting = asyncio.create_task(self._keep_ray(gpus, labels))
+            try:
+                # The agent ends by being refused only.
+                await asyncio.wait({carrying, starting}, return_when=asyncio.FIRST_COMPLETED)
+                (carrying if carrying.done() else starting).result()
+            finally:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+        finally:
+            carrying.cancel()
+            await asyncio.gather(carrying, return_exceptions=True)
+
+    async def _join(self) -> Credentials:
+        options = self._options
+        while True:
+            credentials = Credentials.load(options.credentials)
+            if credentials is not None:
+                return credentials
+            try:
+                return await join(options.hub, options.token, options.name, options.credentials)
+            except OSError as error:
+                log.warning("node.cannot_join", error=str(error) or type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+
+    async def _brief(self) -> Briefing:
+        """What the head says, once it is one that this node fits and that Ray works on."""
+        assert self._agent is not None
+        while True:
+            try:
+                briefing = await fetch()
+                if wrong := briefing.mismatch():
+                    raise Unfit(f"this node does not match its head: {wrong}")
+                await ghosts.lay(briefing.address, briefing.token, self._agent.slot.address)
+                return briefing
+            except OSError as error:
+                log.info("node.waits_for_head", error=str(error) or type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+
+    async def _keep_ray(self, gpus: int, labels: Mapping[str, str]) -> None:
+        """Ray in this slot, started again whenever it ends."""
+        options, loop = self._options, asyncio.get_running_loop()
+        variables: dict[str, str] = {}
+        # Before gigabytes are fetched for nothing.
+        await self._brief()
+        for checkpoint in checkpoints.wanted(os.environ, options.state / "weights"):
+            variables |= await checkpoints.provide(checkpoint)
+            self._good_at = loop.time()
+        pause = 1.0
+        while True:
+            # A head of another version may have come meanwhile.
+            briefing = await self._brief()
+            begun = loop.time()
+            self._ray = await RayProcess.start(
+                self._flags(briefing, gpus, labels),
+                {**dict.fromkeys(_SECRET, ""), **variables, **environment(briefing.token, options.drain_s)},
+                options.drain_s,
+            )
+            try:
+                status = await asyncio.shield(self._ray.exited)
+            finally:
+                await self._ray.stop()
+            pause = 1.0 if loop.time() - begun > STABLE_S else min(pause * 2, MOST_PAUSE_S)
+            log.warning("node.ray_ended", status=status, again_in_s=pause)
+            await asyncio.sleep(pause)
+
+    def _flags(self, briefing: Briefing, gpus: int, labels: Mapping[str, str]) -> list[str]:
+        options = self._options
+        assert self._agent is not None
+        flags = [
+            f"--address={briefing.address}",
+            *self._agent.slot.ray_flags(),
+            f"--num-gpus={gpus}",
+            f"--object-store-memory={options.object_store_bytes}",
+            f"--temp-dir={options.temp_dir}",
+        ]
+        if options.cpus is not None:
+            flags.append(f"--num-cpus={options.cpus}")
+        if labels:
+            flags.append(f"--labels={','.join(f'{key}={value}' for key, value in sorted(labels.items()))}")
+        return flags
+
+    async def _watch(self) -> None:
+        """Raises :class:`HeadGone` when it is time to stop waiting."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1)
+            up = self._agent is not None and self._agent.down_since is None
+            running = self._ray is not None and not self._ray.exited.done()
+            if up and running:
+                self._good_at = loop.time()
+            elif loop.time() - self._good_at > self._options.patience_s:
+                raise HeadGone(f"no head for {self._options.patience_s / 60:.0f} minutes")

@@ -1,0 +1,261 @@
+"""``video-api head``, ``node …`` and ``nodes``: a cluster across machines. Wires ``cluster`` and the service."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from dotenv import load_dotenv
+from rich.table import Table
+
+from serve_app.cli.terminal import Session, UsageProblem
+
+if TYPE_CHECKING:
+    from cluster.mesh.registry import Node, PostgresRegistry
+    from serve_app.settings import Environment, Settings
+
+DEPLOY_TIMEOUT_S = 300
+#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
+RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
+
+node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
+
+
+def head(
+    config: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Serve YAML.")] = Path(
+        "configs/production.yaml"
+    ),
+    cluster: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Ray's cluster YAML; its provider starts nodes by demand."),
+    ] = None,
+    temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
+    object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 100,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for requests in progress after SIGTERM.")] = 10.0,
+) -> None:
+    """Be the head of a cluster until SIGTERM: Ray, the nodes' way in and the service. Configured by the environment."""
+    from cluster.head import Application, HeadOptions, run
+    from cluster.init import run_as_init
+    from deployments.logs import configure
+    from serve_app.deploy import deploy, environment_of, read_config
+    from serve_app.jobs.database import migrate
+
+    configure("head")
+    settings = _settings(environment_of(config))
+    wanted = read_config(config, settings.port)
+    application = Application(
+        migrate=partial(migrate, settings.database_url),
+        deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
+    )
+    options = HeadOptions(object_store_bytes=object_store_mb << 20, temp_dir=temp_dir, cluster=cluster, drain_s=drain)
+    raise typer.Exit(run_as_init(partial(run, settings, application, options)))
+
+
+@node_commands.command()
+def join(
+    hub: Annotated[str, typer.Option(metavar="HOST:PORT", help="The head's TCP port.", show_default=False)],
+    token: Annotated[
+        str, typer.Option(envvar="MESH_TOKEN", help="What `node token` printed. Good once.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option(help="Shown by `nodes`.")] = socket.gethostname(),
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that must be here. Default: as many as are.", show_default=False)
+    ] = None,
+    trust_gpus: Annotated[
+        bool, typer.Option("--trust-gpus", help="Don't look for them: for tests without any.")
+    ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For label selectors; gpu-class is found out.", show_default=False),
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Default: as many as there are.", show_default=False)] = None,
+    object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 1024,
+    disk: Annotated[float, typer.Option(min=0, help="GiB that must be left on the disk.")] = 1.0,
+    state: Annotated[Path, typer.Option(help="Folder of credentials and weights.")] = Path(".data"),
+    temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds to wait for a head that is gone.")] = 900.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for jobs in progress after SIGTERM.")] = 30.0,
+    end_command: Annotated[
+        str, typer.Option(envvar="NODE_END_COMMAND", help="Run at the end, e.g. to give the machine back.")
+    ] = "",
+) -> None:
+    """Make this machine a node of a cluster, until SIGTERM. All it needs is a way out to the head's TCP port.
+
+    <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
+    Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
+    """
+    from cluster.init import run_as_init
+    from cluster.mesh.dialer import HubAddress
+    from cluster.node import NodeOptions, run
+    from deployments.logs import configure
+
+    configure("node")
+    try:
+        address = HubAddress.parse(hub)
+    except ValueError as error:
+        raise UsageProblem(str(error)) from None
+    options = NodeOptions(
+        hub=address,
+        token=token,
+        state=state.absolute(),
+        name=name,
+        gpus=gpus,
+        trust_gpus=trust_gpus,
+        labels=_labels(label or []),
+        cpus=cpus,
+        object_store_bytes=object_store_mb << 20,
+        temp_dir=temp_dir,
+        disk_gib=disk,
+        patience_s=patience,
+        drain_s=drain,
+        end_command=end_command,
+    )
+    raise typer.Exit(run_as_init(partial(run, options)))
+
+
+@node_commands.command()
+def token(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Option(help="Shown by `nodes` if the node gives no name.")] = "",
+    ttl: Annotated[float, typer.Option(min=1, help="Minutes in which it must be used.")] = 60.0,
+    hub: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="How nodes reach the head. Default: Railway's TCP proxy.", show_default=False
+        ),
+    ] = "",
+) -> None:
+    """Invite one node: print the token, and the command to run on it. Needs the head's DATABASE_URL and secrets."""
+    from cluster.mesh.identity import HubIdentity
+    from cluster.mesh.registry import NoFreeSlot, invite
+
+    settings = _settings("production")
+    fingerprint = HubIdentity.derived(settings.mesh_secret).fingerprint
+
+    async def work() -> tuple[int, str]:
+        async with _registry(settings) as registry:
+            slot, invitation = await invite(registry, fingerprint, name, ttl * 60)
+            return slot, invitation.token()
+
+    try:
+        slot, text = _run(work())
+    except NoFreeSlot:
+        raise UsageProblem("no free slot: revoke a node, or wait until a revoked one's slot is free") from None
+    address = hub or _railway_proxy() or "HOST:PORT"
+    session: Session = ctx.obj
+    command = f"video-api node join --hub {address} --token {text}"
+    session.show({"slot": slot, "token": text, "hub": address, "command": command}, command)
+
+
+@node_commands.command()
+def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `video-api nodes`.")]) -> None:
+    """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes."""
+    settings = _settings("production")
+
+    async def work() -> bool:
+        async with _registry(settings) as registry:
+            return await registry.revoke(slot)
+
+    if not _run(work()):
+        raise UsageProblem(f"slot {slot} has no node")
+    ctx.obj.show({"slot": slot, "revoked": True}, f"slot {slot} is revoked")
+
+
+def nodes(ctx: typer.Context) -> None:
+    """List the nodes: slot, state, when last seen, traffic since it joined."""
+    settings = _settings("production")
+
+    async def work() -> Sequence["Node"]:
+        async with _registry(settings) as registry:
+            return await registry.nodes()
+
+    now = datetime.now(UTC)
+    found = [_row(node, now) for node in _run(work())]
+    ctx.obj.show(found, _table(found))
+
+
+#: A node reports by being connected; twice the hub's interval without it means that it is away.
+_AWAY_S = 40.0
+
+
+def _row(node: "Node", now: datetime) -> dict[str, Any]:
+    seen = node.last_seen_at
+    if node.revoked_at is not None:
+        state = "revoked"
+    elif node.joined_at is None:
+        state = "invited" if node.token_expires_at > now else "expired"
+    else:
+        state = "up" if seen is not None and (now - seen).total_seconds() < _AWAY_S else "away"
+    return {
+        "slot": node.slot,
+        "name": node.name,
+        "state": state,
+        "last_seen_at": seen and seen.isoformat(),
+        "bytes_in": node.bytes_in,
+        "bytes_out": node.bytes_out,
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("SLOT", "NAME", "STATE", "LAST SEEN", "FROM NODE", "TO NODE"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        seen = (row["last_seen_at"] or "-").replace("T", " ")[:19]
+        traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
+        table.add_row(str(row["slot"]), row["name"] or "-", row["state"], seen, *traffic)
+    return table
+
+
+def _settings(environment: "Environment") -> "Settings":
+    from serve_app.settings import ConfigurationError, Settings
+
+    load_dotenv(".env")
+    try:
+        settings = Settings.load(environment)
+    except ConfigurationError as error:
+        raise UsageProblem(str(error)) from None
+    if not settings.database_url:
+        raise UsageProblem("set DATABASE_URL: a cluster has no database of its own")
+    return settings
+
+
+@asynccontextmanager
+async def _registry(settings: "Settings") -> AsyncIterator["PostgresRegistry"]:
+    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from cluster.mesh.registry import PostgresRegistry
+
+    engine = create_async_engine(settings.database_url)
+    try:
+        yield PostgresRegistry(engine)
+    except OperationalError as error:
+        raise UsageProblem(f"DATABASE_URL: {error.orig}") from None
+    finally:
+        await engine.dispose()
+
+
+def _run(work: Any) -> Any:
+    return asyncio.run(work)
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageProblem(f"{pair!r} is not KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _railway_proxy() -> str:
+    host, port = os.environ.get("RAILWAY_TCP_PROXY_DOMAIN"), os.environ.get("RAILWAY_TCP_PROXY_PORT")
+    return f"{host}:{port}" if host and port else ""

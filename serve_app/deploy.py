@@ -1,0 +1,70 @@
+"""What ``serve deploy`` does, and waiting until the applications run."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+import yaml
+
+from serve_app.settings import ConfigurationError, Environment
+
+log = structlog.get_logger()
+
+_PATH = "/api/serve/applications/"
+#: A dashboard that begins to listen before its Serve module works answers 5xx for a moment.
+_AGAIN_S = 0.5
+
+
+def read_config(path: Path, port: int) -> dict[str, Any]:
+    """A Serve YAML, with the proxy on ``port``."""
+    wanted: dict[str, Any] = yaml.safe_load(path.read_text())
+    wanted["http_options"]["port"] = port
+    return wanted
+
+
+def environment_of(path: Path) -> Environment:
+    """Which environment the YAML's application is for."""
+    applications = yaml.safe_load(path.read_text())["applications"]
+    environment: Environment = applications[0].get("args", {}).get("environment", "local")
+    return environment
+
+
+async def deploy(wanted: dict[str, Any], dashboard_url: str, timeout_s: float, token: str = "") -> None:
+    """Deploy and wait. ``token`` is that of Ray, where it asks for one.
+
+    Raises:
+        ConfigurationError: an application does not come up, or not in time.
+    """
+    names = [application["name"] for application in wanted["applications"]]
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    give_up = time.monotonic() + timeout_s
+    sent, seen = False, "no answer"
+    async with httpx.AsyncClient(base_url=dashboard_url, headers=headers, timeout=30, trust_env=False) as dashboard:
+        while time.monotonic() < give_up:
+            try:
+                if not sent:
+                    answer = await dashboard.put(_PATH, json=wanted)
+                    if answer.is_client_error:
+                        raise ConfigurationError(f"Serve refused the configuration: {answer.text[:2000]}")
+                    answer.raise_for_status()
+                    sent = True
+                answer = await dashboard.get(_PATH)
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                seen = repr(error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            found = answer.json()["applications"]
+            states = {name: found.get(name, {}).get("status", "absent") for name in names}
+            if all(state == "RUNNING" for state in states.values()):
+                return
+            failed = [found[name]["message"] for name in names if states[name] == "DEPLOY_FAILED"]
+            if failed:
+                raise ConfigurationError(f"the application did not start: {'; '.join(failed)}")
+            seen = str(states)
+            # Serve offers no event for this; half a second is not felt beside the seconds that replicas take.
+            await asyncio.sleep(_AGAIN_S)
+    raise ConfigurationError(f"the application did not start in {timeout_s:.0f} s: {seen}")

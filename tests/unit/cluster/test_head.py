@@ -1,0 +1,283 @@
+"""What the head tells Ray, who may act as head, and what a waiting one answers."""
+
+import asyncio
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import yaml
+
+from cluster import briefing
+from cluster.briefing import BadBriefing, Briefing
+from cluster.head import Application, Autoscaling, Head, HeadOptions, autoscaling, redis_environment, redis_flags
+from cluster.leader import LEADING, LeadershipLost, leading
+from cluster.machine import Gpus, Unfit, check_disk, check_gpus
+from cluster.mesh.plan import HEAD
+from cluster.ray_process import environment
+from cluster.standby import Standby
+from serve_app.app import AppArgs
+from serve_app.deploy import environment_of, read_config
+from serve_app.settings import ConfigurationError, Settings
+
+ROOT = Path(__file__).parents[3]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---------------------------------------------------------------- leadership
+
+
+async def test_only_one_leads_and_the_next_follows_when_it_ends(database_url: str) -> None:
+    order: list[str] = []
+    asked = asyncio.Event()
+
+    async def second() -> None:
+        def on_wait(answered: bool) -> None:
+            assert answered
+            asked.set()
+
+        async with leading(database_url, on_wait):
+            order.append("second")
+
+    async with leading(database_url) as leadership:
+        waiting = asyncio.create_task(second())
+        await asyncio.wait_for(asked.wait(), 10)
+        order.append("first ends")
+        assert not leadership.lost.done()
+    await asyncio.wait_for(waiting, 10)
+    assert order == ["first ends", "second"]
+
+
+async def test_a_leader_whose_connection_is_cut_learns_that_it_lost(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.leader.CHECK_S", 0.05)
+    async with leading(database_url) as leadership:
+        with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s", (LEADING,)
+            )
+        with pytest.raises(LeadershipLost):
+            await asyncio.wait_for(leadership.lost, 10)
+        # Another may lead at once.
+        async with leading(database_url):
+            pass
+
+
+async def test_a_database_that_is_away_is_waited_for() -> None:
+    answers: list[bool] = []
+    url = f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.5), leading(url, answers.append):
+            raise AssertionError("nobody can lead without a lock")
+    assert answers
+    assert not any(answers)
+
+
+async def test_a_head_that_waits_is_healthy_only_if_the_lock_is_all_it_lacks() -> None:
+    port = free_port()
+    async with Standby(port, "127.0.0.1") as standby, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        assert (await http.get("/health")).status_code == 503
+        standby.fit = True
+        assert (await http.get("/health?deep=1")).json() == {"api": "standby"}
+        refused = await http.post("/api/v1/generate", json={"model": "ltx2"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x16\x03\x01 not http\r\n\r\n")
+        assert (await http.get("/health")).status_code == 200
+        writer.close()
+
+
+async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> None:
+        raise AssertionError("it does not lead")
+
+    settings = Settings(database_url=database_url, webhook_secret="w" * 32, port=free_port())
+    options = HeadOptions()
+    head = Head(settings, Application(migrate=never, deploy=lambda _: asyncio.sleep(0)), options)
+    stop = asyncio.Event()
+    async with leading(database_url), httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as http:
+        running = asyncio.create_task(head.run(stop))
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            try:
+                if (await http.get("/health")).status_code == 200:
+                    break
+            except httpx.TransportError:
+                continue
+        else:
+            pytest.fail("the waiting head never said that it is fit")
+        stop.set()
+        await asyncio.wait_for(running, 5)
+
+
+# ---------------------------------------------------------------- briefing
+
+
+async def test_a_node_learns_what_its_head_is() -> None:
+    port = free_port()
+    told = Briefing.of_this_head("secret")
+    async with briefing.serving(told, "127.0.0.1", port):
+        heard = await briefing.fetch("127.0.0.1", port)
+    assert heard == told
+    assert heard.mismatch() is None
+    assert "secret" not in repr(heard)
+    assert heard.address == f"{HEAD.address}:{HEAD.gcs}"
+
+
+def test_a_node_of_other_versions_is_no_node() -> None:
+    told = Briefing.of_this_head("t")
+    assert "Ray is" in str(dataclasses.replace(told, ray="2.0.0").mismatch())
+    assert "Python is" in str(dataclasses.replace(told, python="3.8").mismatch())
+
+
+async def test_nonsense_instead_of_a_briefing_is_an_error_to_retry() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"ray": "2')
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    with pytest.raises(BadBriefing):
+        await briefing.fetch("127.0.0.1", server.sockets[0].getsockname()[1])
+    server.close()
+
+
+# ---------------------------------------------------------------- what Ray is told
+
+
+def test_serve_asks_thrice_within_the_time_that_a_cut_call_takes_to_fail() -> None:
+    """Else one reset of the link is taken for the death of every replica behind it."""
+    for each in yaml.safe_load((ROOT / "configs/production.yaml").read_text())["applications"][0]["deployments"]:
+        timeout_s = each["health_check_timeout_s"]
+        assert int(environment("t", 1)["RAY_timeout_ms_task_wait_for_death_info"]) > 1000 * timeout_s
+        assert 2 * timeout_s > 60
+
+
+def test_ray_s_token_is_no_argument() -> None:
+    assert environment("token", 5)["RAY_AUTH_TOKEN"] == "token"
+    assert environment("token", 5)["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "flags"),
+    [
+        ("", None, []),
+        ("redis://cache.internal", "cache.internal:6379", []),
+        ("redis://default:pw@host:7000/0", "host:7000", ["--redis-username=default", "--redis-password=pw"]),
+        ("rediss://:pw@host:7000", "rediss://host:7000", ["--redis-password=pw"]),
+    ],
+)
+def test_redis_by_url(url: str, address: str | None, flags: list[str]) -> None:
+    assert redis_environment(url).get("RAY_REDIS_ADDRESS") == address
+    assert redis_flags(url) == flags
+
+
+def test_the_autoscaler_runs_only_with_a_provider(tmp_path: Path) -> None:
+    assert autoscaling(None) == Autoscaling()
+    assert autoscaling(ROOT / "configs/cluster.yaml") == Autoscaling()
+    provided = tmp_path / "cluster.yaml"
+    provided.write_text("provider: {type: external, module: a.B}\n")
+    found = autoscaling(provided)
+    assert found.flags == (f"--autoscaling-config={provided}",)
+    assert found.environment["RAY_enable_autoscaler_v2"] == "1"
+    provided.write_text("- no mapping\n")
+    with pytest.raises(ConfigurationError):
+        autoscaling(provided)
+
+
+def test_secrets_of_the_cluster_follow_from_one_and_differ() -> None:
+    one = Settings(webhook_secret="a" * 32)
+    other = Settings(webhook_secret="a" * 32, cluster_secret="b" * 32)
+    found = {one.ray_token, other.ray_token, one.mesh_secret.hex(), other.mesh_secret.hex()}
+    assert len(found) == 4
+    assert Settings(webhook_secret="c" * 32, cluster_secret="b" * 32).ray_token == other.ray_token
+
+
+def test_a_lease_in_production_outlives_a_minute_without_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEY", "WEBHOOK_SECRET", "PUBLIC_URL"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    assert Settings.load("production").lease_seconds >= 180
+    monkeypatch.setenv("LEASE_SECONDS", "45")
+    assert Settings.load("production").lease_seconds == 45
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def test_gpus_as_promised() -> None:
+    pair = Gpus(("A100", "A100"), 79.2)
+    assert (check_gpus(pair, None), check_gpus(pair, 1), pair.kind) == (2, 1, "a100")
+    assert Gpus(("RTX 4090",), 24).kind == "4090"
+    assert Gpus().kind is None
+    for found, promised in ((pair, 3), (Gpus(), None), (Gpus(), 1)):
+        with pytest.raises(Unfit, match="GPUs are here"):
+            check_gpus(found, promised)
+
+
+def test_a_full_disk_is_unfit(tmp_path: Path) -> None:
+    check_disk(tmp_path / "new", 0.001)
+    with pytest.raises(Unfit, match="GiB left"):
+        check_disk(tmp_path, 10**6)
+
+
+# ---------------------------------------------------------------- deployment files
+
+
+def test_production_is_what_the_application_takes() -> None:
+    path = ROOT / "configs/production.yaml"
+    assert environment_of(path) == "production"
+    wanted = read_config(path, 1234)
+    assert wanted["http_options"]["port"] == 1234
+    application = wanted["applications"][0]
+    args = AppArgs.model_validate(application["args"])
+    models = {each["name"]: each["ray_actor_options"] for each in application["deployments"]}
+    assert set(models) == set(args.max_replicas)
+    assert all(options["num_gpus"] == 1 for options in models.values())
+    assert models["ltx2"]["label_selector"] == {"gpu-class": "a100"}
+    assert models["wav2lip"]["label_selector"] == {"gpu-class": "4090"}
+
+
+def test_what_the_images_copy_exists_and_is_not_ignored() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    sources = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source in kept, source
+    targets = [line.split()[-1] for line in lines if line.startswith("FROM ")]
+    assert {"head", "gpu"} <= set(targets)
+    # Railway builds the last one.
+    assert targets[-1] == "head"
+
+
+def test_railway_s_file_is_what_railway_reads() -> None:
+    found = tomllib.loads((ROOT / "railway.toml").read_text())
+    assert (ROOT / found["build"]["dockerfilePath"]).exists()
+    assert found["deploy"]["healthcheckPath"] == "/health"
+    config = found["deploy"]["startCommand"].split("--config ")[1]
+    assert (ROOT / config).exists()
+    # Railway's own grace: Ray's drain and end have to fit.
+    assert float(found["deploy"]["drainingSeconds"]) > HeadOptions().drain_s
+
+
+def test_the_head_s_configuration_fails_before_anything_starts() -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("API_KEY", "DATABASE_URL", "PUBLIC_URL")}
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app.cli", "head"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    for name in ("API_KEY", "DATABASE_URL", "PUBLIC_URL"):
+        assert name in done.stderr

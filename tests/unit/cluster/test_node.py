@@ -1,0 +1,195 @@
+"""A node's ends, each with its exit status and its hook; its weights; and being process 1."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import checkpoints
+from cluster.checkpoints import Checkpoint
+from cluster.mesh.hub import Hub
+from cluster.mesh.identity import HubIdentity, Invitation
+from cluster.mesh.registry import MemoryRegistry
+from cluster.weights import WeightsError, describe
+from tests.fakes.http_peer import HttpPeer
+
+ROOT = Path(__file__).parents[3]
+CLI = (sys.executable, "-m", "serve_app.cli")
+NOBODY = "127.0.0.1:9"
+TOKEN = Invitation.new(b"f" * 32).token()
+
+
+class Joining:
+    """``video-api node join`` with a hook that notes why it ended."""
+
+    def __init__(self, folder: Path, hub: str, token: str, *options: str) -> None:
+        self._reason = folder / "reason"
+        command = [*CLI, "node", "join", "--hub", hub, "--state", str(folder / "state"), *options]
+        hook = f'printf %s "$NODE_END_REASON" > {self._reason}'
+        environment = {**os.environ, "MESH_TOKEN": token, "NODE_END_COMMAND": hook}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    async def end(self) -> tuple[int, str]:
+        """Exit status, and the reason that the hook was given."""
+        _, self.said = await asyncio.to_thread(self.process.communicate, timeout=60)
+        return self.process.returncode, self._reason.read_text()
+
+
+async def test_a_node_gives_up_a_head_that_does_not_come(tmp_path: Path) -> None:
+    joining = Joining(tmp_path, NOBODY, TOKEN, "--trust-gpus", "--gpus", "1", "--patience", "1")
+    assert await joining.end() == (1, "no head for 0 minutes")
+    assert TOKEN not in joining.said
+
+
+async def test_a_machine_without_its_gpus_does_not_join(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has GPUs")
+    assert await Joining(tmp_path, NOBODY, TOKEN, "--gpus", "2").end() == (1, "0 GPUs are here, 2 promised")
+
+
+async def test_a_full_disk_does_not_join(tmp_path: Path) -> None:
+    joining = Joining(tmp_path, NOBODY, TOKEN, "--trust-gpus", "--gpus", "1", "--disk", "9999999")
+    status, reason = await joining.end()
+    assert status == 1
+    assert "GiB left" in reason
+
+
+@pytest.mark.parametrize("token", ["nonsense", "mesh1-AAAA"])
+async def test_a_token_that_is_none_is_refused_here(tmp_path: Path, token: str) -> None:
+    status, reason = await Joining(tmp_path, NOBODY, token, "--trust-gpus", "--gpus", "1").end()
+    assert (status, reason) == (3, "this is not an invitation to a mesh")
+
+
+async def test_a_token_that_the_hub_does_not_know_ends_the_node(tmp_path: Path) -> None:
+    identity = HubIdentity.load_or_create(tmp_path / "hub")
+    async with Hub(identity, MemoryRegistry(), host="127.0.0.1", port=0) as hub:
+        unknown = Invitation.new(identity.fingerprint).token()
+        joining = Joining(tmp_path, f"127.0.0.1:{hub.port}", unknown, "--trust-gpus", "--gpus", "1")
+        assert await joining.end() == (3, "the hub refused this node: bad_token")
+
+
+async def test_sigterm_is_an_end_in_order(tmp_path: Path) -> None:
+    joining = Joining(tmp_path, NOBODY, TOKEN, "--trust-gpus", "--gpus", "1")
+    assert joining.process.stderr is not None
+    await asyncio.to_thread(joining.process.stderr.readline)
+    joining.process.send_signal(signal.SIGTERM)
+    assert await joining.end() == (0, "stopped")
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_the_environment_names_the_weights(tmp_path: Path) -> None:
+    environment = {
+        "LTX2_WEIGHTS": "owner/name",
+        "WAV2LIP_WEIGHTS": "https://store/manifest.json",
+        "WAV2LIP_MODEL_PATH": "/there/already",
+        "S3FD_WEIGHTS": "",
+        "PATH": "/bin",
+    }
+    found = checkpoints.wanted(environment, tmp_path)
+    assert found == (Checkpoint("LTX2", "owner/name", tmp_path / "ltx2"),)
+    assert found[0].variable == "LTX2_MODEL_PATH"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_weights_by_manifest(tmp_path: Path, count: int) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(count):
+        (source / f"{number}.pth").write_bytes(os.urandom(5000))
+    with HttpPeer() as peer:
+        manifest = describe(source, lambda name: f"{peer.url}/{name}")
+        peer.files |= {f"/{path.name}": path.read_bytes() for path in source.iterdir()}
+        peer.files["/manifest.json"] = manifest.model_dump_json().encode()
+        folder = tmp_path / "weights" / "wav2lip"
+        found = await checkpoints.provide(Checkpoint("WAV2LIP", f"{peer.url}/manifest.json", folder))
+    # A checkpoint of one file is that file, of several their folder.
+    assert found == {"WAV2LIP_MODEL_PATH": str(folder / "0.pth" if count == 1 else folder)}
+    assert (folder / "0.pth").read_bytes() == (source / "0.pth").read_bytes()
+
+
+async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) -> None:
+    with HttpPeer() as peer:
+        peer.files["/odd?signature=secret"] = b"<html>"
+        for path in ("odd?signature=secret", "missing?signature=secret"):
+            with pytest.raises(WeightsError) as error:
+                await checkpoints.provide(Checkpoint("LTX2", f"{peer.url}/{path}", tmp_path))
+            assert "secret" not in str(error.value)
+
+
+# ---------------------------------------------------------------- process 1
+
+INIT = """
+import os, signal, subprocess, sys, time
+from cluster.init import run_as_init
+
+def work():
+    # Leaves an orphan behind, which ends at once and is process 1's to reap.
+    subprocess.run(["sh", "-c", "sleep 0.1 & echo"], stdout=subprocess.DEVNULL)
+    time.sleep(0.5)
+    states = [open(f"/proc/{p}/stat").read().split()[2] for p in os.listdir("/proc") if p.isdigit()]
+    print("zombies", states.count("Z"), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    print("ready", flush=True)
+    time.sleep(30)
+    return 0
+
+sys.exit(run_as_init(work))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root for process namespaces")
+def test_process_1_reaps_strangers_and_passes_signals_on() -> None:
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", sys.executable, "-c", INIT]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "zombies 0\n"
+        assert process.stdout.readline() == "ready\n"
+        child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        os.kill(int(child), signal.SIGTERM)
+        assert process.wait(10) == 7
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ---------------------------------------------------------------- the operator's commands
+
+
+def operate(database_url: str, *words: str) -> tuple[int, Any]:
+    secrets = {"API_KEY": "k", "WEBHOOK_SECRET": "w" * 32, "PUBLIC_URL": "http://x", "DATABASE_URL": database_url}
+    done = subprocess.run(
+        [*CLI, "--json", *words], cwd=ROOT, env={**os.environ, **secrets}, capture_output=True, text=True
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def test_a_node_s_life_for_its_operator(database_url: str) -> None:
+    status, invited = operate(database_url, "node", "token", "--name", "box", "--hub", "proxy.example:12345")
+    assert status == 0
+    assert invited["command"] == f"video-api node join --hub proxy.example:12345 --token {invited['token']}"
+    # Any process with the secret knows the hub's certificate.
+    expected = HubIdentity.derived(_settings_secret()).fingerprint
+    assert Invitation.parse(invited["token"]).fingerprint == expected
+    assert operate(database_url, "node", "token", "--ttl", "1")[1]["slot"] == 3
+    listed = operate(database_url, "nodes")[1]
+    assert [(row["slot"], row["name"], row["state"]) for row in listed] == [(2, "box", "invited"), (3, "", "invited")]
+    assert operate(database_url, "node", "revoke", "2") == (0, {"slot": 2, "revoked": True})
+    assert operate(database_url, "nodes")[1][0]["state"] == "revoked"
+    status, said = operate(database_url, "node", "revoke", "2")
+    assert (status, "slot 2 has no node" in said) == (2, True)
+
+
+def _settings_secret() -> bytes:
+    from serve_app.settings import Settings
+
+    return Settings(webhook_secret="w" * 32).mesh_secret
