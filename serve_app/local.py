@@ -20,7 +20,7 @@ from dotenv import load_dotenv
 from serve_app.deploy import deploy, read_config
 from serve_app.settings import ConfigurationError, Settings
 
-#: Logical CPUs of the local cluster: enough for two replicas of each model, whatever the machine has.
+#: Logical CPUs of the local cluster, whatever the machine has: what the replicas of ``configs/local.yaml`` ask for.
 CPUS = 4
 OBJECT_STORE_BYTES = 150 * 1024**2
 DEPLOY_TIMEOUT_S = 180
@@ -35,6 +35,8 @@ class Endpoints:
     dashboard_url: str
     #: The dashboard asks for it. Ray listens on every interface, and without it anybody there could run code here.
     dashboard_token: str
+    #: For workers outside the cluster that report to ``/webhook/complete``.
+    webhook_secret: str
 
 
 def with_database(settings: Settings) -> Settings:
@@ -74,6 +76,7 @@ def running(config: Path) -> Iterator[Endpoints]:
             api_key=settings.api_key.get_secret_value(),
             dashboard_url=dashboard_url,
             dashboard_token=settings.ray_token,
+            webhook_secret=settings.webhook_secret.get_secret_value(),
         )
 
 

@@ -230,6 +230,7 @@ class QueueCounts(BaseModel):
 
 
 Part = Literal["ok", "down"]
+Weights = Literal["configured", "random", "unknown"]
 
 
 class Health(BaseModel):
@@ -240,8 +241,8 @@ class Health(BaseModel):
     storage: Part
     ray: Part
     queues: Mapping[str, QueueCounts]
-    weights: Mapping[str, Literal["configured", "random"]] = Field(
-        description="`random`: no checkpoint is configured on this host, videos are noise."
+    weights: Mapping[str, Weights] = Field(
+        description="`random`: videos are noise. `unknown`: not on this host; `notes.random_weights` of a job tells."
     )
     details: Mapping[str, str] = Field(default_factory=dict, description="Why a part is down.")
 

@@ -59,6 +59,7 @@ def build_storage(settings: Settings) -> Storage:
             access_key=settings.r2_access_key.get_secret_value(),
             secret_key=settings.r2_secret_key.get_secret_value(),
             bucket=settings.r2_bucket,
+            region=settings.r2_region,
             public_base=settings.r2_public_url,
         )
     return LocalStorage(settings.data_dir / "media", settings.base_url, settings.signing_key)

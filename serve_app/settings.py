@@ -10,8 +10,9 @@ import secrets
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Environment = Literal["local", "production"]
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     r2_secret_key: SecretStr = SecretStr("")
     r2_bucket: str = "video-api-storage"
     r2_public_url: str = ""
+    #: R2 takes any; AWS wants the bucket's.
+    r2_region: str = "auto"
 
     api_webhook_url: str = ""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
@@ -77,6 +80,15 @@ class Settings(BaseSettings):
                 return "postgresql+psycopg://" + value.removeprefix(scheme)
         if value and not value.startswith("postgresql+psycopg://"):
             raise ValueError("must be a postgresql:// URL")
+        return value
+
+    @field_validator("public_url", "r2_endpoint", "r2_public_url", "api_webhook_url", "redis_url")
+    @classmethod
+    def _url(cls, value: str, info: ValidationInfo) -> str:
+        schemes = ("redis", "rediss") if info.field_name == "redis_url" else ("http", "https")
+        parts = urlsplit(value)
+        if value and (parts.scheme not in schemes or not parts.hostname):
+            raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return value
 
     @field_validator("data_dir")

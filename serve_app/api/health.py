@@ -11,12 +11,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.cluster_state import ModelState
 from serve_app.jobs import metrics
 from serve_app.jobs.job import Status
-from serve_app.schemas import Health, QueueCounts
+from serve_app.schemas import Health, QueueCounts, Weights
 from serve_app.services import ServicesOf
+from serve_app.settings import Settings
 
 log = structlog.get_logger()
 
@@ -46,9 +48,7 @@ async def health(services: ServicesOf, response: Response) -> Health:
         storage="down" if "storage" in details else "ok",
         ray="down" if "ray" in details else "ok",
         queues={name: _queue((counts or {}).get(name, {})) for name in MODELS},
-        weights={
-            name: "configured" if os.environ.get(spec.weights_variable) else "random" for name, spec in MODELS.items()
-        },
+        weights={name: _weights(spec, services.settings) for name, spec in MODELS.items()},
         details=details,
     )
 
@@ -81,6 +81,13 @@ async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | 
         log.error("part_down", part=part, error=str(error))
         details[part] = type(error).__name__
         return None
+
+
+def _weights(spec: ModelSpec, settings: Settings) -> Weights:
+    if os.environ.get(spec.weights_variable):
+        return "configured"
+    # In a cluster the weights are on the nodes; each job's notes tell.
+    return "random" if settings.environment == "local" else "unknown"
 
 
 def _deployment_faults(states: Mapping[str, ModelState]) -> str:

@@ -155,6 +155,7 @@ def _greet(session: Session, endpoints: Endpoints) -> None:
     for name, value in (
         ("API", endpoints.api_url),
         ("API key", endpoints.api_key),
+        ("Webhook secret", endpoints.webhook_secret),
         ("Documentation", f"{endpoints.api_url}/docs"),
         ("Ray dashboard", endpoints.dashboard_url),
         ("Ray token", endpoints.dashboard_token),

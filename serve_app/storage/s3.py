@@ -82,8 +82,10 @@ class S3Storage:
         def head() -> ObjectInfo:
             answer = self._client.head_object(Bucket=self._bucket, Key=key)
             etag = answer["ETag"].strip('"')
-            # ``<hash>-<parts>`` is the ETag of a multipart upload, which is no MD5 of the object.
-            return ObjectInfo(size=answer["ContentLength"], md5=None if "-" in etag else etag)
+            # ``<hash>-<parts>`` is the ETag of a multipart upload, which is no MD5 of the object; nor is that of one
+            # which the store encrypts with a key of its own service.
+            known = "-" not in etag and answer.get("ServerSideEncryption") in (None, "AES256")
+            return ObjectInfo(size=answer["ContentLength"], md5=etag if known else None)
 
         try:
             return await _call(head, key)

@@ -42,7 +42,11 @@ def running(config):
         if "HANG" in os.environ:
             threading.Event().wait()
         yield local.Endpoints(
-            api_url=os.environ["URL"], api_key="{API_KEY}", dashboard_url="{DASHBOARD}", dashboard_token="{TOKEN}"
+            api_url=os.environ["URL"],
+            api_key="{API_KEY}",
+            dashboard_url="{DASHBOARD}",
+            dashboard_token="{TOKEN}",
+            webhook_secret="w",
         )
     finally:
         print("ending", flush=True)
@@ -88,6 +92,7 @@ def test_up_ends_in_order_at_a_signal(start: Start, service: LiveService, number
         "api_key": API_KEY,
         "dashboard_url": DASHBOARD,
         "dashboard_token": TOKEN,
+        "webhook_secret": "w",
     }
 
     up.send_signal(number)
@@ -230,7 +235,9 @@ def pretending(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     @contextmanager
     def running(_: Path) -> Iterator[Endpoints]:
-        yield Endpoints(api_url=service.url, api_key=API_KEY, dashboard_url=DASHBOARD, dashboard_token=TOKEN)
+        yield Endpoints(
+            api_url=service.url, api_key=API_KEY, dashboard_url=DASHBOARD, dashboard_token=TOKEN, webhook_secret="w"
+        )
 
     monkeypatch.setattr(local, "running", running)
     before = signal.getsignal(signal.SIGTERM)
