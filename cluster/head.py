@@ -117,7 +117,7 @@ class Head:
                     return
                 lost = entering.result().lost
             await asyncio.to_thread(self._application.migrate)
-            engine = create_async_engine(settings.database_url, pool_size=2, pool_pre_ping=True)
+            engine = create_async_engine(settings.database_url, pool_size=2, pool_pre_ping=True, hide_parameters=True)
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(settings.mesh_secret)
             registry = PostgresRegistry(engine)
