@@ -1,1 +1,1 @@
-"""How nodes come to be. Empty until the multi-host cluster lands."""
+"""How nodes come to be: the head, GPU nodes that dial in, the mesh between them, and their weights."""
