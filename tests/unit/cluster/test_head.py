@@ -205,8 +205,9 @@ def test_secrets_of_the_cluster_follow_from_one_and_differ() -> None:
 
 
 def test_a_lease_in_production_outlives_a_minute_without_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("API_KEY", "WEBHOOK_SECRET", "PUBLIC_URL"):
+    for name in ("API_KEY", "WEBHOOK_SECRET"):
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("PUBLIC_URL", "https://video.example.com")
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
     assert Settings.load("production").lease_seconds >= 180
     monkeypatch.setenv("LEASE_SECONDS", "45")

@@ -31,7 +31,9 @@ TOKEN = "ray-token"
 
 #: ``video-api up`` on a stack that says what is done to it, and takes a line on stdin to end.
 UP = f"""
-import contextlib, os, sys, threading
+import contextlib, os, signal, sys, threading
+# As in a terminal: what a CI job starts in the background may ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from serve_app import local
 from serve_app.cli import main
 
