@@ -53,13 +53,12 @@ class JobStore:
 
     # ---------------------------------------------------------------- clients
 
-    async def open_upload(self, job_id: str | None, user_id: str | None = None) -> Job:
+    async def open_upload(self, job_id: str | None) -> Job:
         """Open a job for uploads, or find the one opened before under this id (whatever became of it)."""
         values = {
             "id": job_id or str(uuid_utils.uuid7()),
             "status": Status.UPLOADING,
             "stage": "waiting_for_upload",
-            "user_id": user_id,
             "expires_at": in_seconds(UPLOAD_WINDOW_S),
         }
         async with self._engine.begin() as db:
