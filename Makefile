@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo run test unit e2e lint bench-wav2lip bench-head clean constraints
+.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-head clean constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -27,7 +27,11 @@ e2e: $(STAMP)  ## A real Ray cluster; kills processes
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py --memory
+
+bench-mesh: $(STAMP)  ## Against a cable and OpenSSH, in network namespaces; as root
+	$(BIN)/python tests/benchmarks/mesh.py
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py
