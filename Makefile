@@ -23,7 +23,8 @@ unit: $(STAMP)  ## Without Ray
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/integration
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e/test_cluster.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py
