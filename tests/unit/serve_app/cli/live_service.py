@@ -5,6 +5,7 @@ last one, so what a waiting client sees depends on no clock.
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class LiveService:
 
     async def _serve(self) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        listener = uvicorn.Config("", port=0, log_config=None).bind_socket()
+        listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         settings = Settings(
             VIDEO_API_DATA_DIR=self._data_dir,
@@ -147,7 +148,7 @@ class LiveService:
         server = uvicorn.Server(uvicorn.Config(looks, log_config=None, access_log=False, lifespan="off"))
         self.worker = Worker(self.services, looks)
         worker = asyncio.create_task(self.worker.run())
-        # The socket is bound: a request that comes before the server accepts waits in its backlog.
+        # The socket listens: a request that comes before the server accepts waits in its backlog.
         serving = asyncio.create_task(server.serve([listener]))
         self._ready.set()
         ended = asyncio.create_task(self._ended.wait())
