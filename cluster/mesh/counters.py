@@ -7,6 +7,9 @@ from types import MappingProxyType
 
 from cluster.mesh.flow import Side
 
+#: Name and label of a counter.
+Total = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class NodeTraffic:
@@ -38,6 +41,17 @@ class Stats:
     ports_missing: int = 0
     #: A hub's nodes; empty for an agent.
     nodes: tuple[NodeTraffic, ...] = field(default=())
+
+    def totals(self) -> Counter[Total]:
+        """What only ever grows, as ``/metrics`` names it."""
+        plain = {
+            ("video_mesh_flows", ""): self.flows_total,
+            ("video_mesh_bytes", "in"): self.bytes_in,
+            ("video_mesh_bytes", "out"): self.bytes_out,
+            ("video_mesh_reconnects", ""): self.reconnects,
+            ("video_mesh_dead_flows", ""): self.dead,
+        }
+        return Counter(plain | {("video_mesh_refused", reason): count for reason, count in self.refused.items()})
 
 
 #: Too slow with TLS or the first frame; cut to make room for others; went away before saying anything.

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Self
 import structlog
 
 from cluster.mesh.control import Control, Opening
-from cluster.mesh.counters import Counters, NodeTraffic, Stats
+from cluster.mesh.counters import Counters, NodeTraffic, Stats, Total
 from cluster.mesh.door import Door
 from cluster.mesh.flow import hand_over
 from cluster.mesh.identity import HubIdentity, digest
@@ -91,8 +92,9 @@ class Hub:
         self._nodes: dict[int, Node] = {}
         #: Slots whose node has been connected.
         self._seen: set[int] = set()
-        #: Traffic as last reported.
+        #: Traffic and counters as last reported.
         self._reported: dict[int, tuple[int, int]] = {}
+        self._counted: Counter[Total] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._push: asyncio.TimerHandle | None = None
 
@@ -287,15 +289,17 @@ class Hub:
                 log.error("mesh.registry_failed", error=type(error).__name__)
 
     async def _report(self) -> None:
-        """Tell the registry who is there and what they have moved since the last time."""
+        """Tell the registry who is there, and what has happened since the last time."""
         traffic = {node.slot: self._switchboard.traffic(node.slot) for node in self._live()}
         sightings = []
         for node in self._live():
             now, last = traffic[node.slot], self._reported.get(node.slot, (0, 0))
             if node.key_hash is not None and (self._switchboard.line(node.slot) is not None or now != last):
                 sightings.append(Sighting(node.slot, node.key_hash, now[0] - last[0], now[1] - last[1]))
-        await self._registry.report(sightings)
+        counted = self.stats().totals()
+        await self._registry.report(sightings, counted - self._counted)
         self._reported.update(traffic)
+        self._counted = counted
 
     async def _watch(self) -> None:
         """Cut what has died without a word."""

@@ -4,7 +4,7 @@ A slot's life: *invited* (a token's hash, an expiry) → *joined* (a key's hash)
 quarantine, because Ray still takes the slot's address for the old node until its health checks have given up.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cluster.mesh.counters import Total
 from cluster.mesh.identity import Invitation, digest
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.wire import Reason
@@ -56,6 +57,12 @@ nodes = Table(
     Column("bytes_out", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(f"slot BETWEEN 2 AND {SLOTS}", name="nodes_slot_in_plan"),
     CheckConstraint("(key_hash IS NULL) = (joined_at IS NULL)", name="nodes_join_is_dated"),
+)
+
+#: The table behind ``/metrics``, which is the service's (``serve_app/jobs/tables.py``).
+_COUNT = text(
+    "INSERT INTO counters (name, labels, value) VALUES (:name, :label, :more)"
+    " ON CONFLICT (name, labels) DO UPDATE SET value = counters.value + excluded.value"
 )
 
 #: Advisory lock of a transaction that picks a slot.
@@ -125,8 +132,8 @@ class NodeRegistry(Protocol):
         """End the invitation or the node in that slot. False if there is none or it has ended."""
         ...
 
-    async def report(self, sightings: Iterable[Sighting]) -> None:
-        """Add traffic and note that these nodes were there just now."""
+    async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
+        """Add traffic, note that these nodes were there just now, and add to the hub's counters. All or nothing."""
         ...
 
 
@@ -181,8 +188,8 @@ class MemoryRegistry:
         self._nodes[slot] = replace(node, revoked_at=self._clock())
         return True
 
-    async def report(self, sightings: Iterable[Sighting]) -> None:
-        """See :class:`NodeRegistry`."""
+    async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
+        """See :class:`NodeRegistry`. The counters are of no use to anybody here."""
         for seen in sightings:
             node = self._nodes.get(seen.slot)
             if node is not None and node.key_hash == seen.key_hash:
@@ -255,7 +262,7 @@ class PostgresRegistry:
         async with self._engine.begin() as db:
             return (await db.execute(query)).rowcount == 1
 
-    async def report(self, sightings: Iterable[Sighting]) -> None:
+    async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
         """See :class:`NodeRegistry`."""
         rows = [
             {"of_slot": seen.slot, "of_key": seen.key_hash, "more_in": seen.bytes_in, "more_out": seen.bytes_out}
@@ -270,9 +277,12 @@ class PostgresRegistry:
                 bytes_out=nodes.c.bytes_out + bindparam("more_out"),
             )
         )
-        if rows:
-            async with self._engine.begin() as db:
+        counts = [{"name": name, "label": label, "more": more} for (name, label), more in counted.items()]
+        async with self._engine.begin() as db:
+            if rows:
                 await db.execute(query, rows)
+            if counts:
+                await db.execute(_COUNT, counts)
 
 
 def _check_redeemable(node: Node | None, key_hash: bytes, now: datetime | None) -> None:

@@ -1,4 +1,7 @@
-"""Job metrics, counted in the transaction that ends a job: exact, and the same on every replica after any restart."""
+"""Metrics of jobs, counted in the transaction that ends a job: exact, and the same on every replica after any restart.
+
+Those of the mesh are written to the same table by the head.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,6 +26,11 @@ _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ENDED: ("Jobs that ended, by outcome and error code.", ("model", "status", "code")),
     RETRIES: ("Attempts that failed and were followed by another.", ("model", "code")),
     GPU_BUSY: ("Seconds a GPU computed, failed attempts included.", ("model",)),
+    "video_mesh_flows": ("Connections that the head has carried between nodes.", ()),
+    "video_mesh_bytes": ("Bytes from and to nodes, framing included, TLS not.", ("direction",)),
+    "video_mesh_reconnects": ("Times that a node came back.", ()),
+    "video_mesh_dead_flows": ("Connections that were cut because their path had died.", ()),
+    "video_mesh_refused": ("Connections that were refused.", ("reason",)),
 }
 _HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     STAGE: ("Seconds per stage of completed jobs.", ("model", "stage")),

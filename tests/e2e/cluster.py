@@ -48,6 +48,17 @@ class Cluster:
         places = ("--temp-dir", str(self.head.folder / "ray"))
         self.head.boot((*COMMAND, "head", *places, "--drain", "5"), self.environment)
 
+    def redeploy(self) -> Container:
+        """Start the next head beside this one, behind a port of its own, as a platform does. From now on ``head`` and
+        ``api`` are the next one; the one before is returned."""
+        before = self.head
+        port = int(self.environment["PORT"]) + 1
+        self.head = Container(self.network, "head", before.folder.with_name(f"head-{port}"))
+        self.environment = {**self.environment, "PORT": str(port)}
+        self.api.base_url = self.api.base_url.copy_with(port=port)
+        self.boot_head()
+        return before
+
     def boot_node(self, node: Container) -> None:
         hub = f"{self.network.hub_address(node.machine)}:{PUBLIC_PORT}"
         invited = self.command("node", "token", "--name", node.machine, "--hub", hub)
@@ -149,7 +160,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         redis = ("--port", str(REDIS_PORT), "--save", "", "--dir", str(folder / "redis"), "--logfile", "log")
         net.start("head", [str(get_binary_path()), *redis])
         head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
-        for container in (head, gpu1, gpu2):
+        for container in (gpu1, gpu2):
             running_parts.callback(container.kill)
         api, dashboard = (
             httpx.Client(
@@ -161,6 +172,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
             for port, key in ((HEAD.http, environment["API_KEY"]), (HEAD.dashboard, secrets.ray_token))
         )
         made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard)
+        running_parts.callback(lambda: made.head.kill())
         made.boot_head()
         wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 120)
         for node in (gpu1, gpu2):

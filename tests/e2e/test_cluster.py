@@ -95,6 +95,9 @@ def test_nodes_for_the_operator(cluster: Cluster) -> None:
 
     rows = wait_until("traffic in the registry", moved, 40)
     assert [(row["slot"], row["name"]) for row in rows] == [(2, "gpu1"), (3, "gpu2")]
+    metrics = cluster.api.get("/metrics").text.splitlines()
+    (flows,) = (line for line in metrics if line.startswith("video_mesh_flows_total "))
+    assert float(flows.split()[1]) > 0
 
 
 @pytest.mark.parametrize("kind", ["reset", "blackhole"])
@@ -146,6 +149,34 @@ def test_a_head_that_loses_its_power_in_the_middle_of_a_job(cluster: Cluster, ma
         # One that was claimed but had not reached its replica is free again after the lease of 180 s.
         job = cluster.wait(job_id, timeout_s=300)
         assert (job["status"], job["attempt"]) == ("completed", 1), job
+    assert pids(cluster) == before
+    assert set(cluster.ray_nodes()) == {HEAD.address, GPU1, GPU2}
+
+
+def test_a_redeploy_in_the_middle_of_a_job(cluster: Cluster, make: Callable[..., str]) -> None:
+    before = pids(cluster)
+    was = cluster.api.get("/api/v1/models")
+    running = make("ltx2", **LONG)
+    in_the_middle(cluster, running)
+    old = cluster.redeploy()
+    try:
+        # Fit, so that the platform stops the old one; but nobody's head yet.
+        wait_until("the next head", lambda: cluster.api.get("/health").json() == {"api": "standby"}, 60)
+        refused = cluster.api.get("/api/v1/models")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert '"head.leads"' not in cluster.head.log()
+        assert cluster.head.log().count('"head.waits"') == 1
+        assert set(cluster.ray_nodes()) == {HEAD.address, GPU1, GPU2}
+        stopped = time.monotonic()
+        old.terminate()
+        assert old.wait(60) == 0
+    finally:
+        old.kill()
+    wait_until("the next head", lambda: cluster.api.get("/health").json().get("ray") == "ok", 120)
+    print(f"redeploy: HTTP back {time.monotonic() - stopped:.1f} s after SIGTERM")
+    assert cluster.api.get("/api/v1/models").json() == was.json()
+    job = cluster.wait(running, timeout_s=300)
+    assert (job["status"], job["attempt"]) == ("completed", 1), job
     assert pids(cluster) == before
     assert set(cluster.ray_nodes()) == {HEAD.address, GPU1, GPU2}
 

@@ -5,13 +5,16 @@ import random
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cluster.mesh.plan import slot
+from cluster.mesh.sockets import DEAD_S, Pulse
 from tests.fakes import netns
 from tests.fakes.netns import PUBLIC_PORT, Network, Process
 
@@ -171,6 +174,50 @@ def test_cut_by_black_hole(cluster: Cluster) -> None:
         assert call(cluster, *way, b"again", patient=True) == b"again"
     after = cluster.hub.stats()
     assert after["dead"] >= before["dead"] + 2
+
+
+class Sending:
+    """What :class:`Pulse` asks of a transport."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        assert name == "socket"
+        return self._sock
+
+
+def test_a_path_that_died_is_told_from_a_reader_that_stalls(cluster: Cluster) -> None:
+    """By the kernel's counters alone, as where the node's control connection is well and one flow is not."""
+    network = cluster.network
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(network.socket("internet"))
+        listener.bind(("0.0.0.0", 7000))
+        listener.listen(2)
+        pulses, senders = {}, {}
+        for machine in ("gpu1", "gpu2"):
+            senders[machine] = sender = sockets.enter_context(network.socket(machine))
+            sender.connect((network.hub_address(machine), 7000))
+            sockets.enter_context(listener.accept()[0])
+            pulses[machine] = Pulse()
+        sockets.callback(network.black_hole, "gpu1", False)
+        network.black_hole("gpu1", True)
+        for sender in senders.values():
+            sender.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    sender.send(bytes(1 << 16))
+        begun = now = time.monotonic()
+        dead: set[str] = set()
+        while not dead:
+            assert now - begun < 2 * DEAD_S
+            time.sleep(0.5)
+            now = time.monotonic()
+            dead = {machine for machine, sender in senders.items() if pulses[machine].is_dead(Sending(sender), now)}
+        assert dead == {"gpu1"}
+        assert now - begun >= DEAD_S
+    cluster.agents["gpu1"].expect("down")
+    cluster.agents["gpu1"].expect("up")
 
 
 def test_agent_killed_and_started_again(cluster: Cluster) -> None:

@@ -82,7 +82,7 @@ async def test_revoked_slot_waits_in_quarantine(registries: Registries) -> None:
     assert await reason_of(registry, TOKENS[0], KEY) is Reason.REVOKED
     assert [node.live for node in await registry.nodes()] == [False, True]
     assert await registry.invite("y", TOKENS[2], 60) == 4
-    await hasty.report([Sighting(2, KEY, 5, 6)])
+    await hasty.report([Sighting(2, KEY, 5, 6)], {})
     assert await hasty.invite("z", TOKENS[3], 60) == 2
     (node, *_) = await hasty.nodes()
     assert (node.name, node.key_hash, node.revoked_at, node.last_seen_at, node.bytes_in) == ("z", None, None, None, 0)
@@ -101,9 +101,9 @@ async def test_traffic_adds_up_and_belongs_to_a_key(registries: Registries) -> N
     registry, _ = registries
     await registry.invite("x", TOKENS[0], 60)
     await registry.redeem(TOKENS[0], KEY, "")
-    await registry.report([])
-    await registry.report([Sighting(2, KEY, 10, 1), Sighting(99, KEY, 1, 1)])
-    await registry.report([Sighting(2, KEY, 2**40, 2), Sighting(2, OTHER, 1000, 1000)])
+    await registry.report([], {})
+    await registry.report([Sighting(2, KEY, 10, 1), Sighting(99, KEY, 1, 1)], {})
+    await registry.report([Sighting(2, KEY, 2**40, 2), Sighting(2, OTHER, 1000, 1000)], {})
     (node,) = await registry.nodes()
     assert (node.bytes_in, node.bytes_out) == (2**40 + 10, 3)
     assert node.last_seen_at is not None

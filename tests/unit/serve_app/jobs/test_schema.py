@@ -19,6 +19,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
+from cluster.mesh.counters import Counters
+from cluster.mesh.registry import PostgresRegistry
 from cluster.mesh.registry import metadata as nodes_metadata
 from serve_app.jobs import database, metrics
 from serve_app.jobs.database import migrate
@@ -124,6 +126,17 @@ class _Families(Collector):
         return self._families
 
 
+def exposed(families: list) -> dict:
+    """What a scraper reads."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+
+
 async def test_counters_are_exact_and_readable(store: JobStore, engine: AsyncEngine) -> None:
     for _ in range(3):
         await completed(store)
@@ -133,14 +146,7 @@ async def test_counters_are_exact_and_readable(store: JobStore, engine: AsyncEng
     await store.fail(failure(lease, "no_face_found", transient=False, run=0.5))
     await store.delete(lease.job_id)
     async with engine.connect() as db:
-        families = list(await metrics.collect(db, {"ltx2": {"queued": 1}}))
-    registry = CollectorRegistry()
-    registry.register(_Families(families))
-    samples = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
-        for sample in family.samples
-    }
+        samples = exposed(list(await metrics.collect(db, {"ltx2": {"queued": 1}})))
     model = ("model", "ltx2")
     assert samples["video_jobs_total", ("code", ""), model, ("status", "completed")] == 3
     # The job is deleted, what happened is not undone.
@@ -154,3 +160,19 @@ async def test_counters_are_exact_and_readable(store: JobStore, engine: AsyncEng
     assert samples[bucket, ("le", "+Inf"), model, ("stage", "run")] == 3
     assert samples["video_job_stage_seconds_sum", model, ("stage", "run")] == 6
     assert samples["video_job_wait_seconds_count", model] == 4
+
+
+async def test_the_mesh_is_among_the_metrics(engine: AsyncEngine) -> None:
+    registry = PostgresRegistry(engine)
+    first = Counters()
+    first.flows_total = 3
+    first.refused["bad_key"] = 2
+    await registry.report([], first.stats([]).totals())
+    await registry.report([], {("video_mesh_bytes", "in"): 2**40})
+    # Another head after a restart begins at nothing; the sum does not.
+    await registry.report([], first.stats([]).totals())
+    async with engine.connect() as db:
+        samples = exposed(list(await metrics.collect(db, {})))
+    assert samples["video_mesh_flows_total",] == 6
+    assert samples["video_mesh_refused_total", ("reason", "bad_key")] == 4
+    assert samples["video_mesh_bytes_total", ("direction", "in")] == 2**40
