@@ -5,9 +5,11 @@ Programs listen on their slot's real address. Where an end listens for *other* s
 """
 
 import asyncio
+import fcntl
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,20 +100,29 @@ async def loopback_mesh(state: Path, nodes: int = 2, limits: HubLimits | None = 
     """A hub with slots 2, 3, … connected."""
     limits = limits or HubLimits(sync_s=0.2, report_s=0.2)
     registry = MemoryRegistry()
-    mesh = LoopbackMesh(state, make_hub(registry, 0, limits), limits, registry)
-    await mesh.hub.start()
-    try:
-        async with asyncio.timeout(90):
-            for credentials in [await mesh.enrol() for _ in range(nodes)]:
-                await mesh.start(credentials)
-            # A test that hangs says where.
-            yield mesh
-    finally:
-        for node in mesh.nodes.values():
-            node.running.cancel()
-        await asyncio.gather(*(node.running for node in mesh.nodes.values()), return_exceptions=True)
-        await mesh.hub.close()
-        await mesh._stack.aclose()
+    with _addresses():
+        mesh = LoopbackMesh(state, make_hub(registry, 0, limits), limits, registry)
+        await mesh.hub.start()
+        try:
+            async with asyncio.timeout(90):
+                for credentials in [await mesh.enrol() for _ in range(nodes)]:
+                    await mesh.start(credentials)
+                # A test that hangs says where.
+                yield mesh
+        finally:
+            for node in mesh.nodes.values():
+                node.running.cancel()
+            await asyncio.gather(*(node.running for node in mesh.nodes.values()), return_exceptions=True)
+            await mesh.hub.close()
+            await mesh._stack.aclose()
+
+
+@contextmanager
+def _addresses() -> Iterator[None]:
+    """Tests in other processes want the same ones: wait for them."""
+    with open(Path(tempfile.gettempdir()) / "video-api-test-mesh.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 async def until(condition: Callable[[], object]) -> None:
