@@ -89,8 +89,9 @@ def _glance(path: Path) -> tuple[int, bytes]:
 
 async def _judge_image(path: Path, media: MediaType, max_pixels: int) -> tuple[int, int]:
     """Width and height as displayed."""
+    # -B: the limit on what it may write would leave Pillow's bytecode cut short, for everybody who imports it after.
     finished = await run_limited(
-        [sys.executable, "-I", str(_PICTURE), str(path), _PILLOW_FORMATS[media], str(max_pixels)], _IMAGE_LIMITS
+        [sys.executable, "-I", "-B", str(_PICTURE), str(path), _PILLOW_FORMATS[media], str(max_pixels)], _IMAGE_LIMITS
     )
     verdict = json.loads(finished.stdout) if finished.status == 0 else {"error": "invalid"}
     match verdict.get("error"):

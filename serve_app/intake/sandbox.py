@@ -65,7 +65,7 @@ async def run_limited(argv: Sequence[str], limits: Limits) -> Finished:
 def _start(argv: Sequence[str], limits: Limits, out: BinaryIO, err: BinaryIO) -> subprocess.Popen[bytes]:
     bounds = (str(limits.cpu_s), str(limits.memory), str(limits.output))
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_LIMITED), *bounds, *argv],
+        [sys.executable, "-I", "-S", "-B", str(_LIMITED), *bounds, *argv],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,
