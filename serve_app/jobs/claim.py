@@ -46,6 +46,7 @@ _CLAIM = (
     )
     SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id
      WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
+       AND {within}
      ORDER BY best.rank, best.priority DESC, best.created_at
      LIMIT (SELECT n FROM room)
      FOR UPDATE OF jobs SKIP LOCKED
@@ -59,10 +60,17 @@ CLAIM_TO_RUN = text(
         in_flight="model = :model AND inputs IS NOT NULL",
         room="greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int",
         ready="model = :model AND inputs IS NOT NULL",
+        within="TRUE",
     )
 )
 
-#: Ids of ``:limit`` jobs whose inputs have to be fetched.
+#: Ids of ``:limit`` jobs whose inputs have to be fetched, at most so many that ``:share`` of a user's are in flight.
 CLAIM_FOR_INTAKE = text(
-    _CLAIM.format(of="inputs IS NULL", in_flight="inputs IS NULL", room="CAST(:limit AS int)", ready="inputs IS NULL")
+    _CLAIM.format(
+        of="inputs IS NULL",
+        in_flight="inputs IS NULL",
+        room="CAST(:limit AS int)",
+        ready="inputs IS NULL",
+        within="best.rank <= :share",
+    )
 )

@@ -37,6 +37,8 @@ log = structlog.get_logger()
 
 #: Inputs fetched at the same time.
 INTAKE_SLOTS = 8
+#: How many of them one user may hold, so that nobody else waits for somebody's slow sources.
+INTAKE_SHARE = 4
 #: Webhooks sent at the same time; a receiver may take half a minute.
 DELIVERY_SLOTS = 32
 #: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
@@ -215,7 +217,7 @@ class Dispatcher:
         room = INTAKE_SLOTS - len(self._intakes)
         if room <= 0:
             return 0
-        claimed = await self._store.claim_for_intake(room)
+        claimed = await self._store.claim_for_intake(room, INTAKE_SHARE)
         for job in claimed:
             self._intakes.add(self._begin(job, self._take_in))
         return len(claimed)

@@ -155,10 +155,11 @@ class JobStore:
 
     # ---------------------------------------------------------------- dispatcher
 
-    async def claim_for_intake(self, limit: int) -> Sequence[Job]:
-        """Lease jobs whose inputs have not been fetched yet; fair between users, as below."""
+    async def claim_for_intake(self, limit: int, share: int = 1000) -> Sequence[Job]:
+        """Lease jobs whose inputs have not been fetched yet; fair between users, as below, and at most ``share`` of one
+        user's at a time."""
         async with self._engine.begin() as db:
-            ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit})).scalars())
+            ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit, "share": share})).scalars())
             return await self._lease(db, ids, stage="fetching")
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:

@@ -46,16 +46,14 @@ class Cluster:
 
     def boot_head(self) -> None:
         places = ("--temp-dir", str(self.head.folder / "ray"))
-        self.head.boot((*COMMAND, "head", *places, "--drain", "5"), self.environment)
+        redis = f"redis://{self.network.gateway(self.head.machine)}:{REDIS_PORT}"
+        self.head.boot((*COMMAND, "head", *places, "--drain", "5"), {**self.environment, "REDIS_URL": redis})
 
     def redeploy(self) -> Container:
-        """Start the next head beside this one, behind a port of its own, as a platform does. From now on ``head`` and
-        ``api`` are the next one; the one before is returned."""
+        """Start the next head beside this one, as a platform does. From now on ``head`` and the clients mean that one;
+        the one before is returned."""
         before = self.head
-        port = int(self.environment["PORT"]) + 1
-        self.head = Container(self.network, "head", before.folder.with_name(f"head-{port}"))
-        self.environment = {**self.environment, "PORT": str(port)}
-        self.api.base_url = self.api.base_url.copy_with(port=port)
+        self.head = Container(self.network, "head2", before.folder.with_name("head2"))
         self.boot_head()
         return before
 
@@ -144,7 +142,6 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         db.execute(f"CREATE DATABASE {DATABASE}")
     environment = {
         "DATABASE_URL": postgres.replace("/postgres?", f"/{DATABASE}?"),
-        "REDIS_URL": f"redis://127.0.0.1:{REDIS_PORT}",
         "API_KEY": "key-of-the-test",
         "WEBHOOK_SECRET": "secret-of-the-test",
         "PUBLIC_URL": API,
@@ -158,14 +155,16 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
     (folder / "redis").mkdir()
     with network() as net, ExitStack() as running_parts:
         redis = ("--port", str(REDIS_PORT), "--save", "", "--dir", str(folder / "redis"), "--logfile", "log")
-        net.start("head", [str(get_binary_path()), *redis])
+        # Of the heads' networks alone, as a platform's private one.
+        reached = ("--protected-mode", "no", "--bind", *(net.gateway(machine) for machine in ("head", "head2")))
+        net.start("internet", [str(get_binary_path()), *redis, *reached])
         head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
         for container in (gpu1, gpu2):
             running_parts.callback(container.kill)
         api, dashboard = (
             httpx.Client(
                 base_url=f"http://{HEAD.address}:{port}",
-                transport=Inside(net),
+                transport=Inside(lambda: made.head),
                 headers={"authorization": f"Bearer {key}"},
                 timeout=30,
             )
@@ -185,12 +184,14 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
 class Inside(httpx.HTTPTransport):
     """HTTP from the head's own machine."""
 
-    def __init__(self, net: Network) -> None:
-        super().__init__()
-        self._network = net
+    def __init__(self, head: Callable[[], Container]) -> None:
+        # Every head has the same address, so no connection may be kept.
+        super().__init__(limits=httpx.Limits(max_keepalive_connections=0))
+        self._head = head
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        with self._network.inside("head"):
+        head = self._head()
+        with head.network.inside(head.machine):
             return super().handle_request(request)
 
 

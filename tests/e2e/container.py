@@ -71,14 +71,15 @@ class Container:
 
     def kill_process(self, name: str) -> None:
         """SIGKILL to the processes of that name."""
-        for pid in self.pids():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+        for pid, called in self.processes().items():
+            if called == name:
                 os.kill(pid, signal.SIGKILL)
 
-    def pids(self) -> list[int]:
-        """Every process on the machine, by its number outside."""
+    def processes(self) -> dict[int, str]:
+        """Name of every process on the machine, by its number outside."""
         command = ["ip", "netns", "pids", self.network.name(self.machine)]
-        return [int(pid) for pid in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+        pids = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        return {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
 
     def log(self) -> str:
         """What it has said up to now."""

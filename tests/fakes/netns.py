@@ -2,7 +2,8 @@
 
 ``head``, ``gpu1`` and ``gpu2`` each hang on ``internet`` by a cable of their own, and ``internet`` forwards no packets.
 The only way through it is a TCP forwarder on ``internet`` that leads to one port of the head: the PaaS's TCP proxy and
-the nodes' NAT at once. Needs root. ``routed=True`` lets packets through instead, to measure what a cable can do.
+the nodes' NAT at once. ``head2`` is where the next head runs after a redeploy. Needs root. ``routed=True`` lets packets
+through instead, to measure what a cable can do.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MACHINES = ("head", "gpu1", "gpu2")
+MACHINES = ("head", "gpu1", "gpu2", "head2")
 #: Where nodes dial, and what it leads to.
 PUBLIC_PORT = 2222
 _CLONE_NEWNET = 0x40000000
@@ -115,7 +116,11 @@ class Network:
 
     def hub_address(self, machine: str) -> str:
         """Where that machine reaches the head's single port."""
-        return self.address("head") if self.routed else f"10.77.{MACHINES.index(machine) + 1}.1"
+        return self.address("head") if self.routed else self.gateway(machine)
+
+    def gateway(self, machine: str) -> str:
+        """The address of ``internet`` at the other end of the machine's cable."""
+        return f"10.77.{MACHINES.index(machine) + 1}.1"
 
     def run(self, machine: str, *command: str) -> str:
         """Run a command there to its end; what it prints."""
@@ -160,9 +165,9 @@ class Network:
             finally:
                 _enter(home.fileno())
 
-    def start_forwarder(self) -> None:
+    def start_forwarder(self, head: str = "head") -> None:
         """The way in; the head's port need not be open yet."""
-        target = (self.address("head"), str(PUBLIC_PORT))
+        target = (self.address(head), str(PUBLIC_PORT))
         self._forwarder = self.start("internet", [sys.executable, "-c", _FORWARDER, *target])
         self._forwarder.expect("ready")
 

@@ -34,6 +34,15 @@ async def test_a_newcomer_is_next_to_a_user_with_fifty_jobs(store: JobStore) -> 
     assert await claim(store, 2) == [newcomer]
 
 
+async def test_slow_sources_of_one_user_leave_room_for_others(store: JobStore) -> None:
+    for _ in range(5):
+        await store.submit(new_job("ann"))
+    assert len(await store.claim_for_intake(8, share=4)) == 4
+    assert await store.claim_for_intake(4, share=4) == []
+    bob = await store.submit(new_job("bob"))
+    assert [job.id for job in await store.claim_for_intake(4, share=4)] == [bob.id]
+
+
 async def test_users_take_turns(store: JobStore) -> None:
     ann = await admitted(store, *["ann"] * 4)
     bob = await admitted(store, *["bob"] * 2)
