@@ -176,8 +176,9 @@ class Network:
         assert self._forwarder is not None
         self._forwarder.stop(signal.SIGKILL)
 
-    def black_hole(self, machine: str, on: bool) -> None:
-        """Every packet to and from that machine vanishes without a word, or no longer."""
+    def black_hole(self, machine: str, on: bool, spare: int = 0) -> None:
+        """Every packet to and from that machine vanishes without a word, or no longer; TCP port ``spare`` of
+        ``internet`` is on another network, so to speak."""
         if shutil.which("nft"):
             cable = f'"{machine}"'
             rules = (
@@ -186,8 +187,8 @@ class Network:
             rules += f"add chain inet cut {machine}-out {{ type filter hook postrouting priority 300; }}; "
             rules += f"flush chain inet cut {machine}; flush chain inet cut {machine}-out; "
             if on:
-                rules += f"add rule inet cut {machine} iifname {cable} drop; "
-                rules += f"add rule inet cut {machine}-out oifname {cable} drop"
+                rules += f"add rule inet cut {machine} iifname {cable} tcp dport != {spare} drop; "
+                rules += f"add rule inet cut {machine}-out oifname {cable} tcp sport != {spare} drop"
             self.run("internet", "nft", rules)
         else:
             self.run("internet", "ip", "link", "set", machine, "down" if on else "up")
