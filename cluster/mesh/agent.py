@@ -23,6 +23,7 @@ from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import Slot, slot
 from cluster.mesh.sockets import raise_file_limit
+from cluster.mesh.stream import Stream, connect
 from cluster.mesh.wire import (
     FLOW_ID_BYTES,
     Accept,
@@ -247,7 +248,7 @@ class Agent:
                 self._counters.refused[counters.OUTSIDE_PLAN] += 1
                 raise ConnectionRefusedError
             local = Plain()
-            await asyncio.get_running_loop().create_connection(lambda: local, self.slot.address, dial.port)
+            Stream(await connect(self.slot.address, dial.port), local)
         except OSError:
             self._counters.refused[counters.NOBODY_THERE] += 1
             if control is not None:

@@ -1,19 +1,16 @@
 """How a node reaches the hub: TLS 1.3, and not a byte to anybody but the one that is pinned."""
 
 import asyncio
-import ssl
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from cluster.mesh.flow import hand_over
 from cluster.mesh.identity import client_context, is_pinned
+from cluster.mesh.stream import Tls, TlsStream, connect
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
 #: Seconds for name, TCP and TLS together.
 CONNECT_S = 5.0
-#: Seconds that a closing connection may take to say so; cut afterwards.
-SHUTDOWN_S = 5.0
 
 
 class WrongHub(ConnectionError):
@@ -51,38 +48,19 @@ class Dialer:
 
         Raises OSError (TimeoutError, ssl.SSLError, :class:`WrongHub` and the others among it).
         """
-        known = None if resolve else self._known
-        host, port = known or (self._address.host, self._address.port)
-        loop = asyncio.get_running_loop()
+        if resolve:
+            self._known = None
         async with asyncio.timeout(CONNECT_S):
-            transport, gate = await loop.create_connection(
-                lambda: _Gate(self._fingerprint),
-                host,
-                port,
-                ssl=self._context,
-                # Sent in clear as SNI, and there has to be one.
-                server_hostname="video-api-mesh",
-                ssl_handshake_timeout=CONNECT_S,
-                ssl_shutdown_timeout=SHUTDOWN_S,
-            )
-        if not gate.open:
-            transport.abort()
-            raise WrongHub("the hub's certificate is not the pinned one")
-        if known is None:
-            self._known = transport.get_extra_info("peername")[:2]
-        hand_over(transport, protocol)
+            sock = await connect(*(self._known or (self._address.host, self._address.port)))
+            try:
+                # A name is sent in clear as SNI, and there has to be one.
+                tls = Tls(self._context, server_side=False, server_hostname="video-api-mesh")
+                await tls.shake(sock)
+                if not is_pinned(tls.certificate(), self._fingerprint):
+                    raise WrongHub("the hub's certificate is not the pinned one")
+                self._known = self._known or sock.getpeername()[:2]
+            except BaseException:
+                sock.close()
+                raise
+        TlsStream(sock, protocol, tls)
         return protocol
-
-
-class _Gate(asyncio.Protocol):
-    """Looks at the certificate before anything is read."""
-
-    def __init__(self, fingerprint: bytes) -> None:
-        self._fingerprint = fingerprint
-        self.open = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`."""
-        connection: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        cast("asyncio.Transport", transport).pause_reading()
-        self.open = is_pinned(connection.getpeercert(binary_form=True), self._fingerprint)

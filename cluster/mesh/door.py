@@ -14,7 +14,7 @@ import structlog
 from cluster.mesh import counters
 from cluster.mesh.control import Opening
 from cluster.mesh.counters import Counters
-from cluster.mesh.dialer import SHUTDOWN_S
+from cluster.mesh.stream import Tls, TlsStream
 from cluster.mesh.wire import Frame, WireError
 
 log = structlog.get_logger()
@@ -94,14 +94,9 @@ class Door:
         admitted = False
         try:
             async with asyncio.timeout(self._handshake_s):
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: opening,
-                    connection,
-                    ssl=self._context,
-                    # Never the first to strike.
-                    ssl_handshake_timeout=2 * self._handshake_s,
-                    ssl_shutdown_timeout=SHUTDOWN_S,
-                )
+                tls = Tls(self._context, server_side=True)
+                await tls.shake(connection)
+                TlsStream(connection, opening, tls)
                 frame = await opening.frame
             admitted = self._enter(opening, frame)
         except TimeoutError:
@@ -115,13 +110,5 @@ class Door:
         finally:
             if not admitted:
                 opening.abort()
-                _shut(connection)
-
-
-def _shut(connection: socket.socket) -> None:
-    """End a connection that may have got stuck in TLS's handshake, where there is no transport to abort yet."""
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # Closed already.
-        return
+                # If TLS's handshake failed, there is no transport yet.
+                connection.close()

@@ -1,8 +1,8 @@
 """Flows: two connections whose bytes go across, each way at the pace of its slower end.
 
 A local connection is :class:`Plain`. A data connection is :class:`Framed` where the flow begins or ends; between two
-nodes the hub doesn't look inside, both its connections are :class:`Relay`. Plain protocols and transports, no streams
-and no tasks: a chunk costs one callback.
+nodes the hub doesn't look inside, both its connections are :class:`Relay`. Plain protocols and transports, no tasks: a
+chunk costs one callback.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Side(asyncio.Protocol, ABC):
 
     def write(self, data: bytes | memoryview) -> None:
         """Put bytes on this connection as they are."""
-        if self.transport is not None and not self.transport.is_closing():
+        if self.transport is not None:
             self.sent += len(data)
             self.transport.write(data)
 
@@ -199,8 +199,9 @@ class Framed(Side):
             return
         for start in range(0, len(data), MAX_PIECE):
             piece = data if len(data) <= MAX_PIECE else memoryview(data)[start : start + MAX_PIECE]
-            self.write(PIECE.pack(len(piece)))
-            self.write(piece)
+            if self.transport is not None:
+                self.sent += PIECE.size + len(piece)
+                self.transport.writelines((PIECE.pack(len(piece)), piece))
 
     def finish(self) -> None:
         """See :class:`Side`."""
@@ -276,8 +277,7 @@ def hand_over(transport: asyncio.Transport, protocol: asyncio.Protocol, rest: by
     """Give a transport whose reading is paused to its next protocol, ``rest`` being read already."""
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
-    if not transport.is_closing():
-        # Takes effect at the loop's next turn, so what was read first still comes first.
-        transport.resume_reading()
+    # Takes effect at the loop's next turn, so what was read first still comes first.
+    transport.resume_reading()
     if rest:
         protocol.data_received(rest)

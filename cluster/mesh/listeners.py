@@ -3,12 +3,12 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import structlog
 
 from cluster.mesh.flow import Plain, Side
 from cluster.mesh.plan import Slot
+from cluster.mesh.stream import Stream
 
 log = structlog.get_logger()
 
@@ -26,9 +26,10 @@ class Listeners:
         ``address`` is where a slot is listened for. Only where several ends of one mesh share a network namespace, as
         in tests, must it be another than the slot's own.
         """
+        self._loop = asyncio.get_running_loop()
         self._address = address
         self._on_flow = on_flow
-        self._open: dict[Slot, dict[int, asyncio.Server]] = {}
+        self._open: dict[Slot, dict[int, socket.socket]] = {}
         self._lock = asyncio.Lock()
         #: Ports that were not to be had at the last attempt. Another program has them, or there are too many.
         self.missing = 0
@@ -38,14 +39,14 @@ class Listeners:
         async with self._lock:
             wanted = set(slots)
             for gone in self._open.keys() - wanted:
-                _close(self._open.pop(gone))
+                self._close(self._open.pop(gone))
             missing = 0
             for slot in sorted(wanted, key=lambda slot: slot.number):
                 servers = self._open.setdefault(slot, {})
                 for port in slot.forwarded:
                     if port not in servers:
                         try:
-                            servers[port] = await self._listen(slot, port)
+                            servers[port] = self._listen(slot, port)
                         except OSError as error:
                             missing += 1
                             if missing == 1:
@@ -57,25 +58,35 @@ class Listeners:
     def close(self) -> None:
         """Close all. Flows go on."""
         for servers in self._open.values():
-            _close(servers)
+            self._close(servers)
         self._open.clear()
 
-    def _made(self, slot: Slot, port: int, side: Side) -> None:
-        self._on_flow(side, slot, port)
+    def _listen(self, slot: Slot, port: int) -> socket.socket:
+        server = socket.create_server((self._address(slot), port), backlog=_BACKLOG)
+        server.setblocking(False)
+        self._loop.add_reader(server, self._accept, server, slot, port)
+        return server
 
-    async def _listen(self, slot: Slot, port: int) -> asyncio.Server:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    def _accept(self, server: socket.socket, slot: Slot, port: int) -> None:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setblocking(False)
-            sock.bind((self._address(slot), port))
-            made = partial(self._made, slot, port)
-            return await asyncio.get_running_loop().create_server(lambda: Plain(made), sock=sock, backlog=_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
+            connection, _ = server.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            # Gone again.
+            return
+        except OSError as error:
+            # Out of descriptors, say. The connection waits; so as not to ask at every turn of the loop until then:
+            log.error("mesh.accept_failed", error=error.strerror)
+            self._loop.remove_reader(server)
+            self._loop.call_later(0.1, self._accept_again, server, slot, port)
+            return
+        connection.setblocking(False)
+        Stream(connection, Plain(lambda side: self._on_flow(side, slot, port)))
 
+    def _accept_again(self, server: socket.socket, slot: Slot, port: int) -> None:
+        if server.fileno() >= 0:
+            self._loop.add_reader(server, self._accept, server, slot, port)
 
-def _close(servers: dict[int, asyncio.Server]) -> None:
-    for server in servers.values():
-        server.close()
+    def _close(self, servers: dict[int, socket.socket]) -> None:
+        for server in servers.values():
+            self._loop.remove_reader(server)
+            server.close()

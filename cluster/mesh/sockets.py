@@ -4,9 +4,6 @@ import asyncio
 import resource
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 #: Seconds of silence, with something unanswered, after which a path counts as dead.
 DEAD_S = 12.0
@@ -23,23 +20,20 @@ def tune(transport: asyncio.BaseTransport, *, always_read: bool = False) -> None
     Only then may the kernel's own TCP_USER_TIMEOUT be used. It also counts while a *living* peer keeps its window shut,
     so on a flow it would kill a consumer that merely stalls for some seconds; flows are watched by :class:`Pulse`.
     """
-    with _socket(transport) as sock:
-        if sock is None:
-            return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-        if always_read:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_S * 1000))
+    sock: socket.socket = transport.get_extra_info("socket")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    if always_read:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_S * 1000))
 
 
 def reset(transport: asyncio.Transport) -> None:
     """Close so that the other end sees a reset: an aborted transport alone looks to it like an orderly end."""
-    with _socket(transport) as sock:
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock: socket.socket = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
@@ -52,10 +46,10 @@ class Pulse:
 
     def is_dead(self, transport: asyncio.BaseTransport, now: float) -> bool:
         """True once data has been on its way for :data:`DEAD_S` without any acknowledgement at all."""
-        with _socket(transport) as sock:
-            if sock is None:
-                return False
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        sock: socket.socket = transport.get_extra_info("socket")
+        if sock.fileno() < 0:
+            return False
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) < _INFO_BYTES:
             return False
         (unacked,), (silent_ms,), (acked,) = (field.unpack_from(info) for field in (_UNACKED, _LAST_ACK_MS, _ACKED))
@@ -72,21 +66,3 @@ def raise_file_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-@contextmanager
-def _socket(transport: asyncio.BaseTransport) -> Iterator[socket.socket | None]:
-    """The transport's socket, None if it is closed already. Failing options on a dying socket don't matter."""
-    inner: Any = transport.get_extra_info("socket")
-    descriptor = inner.fileno() if inner is not None else -1
-    if descriptor < 0:
-        yield None
-        return
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
-    try:
-        yield sock
-    except OSError:
-        pass
-    finally:
-        # The transport owns the descriptor.
-        sock.detach()

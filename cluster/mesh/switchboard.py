@@ -14,6 +14,7 @@ from cluster.mesh.control import Control, Opening
 from cluster.mesh.counters import Counters
 from cluster.mesh.flow import Framed, Plain, Relay, Side, hand_over, link
 from cluster.mesh.plan import HEAD, Slot
+from cluster.mesh.stream import Stream, connect
 from cluster.mesh.wire import FLOW_ID_BYTES, Accept, Dial, Open, Reason, Refused
 
 log = structlog.get_logger()
@@ -220,7 +221,7 @@ class Switchboard:
         try:
             if target == HEAD:
                 other = Plain()
-                await asyncio.get_running_loop().create_connection(lambda: other, target.address, port)
+                Stream(await connect(target.address, port), other)
             else:
                 other = await self._dial(target.number, port, Relay if isinstance(side, Relay) else Framed)
         except ConnectionRefusedError:

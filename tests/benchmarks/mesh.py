@@ -1,6 +1,6 @@
 """The mesh against a bare cable and against OpenSSH's forwarding: same machines, same run, taking turns.
 
-``python tests/benchmarks/mesh.py`` as root; about two minutes; traffic stays in namespaces of its own. OpenSSH is left
+``python tests/benchmarks/mesh.py`` as root; about four minutes; traffic stays in namespaces of its own. OpenSSH is left
 out if it isn't installed. Prints a Markdown table. On shared cores compare the columns, not the absolute numbers.
 """
 
@@ -35,6 +35,8 @@ from tests.fakes.netns import PUBLIC_PORT, Network, Process
 ROUNDS = 3
 BULK_S = 3.0
 ECHOES = 3000
+#: Between two small calls.
+PAUSE_S = 0.003
 CONNECTS = 40
 CROWDS = (25, 50, 100)
 #: Where ssh listens on its machines.
@@ -109,6 +111,25 @@ def echoes(address: str, port: int, count: int) -> None:
     print(json.dumps({"event": "done", "p50_us": centiles[49], "p99_us": centiles[98]}), flush=True)
 
 
+def calls(address: str, port: int, seconds: float) -> None:
+    """A byte there and back, a pause, and so on; microseconds.
+
+    For so long and not so many: calls without a pause would nearly all fall into moments when nothing else goes on.
+    """
+    took = []
+    with socket.create_connection((address, port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(b"e")
+        end = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            connection.sendall(b"x")
+            connection.recv(1)
+            took.append((time.perf_counter() - start) * 1e6)
+            time.sleep(PAUSE_S)
+    centiles = statistics.quantiles(took[10:], n=100)
+    print(json.dumps({"event": "done", "p50_us": centiles[49], "p99_us": centiles[98]}), flush=True)
+
+
 def connects(address: str, port: int, count: int) -> None:
     """A new connection until its first byte is back; milliseconds."""
     took = []
@@ -134,17 +155,19 @@ def measure(network: Network, path: Route) -> dict[str, float]:
         process.popen.wait()
         return result
 
-    idle = done("echoes", ECHOES)
-    busy = start(network, "gpu1", "bulk", *path.place, BULK_S + 3)
+    hot, idle = done("echoes", ECHOES), done("calls", BULK_S)
+    busy = start(network, "gpu1", "bulk", *path.place, BULK_S + 1)
     busy.expect("started")
-    loaded = done("echoes", ECHOES // 3)
-    busy.expect("done")
+    loaded = done("calls", BULK_S)
+    throughput = busy.expect("done")["gbit_s"]
     busy.popen.wait()
     return {
-        "throughput, Gbit/s": done("bulk", BULK_S)["gbit_s"],
-        "1-byte echo p50, us": idle["p50_us"],
-        "1-byte echo p99, us": idle["p99_us"],
-        "echo p99 during bulk, us": loaded["p99_us"],
+        "throughput, Gbit/s": throughput,
+        "1-byte echo p50, us": hot["p50_us"],
+        "1-byte echo p99, us": hot["p99_us"],
+        "small call p99, us": idle["p99_us"],
+        "p50 during bulk, us": loaded["p50_us"],
+        "p99 during bulk, us": loaded["p99_us"],
         "p99 during bulk / idle": loaded["p99_us"] / idle["p99_us"],
         "new connection p50, ms": done("connects", CONNECTS)["p50_ms"],
     }
@@ -319,6 +342,8 @@ def main() -> None:
                 bulk(address, int(port), float(rest[0]))
             case "echoes":
                 echoes(address, int(port), int(rest[0]))
+            case "calls":
+                calls(address, int(port), float(rest[0]))
             case "connects":
                 connects(address, int(port), int(rest[0]))
         return

@@ -1,0 +1,366 @@
+"""TCP and TLS connections as asyncio transports, on the loop's ``add_reader`` and ``add_writer``.
+
+The loop's own transports read one connection up to 32 times before the next one has its turn: 8 MB of somebody's bulk
+transfer, some ten milliseconds, in which nothing else moves. These read once a turn, and not much.
+``tests/benchmarks/mesh.py`` measures it.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import cast
+from weakref import WeakKeyDictionary
+
+#: Bytes that are read at a time, and so what another connection may have to wait for.
+_CHUNK = 64 * 1024
+#: The greatest plaintext of a TLS record.
+_RECORD = 16 * 1024
+#: Seconds that a closing TLS connection gets to say so and to hear the same; cut afterwards.
+SHUTDOWN_S = 5.0
+
+Bytes = bytes | bytearray | memoryview
+
+_rooms: "WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview]" = WeakKeyDictionary()
+
+
+class Stream(asyncio.Transport):
+    """A TCP connection. Owns its socket. What it gives to the protocol is the protocol's to keep."""
+
+    def __init__(self, sock: socket.socket, protocol: asyncio.Protocol) -> None:
+        """Begins to read at the loop's next turn. ``sock`` is connected and doesn't block."""
+        super().__init__({"socket": sock})
+        self._loop = asyncio.get_running_loop()
+        self._room = _room(self._loop)
+        self._sock = sock
+        self._protocol = protocol
+        #: What the socket did not take yet.
+        self._out = bytearray()
+        self._high, self._low = 64 * 1024, 16 * 1024
+        self._peer_is_slow = False
+        self._reading = self._closing = self._lost = self._eof_wanted = False
+        protocol.connection_made(self)
+        self.resume_reading()
+
+    # asyncio.Transport
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """See :class:`asyncio.BaseTransport`."""
+        self._protocol = cast("asyncio.Protocol", protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """See :class:`asyncio.BaseTransport`."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """See :class:`asyncio.BaseTransport`."""
+        return self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """See :class:`asyncio.WriteTransport`."""
+        self._high = 64 * 1024 if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def get_write_buffer_size(self) -> int:
+        """See :class:`asyncio.WriteTransport`."""
+        return len(self._out)
+
+    def pause_reading(self) -> None:
+        """See :class:`asyncio.ReadTransport`."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def resume_reading(self) -> None:
+        """See :class:`asyncio.ReadTransport`."""
+        if not self._reading and not self._closing:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def write(self, data: Bytes) -> None:
+        """See :class:`asyncio.WriteTransport`."""
+        if not self._closing and not self._eof_wanted and data:
+            self._put(data)
+
+    def write_eof(self) -> None:
+        """See :class:`asyncio.WriteTransport`."""
+        if not self._closing and not self._eof_wanted:
+            self._eof_wanted = True
+            if not self._out:
+                self._shut()
+
+    def close(self) -> None:
+        """See :class:`asyncio.BaseTransport`."""
+        if self._closing:
+            return
+        self.pause_reading()
+        self._closing = True
+        if not self._out:
+            self._flushed()
+
+    def abort(self) -> None:
+        """See :class:`asyncio.WriteTransport`."""
+        self._lose(None)
+
+    # The socket
+
+    def _readable(self) -> None:
+        """The loop says that there is something."""
+        try:
+            count = self._sock.recv_into(self._room, _CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if count:
+            self._received(count)
+            if count == _CHUNK:
+                # Part of a bulk transfer. Where cores are few, the programs at its ends want one as well; unless it is
+                # offered now, they take it for a whole slice, and every small call waits that long at every hop.
+                os.sched_yield()
+        else:
+            self._ended()
+
+    def _received(self, count: int) -> None:
+        """So many bytes lie at the room's beginning."""
+        self._protocol.data_received(bytes(self._room[:count]))
+
+    def _ended(self) -> None:
+        """The other side sends no more."""
+        self.pause_reading()
+        if not self._protocol.eof_received():
+            self.close()
+
+    def _put(self, data: Bytes) -> None:
+        """Send now what the socket takes, and the rest when it takes more."""
+        if not self._out:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+            self._loop.add_writer(self._sock, self._writable)
+        self._out += data
+        if not self._peer_is_slow and len(self._out) > self._high:
+            self._peer_is_slow = True
+            self._protocol.pause_writing()
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sock.send(self._out)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        del self._out[:sent]
+        if not self._out:
+            self._loop.remove_writer(self._sock)
+            if self._eof_wanted:
+                self._shut()
+            if self._closing:
+                self._flushed()
+                return
+        if self._peer_is_slow and len(self._out) <= self._low:
+            self._peer_is_slow = False
+            self._protocol.resume_writing()
+
+    def _flushed(self) -> None:
+        """Closing, and everything is sent."""
+        self._lose(None)
+
+    def _shut(self) -> None:
+        # If it is gone, reading tells.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._reading = False
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._out.clear()
+        self._sock.close()
+        self._loop.call_soon(self._protocol.connection_lost, error)
+
+
+class Tls:
+    """TLS apart from any socket: records in, plaintext out, and the other way round."""
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
+        self.incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        #: The other side has said that it sends no more.
+        self.ended = False
+        self._object = context.wrap_bio(self.incoming, self._outgoing, server_side, server_hostname)
+
+    async def shake(self, sock: socket.socket) -> None:
+        """The handshake. Raises ssl.SSLError, and OSError if the other side leaves."""
+        loop = asyncio.get_running_loop()
+        done = False
+        while not done:
+            try:
+                self._object.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                pass
+            finally:
+                # If it failed, this says why.
+                if said := self._outgoing.read():
+                    await loop.sock_sendall(sock, said)
+            if not done:
+                received = await loop.sock_recv(sock, _RECORD)
+                if not received:
+                    raise ConnectionAbortedError("the other side left in the middle of TLS's handshake")
+                self.incoming.write(received)
+
+    def certificate(self) -> bytes | None:
+        """The other side's, DER."""
+        return self._object.getpeercert(binary_form=True)
+
+    def read(self, room: memoryview) -> bytes:
+        """Everything that came in, decrypted; sets :attr:`ended`. ``room`` has space for it. Raises ssl.SSLError."""
+        total = 0
+        try:
+            # A record is decrypted whole, so nothing stays behind inside.
+            data = self._object.read(_RECORD)
+            if not self.incoming.pending:
+                # Small calls: one record, all of it.
+                self.ended = not data
+                return data
+            total = len(data)
+            room[:total] = data
+            # Only while there is something: one question too many is answered by an exception.
+            while self.incoming.pending and not self.ended:
+                count = cast("int", self._object.read(len(room), room[total:]))
+                self.ended = not count
+                total += count
+        except ssl.SSLWantReadError:
+            pass
+        return bytes(room[:total])
+
+    def records(self, *parts: Bytes) -> bytes:
+        """Encrypt. Also returns what TLS itself has to say."""
+        for part in parts:
+            done = self._object.write(part)
+            while done < len(part):
+                # A record at a time.
+                done += self._object.write(memoryview(part)[done:])
+        return self._outgoing.read()
+
+    def farewell(self) -> bytes:
+        """The record that ends this direction."""
+        # It fails: the other side's has not come, or the connection is broken already.
+        with contextlib.suppress(ssl.SSLError):
+            self._object.unwrap()
+        return self._outgoing.read()
+
+
+class TlsStream(Stream):
+    """A TLS connection after its handshake. Without half-close: an end of the stream is the end of the connection."""
+
+    def __init__(self, sock: socket.socket, protocol: asyncio.Protocol, tls: Tls) -> None:
+        self._tls = tls
+        self._linger: asyncio.TimerHandle | None = None
+        super().__init__(sock, protocol)
+        if tls.incoming.pending:
+            # Came right behind the handshake. Told at the loop's next turn, as always.
+            self._loop.call_soon(self._decrypt)
+
+    def write(self, data: Bytes) -> None:
+        """See :class:`asyncio.WriteTransport`."""
+        if not self._closing and data:
+            self._put(self._tls.records(data))
+
+    def writelines(self, list_of_data: Iterable[Bytes]) -> None:
+        """See :class:`asyncio.WriteTransport`. Parts are not empty; they go by one call."""
+        if not self._closing:
+            self._put(self._tls.records(*list_of_data))
+
+    def write_eof(self) -> None:
+        """Not in TLS."""
+        raise NotImplementedError
+
+    def can_write_eof(self) -> bool:
+        """See :class:`asyncio.WriteTransport`."""
+        return False
+
+    def close(self) -> None:
+        """See :class:`asyncio.BaseTransport`. What is still buffered gets :data:`SHUTDOWN_S`."""
+        if self._closing:
+            return
+        # Whatever still comes in is read and dropped: closing a socket with something unread cuts off its last words.
+        self.resume_reading()
+        self._closing = True
+        self._linger = self._loop.call_later(SHUTDOWN_S, self._lose, None)
+        self._put(self._tls.farewell())
+        if not self._out:
+            self._flushed()
+
+    def _received(self, count: int) -> None:
+        if not self._closing:
+            self._tls.incoming.write(self._room[:count])
+            self._decrypt()
+
+    def _decrypt(self) -> None:
+        if self._closing:
+            return
+        try:
+            data = self._tls.read(self._room)
+        except ssl.SSLError as error:
+            self._lose(error)
+            return
+        if data:
+            self._protocol.data_received(data)
+        if self._tls.ended and not self._closing:
+            self._protocol.eof_received()
+            self.close()
+
+    def _ended(self) -> None:
+        if not self._closing:
+            self._protocol.eof_received()
+        self._lose(None)
+
+    def _flushed(self) -> None:
+        # The other side closes in turn; then there is nothing left on the way.
+        self._shut()
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+        super()._lose(error)
+
+
+def _room(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """Where all connections of a loop read to, one after the other. What TLS held back comes on top of a chunk."""
+    if loop not in _rooms:
+        _rooms[loop] = memoryview(bytearray(_CHUNK + 2 * _RECORD))
+    return _rooms[loop]
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """A TCP connection. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
