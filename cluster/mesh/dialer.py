@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.mesh.identity import client_context, is_pinned
-from cluster.mesh.stream import Tls, TlsStream, connect
+from cluster.mesh.stream import TlsStream, connect
+from cluster.mesh.tls import Tls
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

@@ -14,7 +14,8 @@ import structlog
 from cluster.mesh import counters
 from cluster.mesh.control import Opening
 from cluster.mesh.counters import Counters
-from cluster.mesh.stream import Tls, TlsStream
+from cluster.mesh.stream import TlsStream
+from cluster.mesh.tls import Tls
 from cluster.mesh.wire import Frame, WireError
 
 log = structlog.get_logger()

@@ -58,7 +58,7 @@ class HubLimits:
 
 
 class Hub:
-    """The hub. ``async with`` it, or :meth:`start` and :meth:`close`. One per head; uvloop makes it twice as fast."""
+    """The hub. ``async with`` it, or :meth:`start` and :meth:`close`. One per head."""
 
     def __init__(
         self,

@@ -14,14 +14,12 @@ from collections.abc import Iterable
 from typing import cast
 from weakref import WeakKeyDictionary
 
+from cluster.mesh.tls import RECORD, Bytes, Tls
+
 #: Bytes that are read at a time, and so what another connection may have to wait for.
 _CHUNK = 64 * 1024
-#: The greatest plaintext of a TLS record.
-_RECORD = 16 * 1024
 #: Seconds that a closing TLS connection gets to say so and to hear the same; cut afterwards.
 SHUTDOWN_S = 5.0
-
-Bytes = bytes | bytearray | memoryview
 
 _rooms: "WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview]" = WeakKeyDictionary()
 
@@ -194,77 +192,6 @@ class Stream(asyncio.Transport):
         self._loop.call_soon(self._protocol.connection_lost, error)
 
 
-class Tls:
-    """TLS apart from any socket: records in, plaintext out, and the other way round."""
-
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
-        self.incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        #: The other side has said that it sends no more.
-        self.ended = False
-        self._object = context.wrap_bio(self.incoming, self._outgoing, server_side, server_hostname)
-
-    async def shake(self, sock: socket.socket) -> None:
-        """The handshake. Raises ssl.SSLError, and OSError if the other side leaves."""
-        loop = asyncio.get_running_loop()
-        done = False
-        while not done:
-            try:
-                self._object.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                pass
-            finally:
-                # If it failed, this says why.
-                if said := self._outgoing.read():
-                    await loop.sock_sendall(sock, said)
-            if not done:
-                received = await loop.sock_recv(sock, _RECORD)
-                if not received:
-                    raise ConnectionAbortedError("the other side left in the middle of TLS's handshake")
-                self.incoming.write(received)
-
-    def certificate(self) -> bytes | None:
-        """The other side's, DER."""
-        return self._object.getpeercert(binary_form=True)
-
-    def read(self, room: memoryview) -> bytes:
-        """Everything that came in, decrypted; sets :attr:`ended`. ``room`` has space for it. Raises ssl.SSLError."""
-        total = 0
-        try:
-            # A record is decrypted whole, so nothing stays behind inside.
-            data = self._object.read(_RECORD)
-            if not self.incoming.pending:
-                # Small calls: one record, all of it.
-                self.ended = not data
-                return data
-            total = len(data)
-            room[:total] = data
-            # Only while there is something: one question too many is answered by an exception.
-            while self.incoming.pending and not self.ended:
-                count = cast("int", self._object.read(len(room), room[total:]))
-                self.ended = not count
-                total += count
-        except ssl.SSLWantReadError:
-            pass
-        return bytes(room[:total])
-
-    def records(self, *parts: Bytes) -> bytes:
-        """Encrypt. Also returns what TLS itself has to say."""
-        for part in parts:
-            done = self._object.write(part)
-            while done < len(part):
-                # A record at a time.
-                done += self._object.write(memoryview(part)[done:])
-        return self._outgoing.read()
-
-    def farewell(self) -> bytes:
-        """The record that ends this direction."""
-        # It fails: the other side's has not come, or the connection is broken already.
-        with contextlib.suppress(ssl.SSLError):
-            self._object.unwrap()
-        return self._outgoing.read()
-
-
 class TlsStream(Stream):
     """A TLS connection after its handshake. Without half-close: an end of the stream is the end of the connection."""
 
@@ -343,7 +270,7 @@ class TlsStream(Stream):
 def _room(loop: asyncio.AbstractEventLoop) -> memoryview:
     """Where all connections of a loop read to, one after the other. What TLS held back comes on top of a chunk."""
     if loop not in _rooms:
-        _rooms[loop] = memoryview(bytearray(_CHUNK + 2 * _RECORD))
+        _rooms[loop] = memoryview(bytearray(_CHUNK + 2 * RECORD))
     return _rooms[loop]
 
 

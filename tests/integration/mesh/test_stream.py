@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from cluster.mesh.identity import HubIdentity, client_context
-from cluster.mesh.stream import SHUTDOWN_S, Stream, Tls, TlsStream
+from cluster.mesh.stream import SHUTDOWN_S, Stream, TlsStream
+from cluster.mesh.tls import Tls
 
 IDENTITY = HubIdentity.derived(b"the streams of the tests........")
 
