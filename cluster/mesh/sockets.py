@@ -21,6 +21,8 @@ def tune(transport: asyncio.BaseTransport, *, always_read: bool = False) -> None
     so on a flow it would kill a consumer that merely stalls for some seconds; flows are watched by :class:`Pulse`.
     """
     sock: socket.socket = transport.get_extra_info("socket")
+    if sock.fileno() < 0:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
@@ -33,7 +35,8 @@ def tune(transport: asyncio.BaseTransport, *, always_read: bool = False) -> None
 def reset(transport: asyncio.Transport) -> None:
     """Close so that the other end sees a reset: an aborted transport alone looks to it like an orderly end."""
     sock: socket.socket = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 

@@ -38,15 +38,17 @@ class Stream(asyncio.Transport):
         self._out = bytearray()
         self._high, self._low = 64 * 1024, 16 * 1024
         self._peer_is_slow = False
-        self._reading = self._closing = self._lost = self._eof_wanted = False
+        self._reading = self._closing = self._lost = self._lost_told = self._eof_seen = self._eof_wanted = False
         protocol.connection_made(self)
         self.resume_reading()
 
     # asyncio.Transport
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """See :class:`asyncio.BaseTransport`."""
+        """See :class:`asyncio.BaseTransport`. Whoever comes last is told of the end, also one that has been."""
         self._protocol = cast("asyncio.Protocol", protocol)
+        if self._lost_told:
+            self._loop.call_soon(self._protocol.connection_lost, None)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """See :class:`asyncio.BaseTransport`."""
@@ -73,7 +75,7 @@ class Stream(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """See :class:`asyncio.ReadTransport`."""
-        if not self._reading and not self._closing:
+        if not self._reading and not self._closing and not self._eof_seen:
             self._reading = True
             self._loop.add_reader(self._sock, self._readable)
 
@@ -128,6 +130,7 @@ class Stream(asyncio.Transport):
 
     def _ended(self) -> None:
         """The other side sends no more."""
+        self._eof_seen = True
         self.pause_reading()
         if not self._protocol.eof_received():
             self.close()
@@ -189,7 +192,11 @@ class Stream(asyncio.Transport):
         self._loop.remove_writer(self._sock)
         self._out.clear()
         self._sock.close()
-        self._loop.call_soon(self._protocol.connection_lost, error)
+        self._loop.call_soon(self._tell_lost, error)
+
+    def _tell_lost(self, error: Exception | None) -> None:
+        self._lost_told = True
+        self._protocol.connection_lost(error)
 
 
 class TlsStream(Stream):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cluster.mesh import sockets
+from cluster.mesh.flow import hand_over
 from cluster.mesh.identity import HubIdentity, client_context
 from cluster.mesh.stream import SHUTDOWN_S, Stream, TlsStream
 from cluster.mesh.tls import Tls
@@ -55,7 +57,7 @@ class Recorder(asyncio.Protocol):
 Pair = Callable[[Recorder, Recorder], Awaitable[tuple[Stream, Stream]]]
 
 
-def sockets() -> tuple[socket.socket, socket.socket]:
+def connected() -> tuple[socket.socket, socket.socket]:
     """Two ends of one TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         near = socket.create_connection(server.getsockname())
@@ -66,12 +68,12 @@ def sockets() -> tuple[socket.socket, socket.socket]:
 
 
 async def plain(one: Recorder, other: Recorder) -> tuple[Stream, Stream]:
-    near, far = sockets()
+    near, far = connected()
     return Stream(near, one), Stream(far, other)
 
 
 async def tls(one: Recorder, other: Recorder) -> tuple[Stream, Stream]:
-    near, far = sockets()
+    near, far = connected()
     client = Tls(client_context(), server_side=False, server_hostname="hub")
     server = Tls(IDENTITY.server_context(), server_side=True)
     await asyncio.gather(client.shake(near), server.shake(far))
@@ -166,8 +168,44 @@ async def test_one_direction_may_end_before_the_other() -> None:
     assert (other.got, one.got) == (b"question", b"answer")
 
 
+async def test_an_end_is_told_once() -> None:
+    one, other = Recorder(), Recorder(keeps_half=True)
+    near, far = await plain(one, other)
+    near.write_eof()
+    await until(lambda: other.eof)
+    other.eof = False
+    far.pause_reading()
+    far.resume_reading()
+    far.write(b"answer")
+    await until(lambda: one.got == b"answer")
+    assert not other.eof
+    far.close()
+
+
+async def test_whoever_takes_over_a_connection_that_is_gone_is_told(pair: Pair) -> None:
+    first = Recorder()
+    stream, _ = await pair(first, Recorder())
+    stream.abort()
+    at_once, later = Recorder(), Recorder()
+    hand_over(stream, at_once)
+    assert await asyncio.wait_for(at_once.lost, 30) is None
+    assert not first.lost.done()
+    hand_over(stream, later)
+    assert await asyncio.wait_for(later.lost, 30) is None
+
+
+async def test_options_of_a_connection_that_is_gone_do_not_matter(pair: Pair) -> None:
+    one = Recorder()
+    stream, _ = await pair(one, Recorder())
+    stream.abort()
+    sockets.tune(stream, always_read=True)
+    sockets.reset(stream)
+    assert not sockets.Pulse().is_dead(stream, 0.0)
+    assert await asyncio.wait_for(one.lost, 30) is None
+
+
 async def test_what_comes_right_behind_the_handshake_is_not_forgotten() -> None:
-    near, far = sockets()
+    near, far = connected()
     client = Tls(client_context(), server_side=False, server_hostname="hub")
     server = Tls(IDENTITY.server_context(), server_side=True)
     shaken = asyncio.create_task(server.shake(far))
@@ -191,7 +229,7 @@ async def test_garbage_ends_a_tls_stream() -> None:
 
 
 async def test_who_leaves_in_the_handshake_is_an_error() -> None:
-    near, far = sockets()
+    near, far = connected()
     near.close()
     with pytest.raises(OSError, match=r"left|reset"):
         await Tls(IDENTITY.server_context(), server_side=True).shake(far)
@@ -201,8 +239,8 @@ async def test_who_leaves_in_the_handshake_is_an_error() -> None:
 async def test_a_bulk_transfer_leaves_the_others_their_turn() -> None:
     """With everything there already, the small one is told after one piece of the great one and not after all."""
     order: list[str] = []
-    great_near, great_far = sockets()
-    small_near, small_far = sockets()
+    great_near, great_far = connected()
+    small_near, small_far = connected()
     with great_near, small_near:
         with suppress(BlockingIOError):
             while True:
