@@ -175,7 +175,10 @@ class Plain(Side):
         peer.send(data)
 
     def _part(self, peer: Side) -> None:
-        if not (self._got_end and self._sent_end):
+        if self._got_end and self._sent_end:
+            # It may have been waiting for us, and has its own end to read.
+            peer._set_paused(False)
+        else:
             peer.abort()
 
     def _close_if_done(self) -> None:

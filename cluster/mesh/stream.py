@@ -18,6 +18,10 @@ from cluster.mesh.tls import RECORD, Bytes, Tls
 
 #: Bytes that are read at a time, and so what another connection may have to wait for.
 _CHUNK = 64 * 1024
+#: Bytes that may wait for somebody who makes TLS answer and does not read. Far more than a flow ever has there.
+_MOST = 8 * 1024 * 1024
+#: The kernel's state of a connection that is no more.
+_TCP_CLOSE = 7
 #: Seconds that a closing TLS connection gets to say so and to hear the same; cut afterwards.
 SHUTDOWN_S = 5.0
 
@@ -116,6 +120,10 @@ class Stream(asyncio.Transport):
             self._lose(error)
             return
         if count:
+            if self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+                # Reset, with something left to read. uvloop has told of it for the last time: ask anew.
+                self._loop.remove_reader(self._sock)
+                self._loop.add_reader(self._sock, self._readable)
             self._received(count)
             if count == _CHUNK:
                 # Part of a bulk transfer. Where cores are few, the programs at its ends want one as well; unless it is
@@ -163,16 +171,15 @@ class Stream(asyncio.Transport):
             self._lose(error)
             return
         del self._out[:sent]
-        if not self._out:
+        if self._peer_is_slow and len(self._out) <= self._low:
+            self._peer_is_slow = False
+            self._protocol.resume_writing()
+        if not self._out and not self._lost:
             self._loop.remove_writer(self._sock)
             if self._eof_wanted:
                 self._shut()
             if self._closing:
                 self._flushed()
-                return
-        if self._peer_is_slow and len(self._out) <= self._low:
-            self._peer_is_slow = False
-            self._protocol.resume_writing()
 
     def _flushed(self) -> None:
         """Closing, and everything is sent."""
@@ -251,8 +258,14 @@ class TlsStream(Stream):
         try:
             data = self._tls.read(self._room)
         except ssl.SSLError as error:
+            self._put(self._tls.owed())
             self._lose(error)
             return
+        if owed := self._tls.owed():
+            self._put(owed)
+            if len(self._out) > _MOST:
+                self._lose(None)
+                return
         if data:
             self._protocol.data_received(data)
         if self._tls.ended and not self._closing:

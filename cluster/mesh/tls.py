@@ -75,6 +75,10 @@ class Tls:
                 done += self._object.write(memoryview(part)[done:])
         return self._outgoing.read()
 
+    def owed(self) -> bytes:
+        """What TLS has to say of itself: an answer to new keys, an alert."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
     def farewell(self) -> bytes:
         """The record that ends this direction."""
         # It fails: the other side's has not come, or the connection is broken already.

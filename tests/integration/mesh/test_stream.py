@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from cluster.mesh import sockets
-from cluster.mesh.flow import hand_over
+from cluster.mesh.flow import Framed, Plain, hand_over, link
 from cluster.mesh.identity import HubIdentity, client_context
 from cluster.mesh.stream import SHUTDOWN_S, Stream, TlsStream
 from cluster.mesh.tls import Tls
+from cluster.mesh.wire import DONE, END, PIECE
 
 IDENTITY = HubIdentity.derived(b"the streams of the tests........")
 
@@ -166,6 +168,42 @@ async def test_one_direction_may_end_before_the_other() -> None:
     far.close()
     await asyncio.wait_for(one.lost, 30)
     assert (other.got, one.got) == (b"question", b"answer")
+
+
+async def test_a_reset_behind_data_is_noticed(pair: Pair) -> None:
+    """uvloop tells of an error once, and then there was something to read."""
+    one, other = Recorder(), Recorder()
+    near, _ = await pair(one, other)
+    near.write(bytes(300_000))
+    sockets.reset(near)
+    await asyncio.wait_for(other.lost, 30)
+    assert other.got
+
+
+async def test_whoever_waited_for_a_reader_that_died_goes_on() -> None:
+    """A program sends its last word, stops reading and is killed, when the answer's end is in its buffer."""
+    kept, app = connected()
+    far, leg = Recorder(), Framed()
+    local = Plain()
+    from_far, _ = await tls(far, leg)
+    to_app = Stream(kept, local)
+    link(local, leg)
+    app.shutdown(socket.SHUT_WR)
+    to_app.set_write_buffer_limits(1 << 30)
+    while not to_app.get_write_buffer_size():
+        from_far.write(PIECE.pack(60_000) + bytes(60_000))
+        await asyncio.sleep(0)
+    await until(lambda: from_far.get_write_buffer_size() == 0)
+    await asyncio.sleep(0.1)
+    to_app.set_write_buffer_limits(to_app.get_write_buffer_size() + 10)
+    from_far.write(PIECE.pack(10_000) + bytes(10_000) + END)
+    await until(lambda: leg._paused and to_app.is_closing())
+    app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    app.close()
+    await until(lambda: local.lost)
+    from_far.write(DONE)
+    from_far.close()
+    await until(lambda: leg.lost)
 
 
 async def test_an_end_is_told_once() -> None:
