@@ -93,7 +93,7 @@ class Side(asyncio.Protocol, ABC):
 
     def write(self, data: bytes | memoryview) -> None:
         """Put bytes on this connection as they are."""
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             self.sent += len(data)
             self.transport.write(data)
 
@@ -202,7 +202,7 @@ class Framed(Side):
             return
         for start in range(0, len(data), MAX_PIECE):
             piece = data if len(data) <= MAX_PIECE else memoryview(data)[start : start + MAX_PIECE]
-            if self.transport is not None:
+            if self.transport is not None and not self.transport.is_closing():
                 self.sent += PIECE.size + len(piece)
                 self.transport.writelines((PIECE.pack(len(piece)), piece))
 

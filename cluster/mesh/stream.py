@@ -228,7 +228,7 @@ class TlsStream(Stream):
             self._put(self._tls.records(*list_of_data))
 
     def write_eof(self) -> None:
-        """Not in TLS."""
+        """Not in TLS, see :meth:`can_write_eof`."""
         raise NotImplementedError
 
     def can_write_eof(self) -> bool:
