@@ -14,13 +14,13 @@ from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
 from serve_app.api.asgi import create_asgi
+from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
 from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
@@ -39,11 +39,13 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 class AppArgs(BaseModel):
-    """``args`` in the Serve YAML. Secrets and addresses come from the environment."""
+    """``args`` in the Serve YAML. Secrets and addresses of others come from the environment."""
 
     model_config = ConfigDict(extra="forbid")
 
     environment: Environment = "local"
+    #: Where the API listens, on ``PORT``.
+    host: str = "127.0.0.1"
     #: Most replicas by model; 1 where nothing is said.
     max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
@@ -55,19 +57,27 @@ class AppArgs(BaseModel):
         return value
 
 
-@serve.ingress()
 class Api:
-    """HTTP. Stateless; scale it by ``num_replicas``."""
+    """HTTP, on a port of its own (``api/server.py`` says why). Stateless; scale it by ``num_replicas``."""
 
-    def __init__(self, environment: Environment, dispatcher: DeploymentHandle) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, environment: Environment, host: str, dispatcher: DeploymentHandle
+    ) -> None:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
-        settings = with_database(Settings.load(environment))
+        settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         self._services = Services.build(settings, ServeState())
+        self._server = HttpServer(create_asgi(self._services), host, settings.port)
+        await self._server.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_asgi(self._services)
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends the replica."""
+        await self._server.stop()
+
+    async def check_health(self) -> None:
+        """Called by Serve in the event loop that serves: when that stands still, so does this. Raises RuntimeError."""
+        self._server.check()
 
 
 class DispatcherDeployment:
@@ -174,7 +184,7 @@ def build(args: AppArgs) -> serve.Application:
         Api,
         name="api",
         num_replicas=1,
-        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=DRAIN_S + 5,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )
-    return api.bind(args.environment, dispatcher)
+    return api.bind(args.environment, args.host, dispatcher)

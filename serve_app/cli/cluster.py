@@ -47,8 +47,8 @@ def head(
     from serve_app.jobs.database import migrate
 
     configure("head")
-    settings = _settings(environment_of(config))
-    wanted = read_config(config, settings.port)
+    wanted = read_config(config)
+    settings = _settings(environment_of(wanted))
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
