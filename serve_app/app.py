@@ -98,7 +98,7 @@ class DispatcherDeployment:
             storage=services.storage,
             intake=Intake(services.storage, client, settings.data_dir / "intake"),
             workers=ServeWorkers(models, cluster),
-            deliveries=Deliveries(services.engine, client, settings.webhook_signing_secret, services.result_url),
+            deliveries=Deliveries(services.engine, client, settings.signing_secret, services.result_url),
             retention=Retention(
                 services.engine,
                 services.storage,

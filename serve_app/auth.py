@@ -40,7 +40,7 @@ def admit_client(scope: Scope, settings: Settings) -> None:
 def admit_worker(scope: Scope, settings: Settings) -> None:
     """Look at the headers for the secret of workers outside the cluster. Raises :class:`Unauthorized`."""
     given = Headers(scope=scope).get("x-webhook-secret", "")
-    if not same(given, settings.webhook_secret.get_secret_value()):
+    if not same(given, settings.worker_secret):
         raise Unauthorized("Invalid webhook secret")
     scope[_SHOWN] = "worker"
 

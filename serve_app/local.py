@@ -76,7 +76,7 @@ def running(config: Path) -> Iterator[Endpoints]:
             api_key=settings.api_key.get_secret_value(),
             dashboard_url=dashboard_url,
             dashboard_token=settings.ray_token,
-            webhook_secret=settings.webhook_secret.get_secret_value(),
+            webhook_secret=settings.worker_secret,
         )
 
 

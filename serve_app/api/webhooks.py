@@ -37,4 +37,4 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
 )
 async def webhook_secret(services: ServicesOf) -> WebhookSecret:
     """The secret that webhooks are signed with."""
-    return WebhookSecret(secret=services.settings.webhook_signing_secret)
+    return WebhookSecret(secret=services.settings.signing_secret)

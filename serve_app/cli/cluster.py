@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import structlog
 import typer
 from dotenv import load_dotenv
 from rich.table import Table
@@ -49,6 +50,8 @@ def head(
     configure("head")
     wanted = read_config(config)
     settings = _settings(environment_of(wanted))
+    for deprecated in settings.deprecations:
+        structlog.get_logger().warning("deprecated", what=deprecated)
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),

@@ -269,5 +269,7 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
 async def test_a_statement_that_waits_is_ended_by_the_server(services: Services) -> None:
     """So that what was given up here does not go on there for ever."""
     async with services.engine.connect() as db:
-        shown = {name: (await db.execute(text(f"SHOW {name}"))).scalar_one() for name in ("statement_timeout", "lock_timeout")}
-    assert shown == {"statement_timeout": "15s", "lock_timeout": "10s"}
+        shown = [
+            (await db.execute(text(f"SHOW {name}"))).scalar_one() for name in ("statement_timeout", "lock_timeout")
+        ]
+    assert shown == ["15s", "10s"]

@@ -19,7 +19,7 @@ from serve_app.settings import Settings
 from tests.fakes.http_source import HttpSource, reply, stalled
 from tests.unit.serve_app.jobs.samples import completed, execute, failure, fetch, running
 
-SETTINGS = Settings(webhook_secret=SecretStr("the shared secret of workers"))
+SETTINGS = Settings(secret_key=SecretStr("the root of all secrets of the service"))
 
 
 async def video_url(job: Job) -> str:
@@ -35,7 +35,7 @@ async def receiver() -> AsyncIterator[HttpSource]:
 @pytest.fixture
 async def deliveries(engine: AsyncEngine) -> AsyncIterator[Deliveries]:
     async with SafeClient(allow_networks=(ip_network("127.0.0.0/8"),)) as client:
-        yield Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url)
+        yield Deliveries(engine, client, SETTINGS.signing_secret, video_url)
 
 
 async def deliver(deliveries: Deliveries) -> int:
@@ -67,7 +67,7 @@ async def test_a_finished_job_is_told_signed(
     assert await deliver(deliveries) == 1
     (seen,) = receiver.seen
     assert (seen.method, seen.headers["content-type"]) == ("POST", "application/json")
-    told = Webhook(SETTINGS.webhook_signing_secret).verify(seen.body.decode(), seen.headers)
+    told = Webhook(SETTINGS.signing_secret).verify(seen.body.decode(), seen.headers)
     url = f"https://v.example/{job_id}.mp4"
     assert told == {"job_id": job_id, "model": "ltx2", "status": "completed", "video_url": url}
     assert seen.headers["x-request-id"] == "req-1"
@@ -93,10 +93,10 @@ async def test_a_receiver_never_learns_what_workers_prove_themselves_with(
     await completed(store, webhook_url=receiver.url("/hook"))
     await deliver(deliveries)
     (seen,) = receiver.seen
-    secret = SETTINGS.webhook_secret.get_secret_value()
+    secret = SETTINGS.worker_secret
     said = repr((seen.target, seen.headers, seen.body))
     assert secret not in said
-    assert SETTINGS.webhook_signing_secret not in said
+    assert SETTINGS.signing_secret not in said
     with pytest.raises(WebhookVerificationError):
         Webhook("whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0").verify(seen.body.decode(), seen.headers)
 
@@ -120,7 +120,7 @@ async def test_what_is_no_success_is_tried_again_under_the_same_id(
     first, second = receiver.seen
     assert {seen.target for seen in receiver.seen} == {"/hook"}, "a redirect is not followed"
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    Webhook(SETTINGS.webhook_signing_secret).verify(second.body.decode(), second.headers)
+    Webhook(SETTINGS.signing_secret).verify(second.body.decode(), second.headers)
 
 
 async def test_waits_grow_and_end(
@@ -161,7 +161,7 @@ async def test_a_receiver_that_is_down_is_tried_again(
 async def test_a_private_address_is_not_called(store: JobStore, receiver: HttpSource, engine: AsyncEngine) -> None:
     await completed(store, webhook_url=receiver.url("/hook"))
     async with SafeClient() as client:
-        await deliver(Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url))
+        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
     assert receiver.seen == []
     assert "not a public address" in (await state(engine))["last_error"]
 
