@@ -117,6 +117,7 @@ async def slow_engine(engine: AsyncEngine, database_url: str) -> AsyncIterator[A
     await slow.dispose()
 
 
+@pytest.mark.own_database
 async def test_a_row_cancelled_between_snapshot_and_lock_is_not_returned(
     store: JobStore, engine: AsyncEngine, database_url: str, slow_engine: AsyncEngine
 ) -> None:

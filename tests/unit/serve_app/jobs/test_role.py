@@ -15,6 +15,8 @@ from tests.unit.serve_app.jobs.samples import completed
 
 SECRET = "a5" * 32
 
+pytestmark = pytest.mark.own_database
+
 
 def connection(url: str) -> psycopg.Connection:
     return psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True)
