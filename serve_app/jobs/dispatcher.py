@@ -31,16 +31,17 @@ from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.job import Job
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.base import OutboundUnavailable
 from serve_app.storage.base import Storage, StorageError
 
 log = structlog.get_logger()
 
-#: Inputs fetched at the same time.
-INTAKE_SLOTS = 8
+#: Jobs whose inputs are fetched at the same time.
+INTAKE_SLOTS = 16
 #: How many of them one user may hold, so that nobody else waits for somebody's slow sources.
 INTAKE_SHARE = 4
 #: Webhooks sent at the same time; a receiver may take half a minute.
-DELIVERY_SLOTS = 32
+DELIVERY_SLOTS = 64
 #: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
 POLL_S = 1.0
 SWEEP_S = 2.0
@@ -242,12 +243,13 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
                 assert job.model is not None
-                inputs = await self._intake.admit(job.id, MODELS[job.model].inputs, job.sources, job.uploads)
+                specs, owner = MODELS[job.model].inputs, job.user_id or ""
+                inputs = await self._intake.admit(job.id, specs, job.sources, job.uploads, owner=owner)
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
-            except StorageError as error:
-                # Our store is down, which is neither the job's fault nor an attempt.
-                log.warning("intake_postponed", error=error.message)
+            except (StorageError, OutboundUnavailable) as error:
+                # Our store, disk or way out is down, which is neither the job's fault nor an attempt.
+                log.warning("intake_postponed", error=str(error))
                 await self._store.release(lease)
             except IntakeError as error:
                 log.info("inputs_rejected", code=error.code, error=error.message)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from deployments.engine import InputSpec
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake, StoredInput
+from serve_app.outbound.client import SafeClient
 from serve_app.storage.base import StorageError
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, endless, reply, stalled
@@ -36,7 +36,7 @@ def workdir(tmp_path: Path) -> Path:
 async def intake(storage: LocalStorage, workdir: Path) -> AsyncIterator[Intake]:
     async with SafeClient((ip_network("127.0.0.0/8"),)) as client:
         yield Intake(storage, client, workdir)
-    assert list(workdir.iterdir()) == []
+    assert {path.name for path in workdir.rglob("*") if path.is_file()} == {"lock"}
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments import run as run_module
 from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.client import SafeClient
 from serve_app.settings import ip_network
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, reply, stalled
