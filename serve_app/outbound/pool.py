@@ -85,7 +85,7 @@ class WorkerPool:
             try:
                 reply = await (await self._pick(owner)).ask(request)
             except WorkerLost as loss:
-                log.warning("outbound_worker_lost", pid=loss.args[0], url=request["url"])
+                log.warning("outbound_worker_lost", pid=loss.args[0], do=request["do"], owner=owner)
                 reply = await self._go_alone(request)
         if "error" in reply:
             raise OutboundError(**reply["error"])

@@ -76,7 +76,7 @@ class WorkerProcess:
             )
             undo.pop_all()
         worker = cls(process, await asyncio.open_connection(sock=ours, limit=MAX_MESSAGE))
-        worker._send(config)
+        worker._writer.write(_line(config))
         return worker
 
     @property
@@ -92,14 +92,17 @@ class WorkerProcess:
         if self._lost:
             raise WorkerLost(self.pid)
         number, owner = next(self._numbers), request.get("owner", "")
+        message = _line({"id": number, **request})
+        if len(message) > MAX_MESSAGE:
+            raise ValueError(f"the request is too long: {len(message)} bytes")
         asked: asyncio.Future[Mapping[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
         self.busy[owner] += 1
         try:
-            self._send({"id": number, **request})
+            self._writer.write(message)
             reply = await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._send({"id": number, "do": "cancel"})
+            self._writer.write(_line({"id": number, "do": "cancel"}))
             await asyncio.wait({asked}, timeout=_LET_GO_S)
             raise
         finally:
@@ -115,9 +118,6 @@ class WorkerProcess:
         """End the process."""
         self._process.kill()
         await asyncio.wait({self._listening})
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _listen(self) -> None:
         try:
@@ -149,3 +149,7 @@ class WorkerProcess:
             if not ping.done():
                 self._process.kill()
                 return
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
