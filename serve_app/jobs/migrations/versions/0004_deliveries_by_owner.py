@@ -19,7 +19,7 @@ def upgrade() -> None:
     op.execute(
         """
         UPDATE deliveries SET owner = coalesce(jobs.user_id, ''), state = 'waiting',
-               host = coalesce(lower(substring(deliveries.url from '^[a-z]+://([^/?#]+)')), '')
+               host = coalesce(lower(substring(deliveries.url from '^[a-z]+://([^/:?#]+)')), '')
           FROM jobs WHERE jobs.id = deliveries.job_id AND deliveries.next_attempt_at IS NOT NULL
         """
     )

@@ -1,5 +1,6 @@
 """Webhooks against a real receiver on 127.0.0.1."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
@@ -183,6 +184,18 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
     found = await state(engine)
     assert "0.05 s" in found["last_error"]
     assert 0 < found["next_in"] <= RETRY_SCHEDULE_S[0] * 1.2
+
+
+async def test_a_receiver_that_says_yes_and_drips_is_told_once(
+    deliveries: Deliveries, store: JobStore, receiver: HttpSource, engine: AsyncEngine
+) -> None:
+    """It was told ten times, and held one of the slots for half a minute each time."""
+    receiver.routes["/hook"] = stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+    await completed(store, webhook_url=receiver.url("/hook"))
+    async with asyncio.timeout(10):
+        await deliver(deliveries)
+    found = await state(engine)
+    assert (found["delivered"], found["last_status"], found["attempts"]) == (True, 200, 1)
 
 
 async def test_an_answer_with_a_nul_is_recorded(
