@@ -80,6 +80,8 @@ class Deliveries:
             # One at a time, so that two dispatchers cannot give somebody two shares together.
             await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim deliveries'))"))
             ids = list((await db.execute(CLAIM, values)).scalars())
+            if not ids:
+                return []
             taken = update(deliveries).where(deliveries.c.id.in_(ids))
             until = in_seconds(CLAIM_S)
             attempts = deliveries.c.attempts + 1

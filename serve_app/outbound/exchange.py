@@ -20,7 +20,7 @@ from serve_app.outbound.url import Url
 
 _USER_AGENT = "video-api"
 _READ = 65_536
-#: Pieces of a body after which it is looked at how small and how fast they are.
+#: Pieces after which it is looked at how small they are, and steps after which it is looked at how fast.
 _STRETCH = 100
 
 
@@ -45,6 +45,7 @@ class Exchange:
         self._reader, self._writer = streams
         self._limits = limits
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.most_head)
+        self._steps, self._stretch_began = 0, 0.0
 
     async def send(self, method: str, headers: Mapping[str, str], content: bytes | None = None) -> None:
         """Send the request."""
@@ -84,9 +85,9 @@ class Exchange:
 
     async def body(self) -> AsyncIterator[bytes]:
         """The body, piece by piece, to its end."""
-        limits, clock = self._limits, asyncio.get_running_loop().time
+        limits = self._limits
         size = pieces = window = 0
-        waited, begun = 0.0, clock()
+        waited = 0.0
         while True:
             with self._translated():
                 event = self._next()
@@ -104,12 +105,9 @@ class Exchange:
             size += len(event.data)
             window += len(event.data)
             pieces += 1
-            if pieces % _STRETCH == 0:
-                if size < pieces * limits.least_piece:
-                    raise self._refusal("sends its file in pieces of a few bytes")
-                # However much it sends: whoever else is served by this process has a turn.
-                await asyncio.sleep(max(0, begun + _STRETCH / limits.pieces_per_s - clock()))
-                begun = clock()
+            if pieces % _STRETCH == 0 and size < pieces * limits.least_piece:
+                raise self._refusal("sends its file in pieces of a few bytes")
+            await self._step()
             yield bytes(event.data)
 
     def _next(self) -> h11.Event | None:
@@ -123,11 +121,20 @@ class Exchange:
 
     async def _read(self) -> float:
         """Wait for more; how many seconds that took."""
+        await self._step()
         begun = asyncio.get_running_loop().time()
         async with asyncio.timeout(self._limits.read_s):
             data = await self._reader.read(_READ)
         self._http.receive_data(data)
         return asyncio.get_running_loop().time() - begun
+
+    async def _step(self) -> None:
+        """Before each read and each piece: a server that makes many of them has to wait, and others have their turn."""
+        self._steps += 1
+        if self._steps % _STRETCH == 0:
+            now = asyncio.get_running_loop().time
+            await asyncio.sleep(max(0, self._stretch_began + _STRETCH / self._limits.steps_per_s - now()))
+            self._stretch_began = now()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -20,8 +20,8 @@ log = structlog.get_logger()
 _PROCESSES = 2
 #: Requests under way, and how many of them for one owner: a bound whatever the callers do. They have their own shares.
 _SLOTS, _SHARE = 128, 48
-#: Requests that are tried again after their process was lost, each in one of its own.
-_SUSPECTS = 2
+#: Requests that are tried again after their process was lost, each in one of its own; and of one owner.
+_SUSPECTS, _SUSPECTS_SHARE = 4, 2
 
 
 class WorkerPool:
@@ -46,7 +46,7 @@ class WorkerPool:
         self._slots = FairSlots(_SLOTS, _SHARE)
         self._workers: list[WorkerProcess] = []
         self._starting = asyncio.Lock()
-        self._suspects = asyncio.Semaphore(_SUSPECTS)
+        self._suspects = FairSlots(_SUSPECTS, _SUSPECTS_SHARE)
 
     async def start(self) -> None:
         """Start the processes and see that they work; otherwise the first request does.
@@ -85,8 +85,8 @@ class WorkerPool:
             try:
                 reply = await (await self._pick(owner)).ask(request)
             except WorkerLost as loss:
-                log.warning("outbound_worker_lost", pid=loss.args[0], do=request["do"], owner=owner)
-                reply = await self._go_alone(request)
+                log.warning("outbound_worker_lost", pid=loss.pid, do=request["do"], owner=owner)
+                reply = await self._go_alone(owner, request)
         if "error" in reply:
             raise OutboundError(**reply["error"])
         if "unavailable" in reply:
@@ -111,8 +111,8 @@ class WorkerPool:
                 self._workers.append(await self._start())
             return self._workers
 
-    async def _go_alone(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        async with self._suspects:
+    async def _go_alone(self, owner: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        async with self._suspects.hold(owner):
             worker = await self._start()
             try:
                 return await worker.ask(request)

@@ -37,6 +37,12 @@ _LET_GO_S = 1
 class WorkerLost(Exception):
     """The process has ended or does not react any more. Whether the request was carried out is unknown."""
 
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"the outbound worker {pid} has ended or is stuck; if it had something to say, it is on stderr"
+        )
+        self.pid = pid
+
 
 class WorkerProcess:
     """Make one with :meth:`start`. Requests and replies as ``worker.py`` describes."""

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from serve_app.outbound import process
 from serve_app.outbound.base import OutboundError, OutboundUnavailable
@@ -234,6 +235,14 @@ async def test_workers_die_with_the_dispatcher(stopped: bool) -> None:
     await until(lambda: all(map(gone, children)))
     parent.wait()
     parent.stdout.close()
+
+
+def test_it_works_on_the_loop_that_ray_brings(path: Path) -> None:
+    async def fetch() -> None:
+        async with HttpSource({"/a": reply(200, b"x" * 1000)}) as source, WorkerPool(LOOPBACK) as pool:
+            assert await pool.download(source.url("/a"), path, 1000) == 1000
+
+    uvloop.run(fetch())
 
 
 async def test_closing_ends_the_processes() -> None:
