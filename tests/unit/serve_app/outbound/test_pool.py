@@ -142,7 +142,7 @@ async def test_a_request_that_breaks_every_process_is_told_so(pool: WorkerPool, 
 
 async def test_a_stuck_worker_is_replaced(pool: WorkerPool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_PING_S", 0.1)
-    monkeypatch.setattr(process, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(process, "_PATIENCE_S", 2)
     async with HttpSource({"/a": reply(200, b"x")}) as source:
         await pool.download(source.url("/a"), path, 1)
         stuck = pids(pool)
