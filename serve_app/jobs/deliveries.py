@@ -134,8 +134,10 @@ class Deliveries:
         )
 
     async def _note(self, due: _Due, **values: Any) -> None:
+        # Not if it has been claimed again since: then that sender has the last word.
+        mine = (deliveries.c.id == due.id) & (deliveries.c.attempts == due.attempts)
         async with self._engine.begin() as db:
-            await db.execute(update(deliveries).where(deliveries.c.id == due.id).values(values))
+            await db.execute(update(deliveries).where(mine).values(values))
 
     async def _post(self, due: _Due) -> tuple[int, str | None]:
         """The receiver's status and, unless that is success, what it said."""

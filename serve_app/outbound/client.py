@@ -62,7 +62,7 @@ class SafeClient:
                     answer = await exchange.answer()
                     if answer.status not in _REDIRECTS or "location" not in answer.headers:
                         _require_ok(target, answer)
-                        return await self._save(target, answer, exchange, path, max_bytes)
+                        return await self._save(answer, exchange, clock, path, max_bytes)
                     target = Url.parse(answer.headers["location"], base=target)
         raise OutboundError(
             "rejected", f"{target.netloc} redirects more than {_MAX_REDIRECTS} times. Use the final link."
@@ -108,7 +108,7 @@ class SafeClient:
             # At once: there is nothing more to say, and a polite end could be dragged out.
             streams[1].transport.abort()
 
-    async def _save(self, target: Url, answer: Answer, exchange: Exchange, path: Path, max_bytes: int) -> int:
+    async def _save(self, answer: Answer, exchange: Exchange, clock: "_Clock", path: Path, max_bytes: int) -> int:
         """Stream the body to ``path``, counting: what a server says about the length is a hint, not a limit."""
         too_large = OutboundError(
             "too_large", f"The file is larger than the {max_bytes / 2**20:g} MiB allowed. Send a smaller one."
@@ -120,10 +120,15 @@ class SafeClient:
         require_room(path.parent, expected, self._limits.reserve)
         size, block = 0, bytearray()
 
-        def write() -> None:
+        def append() -> None:
             require_room(path.parent, len(block), self._limits.reserve)
             file.write(block)
             block.clear()
+
+        async def write() -> None:
+            # Our disk is not on the source's time.
+            with clock.stopped():
+                await asyncio.to_thread(append)
 
         with _new_file(path) as file:
             async for piece in exchange.body():
@@ -132,8 +137,8 @@ class SafeClient:
                     raise too_large
                 block += piece
                 if len(block) >= _WRITE_BLOCK:
-                    await asyncio.to_thread(write)
-            await asyncio.to_thread(write)
+                    await write()
+            await write()
         return size
 
 

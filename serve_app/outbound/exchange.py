@@ -80,8 +80,7 @@ class Exchange:
                     informational += 1
                     if informational > self._limits.most_informational:
                         raise self._refusal("answers again and again that it is about to answer")
-        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
-        return Answer(event.status_code, headers)
+        return Answer(event.status_code, {name.decode("ascii"): _text(value) for name, value in event.headers})
 
     async def body(self) -> AsyncIterator[bytes]:
         """The body, piece by piece, to its end."""
@@ -155,3 +154,11 @@ class Exchange:
 
     def _refusal(self, what: str) -> OutboundError:
         return OutboundError("rejected", f"{self._url.netloc} {what}. Put the file on an ordinary web server.")
+
+
+def _text(value: bytes) -> str:
+    """Latin-1 by the standard, UTF-8 by those who put a name with an accent into ``Location``."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -336,6 +336,13 @@ async def test_redirects_are_followed(client: SafeClient, path: Path) -> None:
     assert [seen.target for seen in source.seen] == ["/0", "/1?q", "/2?q", "/3?q", "/4?q", "/5?q"]
 
 
+async def test_a_redirect_to_a_name_with_an_accent(client: SafeClient, path: Path) -> None:
+    """As it is sent by servers that were never told of Latin-1."""
+    answer = raw("HTTP/1.1 302 X\r\nLocation: /été\r\nContent-Length: 0\r\n\r\n".encode())
+    async with HttpSource({"/a": answer, "/%C3%A9t%C3%A9": reply(200, b"x")}) as source:
+        assert await client.download(source.url("/a"), path, 1) == 1
+
+
 async def test_redirects_come_to_an_end(client: SafeClient, path: Path) -> None:
     async with HttpSource({"/a": reply(302, Location="/a")}) as source:
         error = await refusal(client, source.url("/a"), path)
