@@ -19,8 +19,9 @@ from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage, Stora
 #: Seconds by which a clip may exceed its limit: encoders pad the last packet.
 _GRACE_S = 0.1
 #: Decoders at a time in this process; one may take over 1 GB, and half a minute if its file is made for that. So an
-#: owner never holds them all, not even while nobody else waits: the next who comes would wait for him.
-_PROBES, _PROBES_SHARE = 2, 1
+#: owner never holds them all, not even while nobody else waits: the next who comes would wait for him. Nor do several
+#: whose files have been like that.
+_PROBES, _PROBES_SHARE, _PROBES_SPARE = 2, 1, 1
 #: Copies from and to the object store at a time; each holds a thread.
 _COPIES, _COPIES_SHARE = 8, 4
 _CODES: Mapping[Reason, Code] = {
@@ -65,7 +66,7 @@ class Intake:
         self._storage = storage
         self._outbound = outbound
         self._workdir = Workdir(workdir)
-        self._probes = FairSlots(_PROBES, _PROBES_SHARE)
+        self._probes = FairSlots(_PROBES, _PROBES_SHARE, spare=_PROBES_SPARE)
         self._copies = FairSlots(_COPIES, _COPIES_SHARE)
 
     async def admit(

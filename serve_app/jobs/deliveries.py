@@ -71,11 +71,14 @@ class Deliveries:
         self._webhook = Webhook(secret)
         self._video_url = video_url
 
-    async def claim(self, limit: int = 10) -> Sequence[_Due]:
-        """Take at most ``limit`` that are due, by turns; they come back by themselves if this process dies."""
+    async def claim(self, limit: int = 10, user_share: int = USER_SHARE) -> Sequence[_Due]:
+        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight.
+
+        They come back by themselves if this process dies.
+        """
         await self._come_due()
         start = "".join(random.choices(string.ascii_lowercase + string.digits, k=2))  # noqa: S311 - spreads turns
-        values = {"room": limit, "user_share": USER_SHARE, "host_share": HOST_SHARE, "start": start}
+        values = {"room": limit, "user_share": user_share, "host_share": HOST_SHARE, "start": start}
         async with self._engine.begin() as db:
             # One at a time, so that two dispatchers cannot give somebody two shares together.
             await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim deliveries'))"))

@@ -56,7 +56,7 @@ def test_any_order_of_coming_and_going(total: int, share: int, steps: list[tuple
 
 
 async def check(total: int, share: int, steps: list[tuple[str, object]]) -> None:
-    slots = FairSlots(total, share)
+    slots = FairSlots(total, share, clock=Clock())
     visitors: list[Visitor] = []
     entered: list[Visitor] = []
     for step, what in steps:
@@ -100,8 +100,24 @@ async def check(total: int, share: int, steps: list[tuple[str, object]]) -> None
     assert not slots._held
 
 
+class Clock:
+    """Stands still but for what a test adds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def leave(visitors: list[Visitor]) -> None:
+    for visitor in visitors:
+        visitor.task.cancel()
+    await asyncio.gather(*(v.task for v in visitors), return_exceptions=True)
+
+
 async def test_owners_take_turns() -> None:
-    slots, entered = FairSlots(1, 1), list[Visitor]()
+    slots, entered = FairSlots(1, 1, clock=Clock()), list[Visitor]()
     visitors = [Visitor(slots, owner, entered.append) for owner in ["ann"] * 5 + ["bob"] * 2 + ["cleo"]]
     await settle()
     for _ in visitors:
@@ -109,6 +125,71 @@ async def test_owners_take_turns() -> None:
         await settle()
     assert [v.owner for v in entered] == ["ann", "ann", "bob", "cleo", "ann", "bob", "ann", "ann"]
     assert entered == [visitors[n] for n in (0, 1, 5, 7, 2, 6, 3, 4)]
+
+
+async def test_who_used_least_is_next() -> None:
+    """Not who had fewest turns: bob's are short."""
+    clock = Clock()
+    slots, entered = FairSlots(1, 1, clock=clock), list[Visitor]()
+    visitors = [Visitor(slots, owner, entered.append) for owner in ["ann"] * 4 + ["bob"] * 4]
+    await settle()
+    for _ in visitors:
+        clock.now += 5 if entered[-1].owner == "ann" else 1
+        entered[-1].leave.set()
+        await settle()
+    assert [v.owner for v in entered] == ["ann", "bob", "bob", "bob", "bob", "ann", "ann", "ann"]
+
+
+async def test_heavy_owners_leave_a_slot_to_the_others_however_many_they_are() -> None:
+    clock = Clock()
+    slots, entered = FairSlots(2, 1, spare=1, clock=clock), list[Visitor]()
+    for owner in ("ann", "cleo", "dan"):
+        visitor = Visitor(slots, owner, entered.append)
+        await settle()
+        clock.now += 20
+        visitor.leave.set()
+        await settle()
+    heavy = [Visitor(slots, owner, entered.append) for owner in ("ann", "cleo", "dan") for _ in range(3)]
+    await settle()
+    assert [v.owner for v in heavy if v.inside] == ["ann"]
+    light = Visitor(slots, "bob", entered.append)
+    await settle()
+    assert light.inside
+    another = Visitor(slots, "eve", entered.append)
+    await settle()
+    assert not another.inside
+    # A heavy one's end is nothing to another heavy one while who used little waits.
+    clock.now += 20
+    entered[-2].leave.set()
+    await settle()
+    assert another.inside
+    light.leave.set()
+    await settle()
+    assert [v.owner for v in heavy if v.inside] == ["cleo"]
+    await leave([*heavy, light, another])
+
+
+async def test_use_is_forgotten() -> None:
+    clock = Clock()
+    slots, entered = FairSlots(2, 2, spare=1, clock=clock), list[Visitor]()
+    visitor = Visitor(slots, "ann", entered.append)
+    await settle()
+    clock.now += 20
+    visitor.leave.set()
+    await settle()
+    ann = [Visitor(slots, "ann", entered.append) for _ in range(2)]
+    await settle()
+    assert [v.inside for v in ann] == [True, False]
+    await leave(ann)
+    clock.now += 120
+    ann = [Visitor(slots, "ann", entered.append) for _ in range(2)]
+    await settle()
+    assert [v.inside for v in ann] == [True, True]
+    await leave(ann)
+    for n in range(100):
+        async with slots.hold(f"owner {n}"):
+            clock.now += 60
+    assert len(slots._used) < 20
 
 
 async def test_who_holds_a_share_waits_although_slots_are_free() -> None:
