@@ -6,6 +6,7 @@ one per model of the registry, which the YAML gives GPUs and limits.
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import structlog
@@ -22,13 +23,13 @@ from deployments.replica import DISPATCHER, Replica
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import migrate
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.local import with_database
+from serve_app.outbound.pool import WorkerPool
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 
 #: The head runs what is ours; a GPU node must never be asked to. ``ray start --head`` gives itself this resource.
 ON_HEAD = {"node:__internal_head__": 0.001}
+#: Of the dispatcher, for what blocks.
+THREADS = 24
 
 
 class AppArgs(BaseModel):
@@ -87,18 +90,21 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
+        # Copies to and from the store and waits for decoders each hold one; Serve's loop has five.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
         cluster = ServeState()
         services = Services.build(settings, cluster)
-        client = SafeClient(allow_networks=settings.allow_networks)
+        self._outbound = WorkerPool(settings.allow_networks)
+        await self._outbound.start()
         self._dispatcher = Dispatcher(
             database_url=settings.database_url,
             store=services.store,
             storage=services.storage,
-            intake=Intake(services.storage, client, settings.data_dir / "intake"),
+            intake=Intake(services.storage, self._outbound, settings.data_dir / "intake"),
             workers=ServeWorkers(models, cluster),
-            deliveries=Deliveries(services.engine, client, settings.signing_secret, services.result_url),
+            deliveries=Deliveries(services.engine, self._outbound, settings.signing_secret, services.result_url),
             retention=Retention(
                 services.engine,
                 services.storage,
@@ -116,6 +122,7 @@ class DispatcherDeployment:
         """Serve awaits this before it ends the replica."""
         self._loops.cancel()
         await asyncio.wait({self._loops})
+        await self._outbound.aclose()
 
     async def report(self, report: Report) -> Verdict:
         return await self._dispatcher.report(report)

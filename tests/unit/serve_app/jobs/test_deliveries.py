@@ -1,5 +1,6 @@
 """Webhooks against a real receiver on 127.0.0.1."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
@@ -10,15 +11,17 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from serve_app.intake.fetch import SafeClient
 from serve_app.jobs import deliveries as deliveries_module
 from serve_app.jobs.deliveries import RETRY_SCHEDULE_S, Deliveries
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.client import SafeClient
+from serve_app.outbound.limits import Limits
 from serve_app.settings import Settings
 from tests.fakes.http_source import HttpSource, reply, stalled
 from tests.unit.serve_app.jobs.samples import completed, execute, failure, fetch, running
 
+LOOPBACK = (ip_network("127.0.0.0/8"),)
 SETTINGS = Settings(secret_key=SecretStr("the root of all secrets of the service"))
 
 
@@ -34,7 +37,7 @@ async def receiver() -> AsyncIterator[HttpSource]:
 
 @pytest.fixture
 async def deliveries(engine: AsyncEngine) -> AsyncIterator[Deliveries]:
-    async with SafeClient(allow_networks=(ip_network("127.0.0.0/8"),)) as client:
+    async with SafeClient(LOOPBACK) as client:
         yield Deliveries(engine, client, SETTINGS.signing_secret, video_url)
 
 
@@ -171,17 +174,28 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
     store: JobStore,
     receiver: HttpSource,
     engine: AsyncEngine,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Longer than the claim, a second sender would send the same at the same time."""
-    assert deliveries_module.SEND_TIMEOUT_S < deliveries_module.CLAIM_S
-    monkeypatch.setattr(deliveries_module, "SEND_TIMEOUT_S", 0.05)
+    assert Limits().post_s < deliveries_module.OUT_S < deliveries_module.CLAIM_S
     receiver.routes["/hook"] = stalled()
     await completed(store, webhook_url=receiver.url("/hook"))
-    await deliver(deliveries)
+    async with SafeClient(LOOPBACK, Limits(post_s=0.05)) as client:
+        await deliver(Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url))
     found = await state(engine)
-    assert "no answer" in found["last_error"]
+    assert "0.05 s" in found["last_error"]
     assert 0 < found["next_in"] <= RETRY_SCHEDULE_S[0] * 1.2
+
+
+async def test_a_receiver_that_says_yes_and_drips_is_told_once(
+    deliveries: Deliveries, store: JobStore, receiver: HttpSource, engine: AsyncEngine
+) -> None:
+    """It was told ten times, and held one of the slots for half a minute each time."""
+    receiver.routes["/hook"] = stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+    await completed(store, webhook_url=receiver.url("/hook"))
+    async with asyncio.timeout(10):
+        await deliver(deliveries)
+    found = await state(engine)
+    assert (found["delivered"], found["last_status"], found["attempts"]) == (True, 200, 1)
 
 
 async def test_an_answer_with_a_nul_is_recorded(
