@@ -27,7 +27,7 @@ from ray import serve
 
 from deployments import logs
 from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
-from deployments.engine import Rendered
+from deployments.engine import InputFile, Rendered
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.registry import MODELS
 from deployments.run import Reporter, Run, RunStopped
@@ -144,11 +144,11 @@ class Replica:
 
     async def _stages(self, task: Task, run: Run, workdir: Path) -> Outcome:
         with _timed(run, "prepare"):
-            paths = {name: workdir / name for name in task.inputs}
+            inputs = {name: InputFile(workdir / name, item.content_type) for name, item in task.inputs.items()}
             for name, item in task.inputs.items():
-                await run.unless_stopped(self._transfer.get(item.url, paths[name]))
+                await run.unless_stopped(self._transfer.get(item.url, inputs[name].path))
             run.step("preparing", PREPARED / 2)
-            prepared = await self._in_cpu(run, self._engine.prepare, task.params, paths, workdir)
+            prepared = await self._in_cpu(run, self._engine.prepare, task.params, inputs, workdir)
             run.step("waiting_for_gpu", PREPARED)
         with _timed(run, "wait"):
             await run.unless_stopped(self._gpu.acquire(), own=False)

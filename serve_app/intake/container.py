@@ -2,8 +2,7 @@
 
 There is no ffprobe in the package we get ffmpeg from. One pass copies the packets of the first picture and sound stream
 to nowhere, which reads the whole file without decoding: a header that lies about the duration is found out. Then the
-first frame and the first second of sound are decoded. The demuxer is forced to what the first bytes say, so no file is
-taken for a playlist, and only files may be opened.
+first frame and the first second of sound are decoded.
 """
 
 import re
@@ -11,21 +10,16 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import imageio_ffmpeg
-
+from deployments.media import ffmpeg
+from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, MP3, WAV, Format
+from deployments.sandbox.process import Limits, Program, finish
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.sandbox import Finished, Limits, run_limited
-from serve_app.intake.sniff import M4A, MKV, MOV, MP3, MP4, WAV, WEBM, MediaType
 
-_DEMUXERS = {MP4: "mov", MOV: "mov", M4A: "mov", WEBM: "matroska", MKV: "matroska", WAV: "wav", MP3: "mp3"}
-#: 4K and a little, either way up.
-MAX_FRAME_PIXELS = 4096 * 2304
-#: Slow motion of phones.
-MAX_FPS = 240
-_MAX_STREAMS = 16
 #: Ends of a program that used up its time: by our clock, or by the kernel's.
 _OVERDRAWN = (None, -signal.SIGKILL, -signal.SIGXCPU)
-_LIMITS = Limits(cpu_s=30, wall_s=60, memory=1024 * 2**20, output=256 * 1024)
+#: The log is all that is written.
+_LIMITS = Limits(cpu_s=ffmpeg.SCAN.cpu_s, memory=ffmpeg.SCAN.memory, output=256 * 1024)
+_TIMEOUT_S = 60
 #: A file may end this much before its header says, relatively and in seconds: edit lists, a track a bit longer.
 _SHORT_RATIO = 0.05
 _SHORT_S = 0.25
@@ -55,20 +49,20 @@ class Container:
     has_audio: bool
 
 
-async def measure(path: Path, media: MediaType) -> Container:
+async def measure(path: Path, media: Format) -> Container:
     """Measure the file. Raises :class:`IntakeError`: ``invalid_media`` or ``too_many_pixels``."""
-    walked = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy")
-    container, promised_s = read_report(walked.stdout, walked.stderr)
-    if walked.status != 0:
+    status, progress, log = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy")
+    container, promised_s = read_report(progress, log)
+    if status != 0:
         raise _invalid("can't be read to its end")
     _check_complete(path, media, container.duration_s, promised_s)
     if container.width is not None:
-        decoded = await _ffmpeg(path, media, "error", "-map", "0:V:0", "-frames:v", "1")
-        if not _last(_FRAMES, decoded.stdout):
+        _, progress, _ = await _ffmpeg(path, media, "error", "-map", "0:V:0", "-frames:v", "1")
+        if not _last(_FRAMES, progress):
             raise _invalid("holds no picture that can be decoded")
     if container.has_audio:
-        decoded = await _ffmpeg(path, media, "error", "-map", "0:a:0", "-t", "1")
-        if not _last(_TIME, decoded.stdout):
+        _, progress, _ = await _ffmpeg(path, media, "error", "-map", "0:a:0", "-t", "1")
+        if not _last(_TIME, progress):
             if container.width is None:
                 raise _invalid("holds no sound that can be decoded")
             # The picture is good, and a model may need no more than that.
@@ -119,7 +113,7 @@ def _frame_rate(stream: str, frames: int, duration_s: float) -> float:
     return nominal if 0 < nominal <= MAX_FPS else round(counted, 3)
 
 
-def _check_complete(path: Path, media: MediaType, duration_s: float, promised_s: float | None) -> None:
+def _check_complete(path: Path, media: Format, duration_s: float, promised_s: float | None) -> None:
     """Refuse a file that ends before its header says. MP3 has no such header."""
     if media == WAV:
         with path.open("rb") as file:
@@ -135,21 +129,17 @@ def _check_complete(path: Path, media: MediaType, duration_s: float, promised_s:
         raise _invalid("ends too early")
 
 
-async def _ffmpeg(path: Path, media: MediaType, level: str, *output: str) -> Finished:
-    """Run one pass over the file that writes nothing but its progress and its log of ``level``."""
-    finished = await run_limited(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            *("-hide_banner", "-nostdin", "-nostats", "-v", level, "-progress", "pipe:1"),
-            *("-protocol_whitelist", "file,pipe", "-max_streams", str(_MAX_STREAMS), "-threads", "1"),
-            *("-f", _DEMUXERS[media], "-i", f"file:{path}"),
-            *(*output, "-threads", "1", "-f", "null", "-"),
-        ],
-        _LIMITS,
-    )
+async def _ffmpeg(path: Path, media: Format, level: str, *output: str) -> tuple[int | None, str, str]:
+    """Run one pass over the file that writes nothing but its progress and its log of ``level``: status, both."""
+    command = ffmpeg.reading(media, "-progress", "pipe:1", "-threads", "1", level=level)
+    with path.open("rb") as source:
+        finished = await finish(
+            Program([*command, *output, "-threads", "1", "-f", "null", "-"]), _LIMITS, source, timeout_s=_TIMEOUT_S
+        )
+    ffmpeg.check(finished.stderr)
     if finished.status in _OVERDRAWN:
         raise _invalid("takes too long to read")
-    return finished
+    return finished.status, finished.stdout.decode(errors="replace"), finished.stderr.decode(errors="replace")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> int | None:

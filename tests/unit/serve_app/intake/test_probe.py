@@ -53,18 +53,6 @@ async def test_images_are_measured_as_displayed(tmp_path: Path) -> None:
     assert (turned.width, turned.height) == (48, 64)
 
 
-async def test_the_limits_never_cut_bytecode_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an installation has no bytecode yet, whoever imports first writes it; not the one with limits."""
-    (tmp_path / "library.py").write_text(f"TEXT = {'x' * 200_000!r}")
-    program = tmp_path / "program.py"
-    seen = """print('{"width": 1, "height": 1}')"""
-    program.write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import library; {seen}")
-    monkeypatch.setattr("serve_app.intake.probe._PICTURE", program)
-    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    assert (await probe(tmp_path / "a.png")).width == 1
-    assert not (tmp_path / "__pycache__").exists()
-
-
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 async def test_half_an_image(tmp_path: Path, name: str) -> None:
     Image.effect_noise((200, 200), 50).convert("RGB").save(tmp_path / name)
