@@ -20,6 +20,8 @@ from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
+from deployments.sandbox.report import log_layers
+from deployments.sandbox.secrecy import close_to_others
 from serve_app.api.asgi import create_asgi
 from serve_app.cluster_state import ServeState
 from serve_app.intake.fetch import SafeClient
@@ -63,6 +65,7 @@ class Api:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
+        close_to_others()
         settings = with_database(Settings.load(environment))
         self._services = Services.build(settings, ServeState())
 
@@ -77,6 +80,8 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
+        close_to_others()
+        await asyncio.to_thread(log_layers)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
         cluster = ServeState()

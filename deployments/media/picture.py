@@ -75,22 +75,20 @@ def _check(ended: Ended, log: bytes) -> None:
 
 
 def _picture(answer: bytes | bytearray, max_pixels: int) -> Picture:
-    found = json.loads(answer or "{}")
-    match found.pop("unusable", None):
-        case None:
-            # By a process that a hostile file may have taken over.
-            picture = Picture(int(found["width"]), int(found["height"]), bool(found["animated"]))
-            if picture.width > 0 and picture.height > 0 and picture.width * picture.height <= max_pixels:
-                return picture
-            raise Fault("invalid_media", _DAMAGED)
-        case "pixels":
-            raise Fault(
-                "too_many_pixels", f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one."
-            )
-        case "parts":
-            raise Fault(
-                "invalid_media",
-                "The image is made of far more parts than a camera or a program writes. Export and upload it again.",
-            )
-        case _:
-            raise Fault("invalid_media", _DAMAGED)
+    """What the sandbox answered, which a hostile file may have taken over."""
+    try:
+        found = json.loads(answer)
+        unusable = found.get("unusable")
+        picture = None if unusable else Picture(int(found["width"]), int(found["height"]), bool(found["animated"]))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Fault("invalid_media", _DAMAGED) from error
+    if unusable == "pixels":
+        raise Fault("too_many_pixels", f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one.")
+    if unusable == "parts":
+        raise Fault(
+            "invalid_media",
+            "The image is made of far more parts than a camera or a program writes. Export and upload it again.",
+        )
+    if picture is None or min(picture.width, picture.height) < 1 or picture.width * picture.height > max_pixels:
+        raise Fault("invalid_media", _DAMAGED)
+    return picture

@@ -120,7 +120,7 @@ def _run(
     signal.signal(signal.SIGCHLD, lambda *_: None)
     # What is opened by name is opened before root and the file system are given up.
     program = None if function else os.open(request["run"][0], os.O_PATH | os.O_CLOEXEC)
-    allowed = [] if program is None else [*_libraries(), (program, landlock.READ_FILE | landlock.EXECUTE)]
+    allowed = [] if program is None else [*libraries(), (program, landlock.READ_FILE | landlock.EXECUTE)]
     confinement = Confinement(("no_new_privs",) if request["trusted"] else granted)
     confinement.isolate()
     trouble, writing = os.pipe2(os.O_CLOEXEC)
@@ -172,16 +172,17 @@ def _work(
     """In the worker: confine this process and become the program, or call the function."""
     os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    program, trouble, *given = (_lift(file) for file in (0 if program is None else program, trouble, *given))
+    program = program and _lift(program)
+    trouble, *given = (_lift(file) for file in (trouble, *given))
     allowed = [(_lift(file), rights) for file, rights in allowed]
     for number, file in enumerate(given):
         os.dup2(file, number)
-    _close_all_but(len(given), {program, trouble, *(file for file, _ in allowed)})
+    _close_all_but(len(given), {trouble, *(file for file, _ in allowed), *([program] if program else [])})
     limit_resources(request["limits"])
     for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     confinement.restrict(allowed, program=function is None)
-    if function is None:
+    if program is not None:
         kernel.execute(program, request["run"], request["environment"])
     os.close(trouble)
     assert function is not None
@@ -209,7 +210,7 @@ class _NoImports:
         raise LateImport(name)
 
 
-def _libraries() -> list[tuple[int, int]]:
+def libraries() -> list[tuple[int, int]]:
     """Rules of Landlock for what any program needs to come up."""
     rules = [(path, landlock.READ_FILE) for path in _LIBRARIES]
     rules += [(path, landlock.READ_FILE | landlock.EXECUTE) for path in _LINKERS]

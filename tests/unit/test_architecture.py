@@ -24,6 +24,7 @@ ALLOWED = {
         ),
         # Strangers' media are read by the same code in intake and on a GPU.
         *("deployments.media", "deployments.media.formats", "deployments.sandbox.process"),
+        *("deployments.sandbox.report", "deployments.sandbox.secrecy"),
     },
     "deployments": set(),
     "cluster": {"serve_app.settings"},
