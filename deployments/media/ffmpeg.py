@@ -19,6 +19,8 @@ SCAN = Limits(cpu_s=30, memory=1024 * 2**20, output=32 * 2**20)
 DECODE = Limits(cpu_s=None, memory=8 * 2**30, output=2**20)
 #: Encoding to a file, which the disk bounds.
 ENCODE = Limits(cpu_s=None, memory=16 * 2**30, output=None)
+#: Filter that puts sound where its time stamps say: gaps are filled, and a track that begins late stays late.
+FROM_ZERO = "aresample=async=1:first_pts=0"
 #: A file of more streams is read as if it had these.
 _MAX_STREAMS = 16
 #: Of a coded frame, which may be a row of blocks larger than what is shown of it.
@@ -42,6 +44,11 @@ def reading(format: Format, *options: str, level: str = "error") -> list[str]:
         *("-protocol_whitelist", "fd,pipe", "-max_streams", str(_MAX_STREAMS), "-max_pixels", str(_MAX_CODED_PIXELS)),
         *("-f", format.demuxer, "-i", "fd:"),
     ]
+
+
+def cut_off(log: bytes) -> bool:
+    """Whether a pass that read a file to its end found less than there should have been."""
+    return b"ended prematurely" in log or b"partial file" in log
 
 
 def check(log: bytes) -> None:

@@ -176,7 +176,10 @@ def start(what: Program | Call, limits: Limits, files: Sequence[File]) -> Proces
 
 
 def run(what: Program | Call, limits: Limits, source: BinaryIO | None, *, timeout_s: float) -> Finished:
-    """Run ``what`` to its end with ``source`` as descriptor 0. What it writes is bounded by ``limits.output``."""
+    """Run ``what`` to its end with ``source`` as descriptor 0.
+
+    What it writes to descriptors 1 and 2 is bounded by ``limits.output`` each.
+    """
     with _files(source) as files, start(what, limits, files) as process:
         return _finished(process.wait(timeout_s), files)
 

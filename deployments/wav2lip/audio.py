@@ -45,8 +45,6 @@ BEYOND_S = 5.0
 DECODE_S = 600
 #: Rates and numbers of channels that the output's encoder is given as they are.
 RATES, MOST_CHANNELS, USUAL_RATE = range(1000, 192_001), 8, 48_000
-#: Keeps a track that starts late late. Used for the mel and for the output's sound, so that both have one time line.
-FROM_ZERO = "aresample=async=1:first_pts=0"
 
 Wave = NDArray[np.float32]
 Mel = NDArray[np.float32]
@@ -84,7 +82,14 @@ class Track:
     @contextmanager
     def play(self) -> Iterator[Sound]:
         """The track from its beginning, as raw sound on a pipe, on the same time line as the mel."""
-        command = [*ffmpeg.reading(self.format), "-map", "0:a:0", "-vn", "-af", f"{FROM_ZERO},aresample={self.rate}"]
+        command = [
+            *ffmpeg.reading(self.format),
+            "-map",
+            "0:a:0",
+            "-vn",
+            "-af",
+            f"{ffmpeg.FROM_ZERO},aresample={self.rate}",
+        ]
         command += ["-ac", str(self.channels), "-f", "f32le", "pipe:1"]
         with self.path.open("rb") as source, Stream(Program(command), ffmpeg.DECODE, source) as stream:
             yield Sound(self.rate, self.channels, stream.pipe.fileno())
@@ -103,7 +108,7 @@ def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[
     command = [*ffmpeg.reading(format), "-map", "0:a:0", "-vn"]
     command += [] if spec.max_seconds is None else ["-t", str(spec.max_seconds + BEYOND_S)]
     # The rate is set by the filter: as an option it would be applied before the filter that counts time.
-    command += ["-af", f"{FROM_ZERO},aresample={RATE}", "-ac", "1", "-f", "f32le", "pipe:1"]
+    command += ["-af", f"{ffmpeg.FROM_ZERO},aresample={RATE}", "-ac", "1", "-f", "f32le", "pipe:1"]
     # Only for its head, which says what the track is.
     command += ["-map", "0:a:0", "-vn", "-frames:a", "1", "-c:a", "pcm_s16le", "-f", "framecrc", "pipe:3"]
     seconds = (spec.max_seconds or 0) + BEYOND_S

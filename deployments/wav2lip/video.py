@@ -3,7 +3,6 @@
 Videos are read by ffmpeg and still images by Pillow, both in the sandbox: a hostile file can at worst end that process.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from PIL import Image
 
 from deployments.engine import InputSpec
 from deployments.faults import Fault, about_input
-from deployments.media import ffmpeg, picture
-from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, Format
+from deployments.media import ffmpeg, packets, picture
+from deployments.media.formats import MAX_FRAME_PIXELS, Format
+from deployments.media.packets import Packets
 from deployments.sandbox.process import Program, Stream, run
 
 #: A picture, uint8 BGR of shape (height, width, 3): the order of channels that Wav2Lip was trained with.
@@ -38,8 +38,6 @@ LARGEST_VIDEO, LARGEST_STILL = 3840 * 2160, 1920 * 1080
 SMALLEST_SIDE = 16
 #: Bytes that the head of a YUV4MPEG stream has at least, frame included, and within which all we ask for lies.
 HEAD_BYTES = 100
-#: ffmpeg's mark for a time stamp that is missing.
-NO_TIME = -(2**63)
 #: Seconds that reading the packets (no decoding) may take.
 SCAN_S = 120
 #: Seconds after which a decoder that gives nothing is taken to hang.
@@ -90,9 +88,7 @@ def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -
         raise Fault("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
     times = _packets(path, format)
     spec.require_length(float(times.seconds))
-    # Frames cost memory and time whatever the file calls their rate.
-    if times.count > MAX_FPS * max(Fraction(1), times.seconds):
-        raise Fault("invalid_media", f"The video has more than {MAX_FPS} frames a second. Export it with fewer.")
+    times.require_rate()
     # One frame is filmed like a still image.
     still = times.count == 1
     fps = STILL_FPS if still else _rate(declared, times)
@@ -212,51 +208,21 @@ def _first_frame(path: Path, format: Format) -> tuple[int, int, Fraction, Fracti
     return width, height, rate, aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
 
 
-@dataclass(frozen=True)
-class _Times:
-    """When the packets of a stream are shown."""
-
-    count: int
-    seconds: Fraction
-    #: Rounding of one time stamp.
-    tick: Fraction
-
-
-def _packets(path: Path, format: Format) -> _Times:
-    """Read all packets without decoding: the only way to know the true length, and that the file is whole."""
-    # -xerror: a file that was cut off ends with an error instead of a warning.
-    command = [*ffmpeg.reading(format, "-xerror"), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+def _packets(path: Path, format: Format) -> Packets:
+    command = [*ffmpeg.reading(format), "-map", "0:V:0", *packets.LISTED]
     with path.open("rb") as file:
         done = run(Program(command), ffmpeg.SCAN, file, timeout_s=SCAN_S)
     if done.status is None:
         raise Fault("invalid_media", f"Reading the video took longer than {SCAN_S} s. Send a shorter one.")
-    if done.status != 0 or b"ended prematurely" in done.stderr or b"partial file" in done.stderr:
+    if done.status != 0 or ffmpeg.cut_off(done.stderr):
         raise ffmpeg.invalid("The video is damaged or cut off", done.stderr)
-    tick, count, first, last, end = Fraction(1, 1000), 0, 0, 0, 0
-    for line in io.BytesIO(done.stdout):
-        if line.startswith(b"#tb 0:"):
-            numerator, denominator = line.split(b":")[1].split(b"/")
-            tick = Fraction(int(numerator), int(denominator))
-        elif not line.startswith(b"#"):
-            # stream, decoding time, presentation time, duration, size, checksum
-            decoded, shown, duration = (int(field) for field in line.split(b",")[1:4])
-            if shown == NO_TIME:
-                shown = decoded
-            if shown == NO_TIME:
-                raise Fault("invalid_media", "The video's frames have no time stamps. Convert it to MP4.")
-            first = shown if count == 0 else min(first, shown)
-            last = shown if count == 0 else max(last, shown)
-            end = max(end, shown + duration) if count else shown + duration
-            count += 1
-    if count == 0:
+    found = packets.read(done.stdout).get("video")
+    if found is None:
         raise ffmpeg.invalid("The video has no frames", done.stderr)
-    if end <= last and count > 1:
-        # No duration in the container: the last frame is shown as long as the others on average.
-        end = last + (last - first) // (count - 1)
-    return _Times(count, (end - first) * tick, tick)
+    return found
 
 
-def _rate(declared: Fraction, times: _Times) -> Fraction:
+def _rate(declared: Fraction, times: Packets) -> Fraction:
     """Constant rate to read a video at: its own, for a variable one the mean, snapped to a common one, 60 at most."""
     mean = times.count / times.seconds if times.seconds > 0 else declared
     # What a container declares is exact where it agrees with the packets, and a guess where it does not.
