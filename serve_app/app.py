@@ -20,6 +20,8 @@ from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
+from deployments.sandbox.report import log_layers
+from deployments.sandbox.secrecy import close_to_others
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
@@ -69,6 +71,7 @@ class Api:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
+        close_to_others()
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         self._services = Services.build(settings, ServeState())
         self._server = HttpServer(create_asgi(self._services), host, settings.port)
@@ -90,6 +93,8 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
+        close_to_others()
+        await asyncio.to_thread(log_layers)
         # Copies to and from the store and waits for decoders each hold one; Serve's loop has five.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))

@@ -11,13 +11,11 @@ from deployments.contract import MediaKind
 from deployments.engine import InputSpec
 from serve_app.fair import FairSlots
 from serve_app.intake.errors import Code, IntakeError
-from serve_app.intake.probe import MediaProbe, probe
+from serve_app.intake.probe import MediaProbe, probe, require
 from serve_app.intake.workdir import Workdir
 from serve_app.outbound.base import Outbound, OutboundError, Reason
 from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage, StorageError
 
-#: Seconds by which a clip may exceed its limit: encoders pad the last packet.
-_GRACE_S = 0.1
 #: Decoders at a time in this process; one may take over 1 GB, and half a minute if its file is made for that. So an
 #: owner never holds them all, not even while nobody else waits: the next who comes would wait for him. Nor do several
 #: whose files have been like that.
@@ -29,11 +27,6 @@ _CODES: Mapping[Reason, Code] = {
     "rejected": "source_rejected",
     "forbidden": "source_forbidden",
     "too_large": "input_too_large",
-}
-_FORMATS: Mapping[MediaKind, str] = {
-    "image": "an image (JPEG, PNG, WebP)",
-    "video": "a video (MP4, MOV, WebM)",
-    "audio": "sound (WAV, MP3, M4A)",
 }
 
 
@@ -155,29 +148,9 @@ class Intake:
 
     async def _judge(self, path: Path, spec: InputSpec, owner: str) -> MediaProbe:
         async with self._probes.hold(owner):
-            probed = await probe(path)
+            probed = await probe(path, spec.kinds)
         require(spec, probed)
         return probed
-
-
-def require(spec: InputSpec, probed: MediaProbe) -> None:
-    """Hold a file against what the model takes.
-
-    Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``media_too_long``.
-    """
-    if probed.kind not in spec.kinds:
-        if probed.kind == "audio" and "video" in spec.kinds:
-            raise IntakeError("invalid_media", "The file holds sound but no picture. Send a video.")
-        wanted = " or ".join(_FORMATS[kind] for kind in spec.kinds)
-        raise IntakeError("unsupported_media", f"The file is of kind {probed.kind}. Send {wanted}.")
-    # A video may be sent for its sound where the model says so; then it must have some.
-    if "audio" in spec.kinds and not probed.has_audio:
-        raise IntakeError("invalid_media", "The file holds no sound. Send one with an audio track.")
-    if spec.max_seconds is not None and (probed.duration_s or 0) > spec.max_seconds + _GRACE_S:
-        raise IntakeError(
-            "media_too_long",
-            f"It is {probed.duration_s:.1f} s long; at most {spec.max_seconds:g} s are allowed. Send a shorter clip.",
-        )
 
 
 @contextmanager

@@ -180,7 +180,7 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
     receiver.routes["/hook"] = stalled()
     await completed(store, webhook_url=receiver.url("/hook"))
     async with SafeClient(LOOPBACK, Limits(post_s=0.05)) as client:
-        await deliver(Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url))
+        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
     found = await state(engine)
     assert "0.05 s" in found["last_error"]
     assert 0 < found["next_in"] <= RETRY_SCHEDULE_S[0] * 1.2
