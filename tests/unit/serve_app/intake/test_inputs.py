@@ -189,7 +189,7 @@ async def test_nobodys_slow_file_holds_up_somebody_elses(
     judged, begun = asyncio.Event(), asyncio.Event()
     slow: list[Path] = []
 
-    async def judge(path: Path) -> MediaProbe:
+    async def judge(path: Path, kinds: object) -> MediaProbe:
         if path.read_bytes() == b"bomb":
             slow.append(path)
             begun.set()
@@ -225,7 +225,7 @@ async def test_nobodys_large_copies_hold_up_somebody_elses(
             await copied.wait()
         await get_file(key, path, max_bytes)
 
-    async def judge(path: Path) -> MediaProbe:
+    async def judge(path: Path, kinds: object) -> MediaProbe:
         return MediaProbe(kind="image", content_type="image/png", extension="png", size=1, width=64, height=48)
 
     monkeypatch.setattr(storage, "get_file", slowly)
@@ -267,7 +267,7 @@ async def test_a_folder_that_cannot_be_made_is_ours(storage: LocalStorage, workd
 async def test_a_process_that_cannot_be_started_is_ours(
     storage: LocalStorage, workdir: Path, media: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def judge(path: Path) -> MediaProbe:
+    async def judge(path: Path, kinds: object) -> MediaProbe:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(inputs_module, "probe", judge)
