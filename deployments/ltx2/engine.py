@@ -18,11 +18,11 @@ from PIL import Image
 from deployments.contract import MediaFacts
 from deployments.engine import Rendered, Step
 from deployments.ltx2 import picture
-from deployments.ltx2.checkpoint import CheckpointError
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
 from deployments.media import Mp4Encoder, write_wav
+from deployments.weights import CheckpointError
 
 #: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
 #: seconds of it in about two.

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from deployments.faults import Fault
 from deployments.media import ffmpeg_path
 from deployments.wav2lip import checkpoint
-from deployments.wav2lip.checkpoint import CheckpointError
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.spec import SPEC, Wav2LipParams
+from deployments.weights import CheckpointError
 from tests.unit.deployments.wav2lip.clips import faceless, facts, film, moving, pattern, portrait, tone
 
 
