@@ -5,6 +5,7 @@ one per model of the registry, which the YAML gives GPUs and limits.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
+from serve_app import preflight
 from serve_app.api.asgi import create_asgi
 from serve_app.cluster_state import ServeState
 from serve_app.intake.fetch import SafeClient
@@ -63,6 +65,8 @@ class Api:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
+        # Media of the local store are for this user alone, whoever has started Ray.
+        os.umask(0o077)
         settings = with_database(Settings.load(environment))
         self._services = Services.build(settings, ServeState())
 
@@ -77,6 +81,7 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
+        os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
         cluster = ServeState()
@@ -143,6 +148,10 @@ class ServeWorkers:
 def build(args: AppArgs) -> serve.Application:
     """The application. Checks the configuration, so that a bad one fails the deploy and not the first request."""
     settings = Settings.load(args.environment)
+    local = args.environment == "local"
+    if local:
+        # Replicas run on this machine, so what is wrong with their weights can be told now.
+        preflight.require(settings)
     models = {
         name: serve.deployment(
             Replica,
@@ -160,7 +169,7 @@ def build(args: AppArgs) -> serve.Application:
                 "downscale_delay_s": settings.max_idle_seconds,
                 "downscale_to_zero_delay_s": settings.max_idle_seconds,
             },
-        ).bind(name)
+        ).bind(name, allow_random_weights=local or settings.allow_random_weights)
         for name, spec in MODELS.items()
     }
     dispatcher = serve.deployment(

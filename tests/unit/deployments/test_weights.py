@@ -2,13 +2,18 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from deployments.weights import CheckpointError
+from deployments.replica import Replica
+from deployments.run import Reporter
+from deployments.weights import CheckpointError, check_file
+from tests.fakes.engines import ScriptedEngine, spec_of
 
 
 def gone(path: Path) -> None:
@@ -76,3 +81,24 @@ def test_no_weights_are_refused_unless_noise_is_allowed(spec: ModelSpec, environ
 def test_a_wrong_path_is_no_excuse_for_noise(spec: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=spec.weights_variable):
         spec.require_weights({spec.weights_variable: str(tmp_path / "gone")}, allow_random=True)
+
+
+def test_a_replica_refuses_before_it_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    spec = replace(spec_of(engine), weights_checks={"SCRIPTED_MODEL_PATH": check_file})
+    monkeypatch.setitem(MODELS, "scripted", spec)
+    # Loading would be minutes, and a GPU that is paid.
+    loaded: list[ModelSpec] = []
+    monkeypatch.setattr(type(spec), "load_engine", lambda spec: loaded.append(spec) or engine)
+    reporter = cast("Reporter", object())
+
+    with pytest.raises(CheckpointError, match="SCRIPTED_MODEL_PATH is not set on this node"):
+        Replica("scripted", reporter, allow_random_weights=False)
+    monkeypatch.setenv("SCRIPTED_MODEL_PATH", str(tmp_path / "gone"))
+    with pytest.raises(CheckpointError, match=r"SCRIPTED_MODEL_PATH=.*gone: "):
+        Replica("scripted", reporter)
+    assert loaded == []
+
+    (tmp_path / "gone").write_bytes(b"weights")
+    Replica("scripted", reporter, allow_random_weights=False)
+    assert loaded == [spec]
