@@ -80,6 +80,7 @@ def head(
 
 def _tell(part: str, reason: str | None) -> None:
     """A change that the watch has seen, in the head's log."""
+    import structlog
 
     log = structlog.get_logger()
     if reason is None:
@@ -121,6 +122,7 @@ def join(
     <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
+    import structlog
 
     from cluster.init import run_as_init
     from cluster.mesh.dialer import HubAddress

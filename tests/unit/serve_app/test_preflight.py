@@ -26,10 +26,10 @@ def test_a_database_that_answers_is_no_fault(database_url: str) -> None:
 
 
 def test_a_database_that_is_not_there_is_named(database_url: str) -> None:
-    fault = preflight.database_fault(database_url.replace("/test_", "/missing_"))
+    fault = preflight.database_fault(database_url.replace("/shared?", "/missing?"))
     assert fault is not None
     assert fault.startswith("DATABASE_URL: ")
-    assert 'database "missing_' in fault
+    assert 'database "missing"' in fault
 
 
 def test_a_server_that_says_nothing_is_given_up(silent: int) -> None:
