@@ -49,6 +49,8 @@ class ModelSpec:
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model.
     weights_variable: str
+    #: Codes of faults that only this model has; ``deployments/faults.py`` lists the others.
+    fault_codes: tuple[str, ...] = ()
 
     def load_engine(self) -> "Engine":
         """Import the engine and load its weights (minutes for a real checkpoint)."""

@@ -75,4 +75,5 @@ SPEC = ModelSpec(
     timeout_s=1800,
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
+    fault_codes=("not_finite",),
 )

@@ -106,4 +106,5 @@ SPEC = ModelSpec(
     timeout_s=3600,
     engine="deployments.wav2lip.engine:Wav2LipEngine",
     weights_variable="WAV2LIP_MODEL_PATH",
+    fault_codes=("no_face_found", "face_missing", "face_box_outside", "detector_unavailable"),
 )

@@ -1,11 +1,21 @@
 """The queries that decide whose job is next, for the GPUs and for intake.
 
-Fair between users: a user's n-th job, those in flight counted, ranks behind everybody else's (n-1)-th; within a rank by
-priority, then age. A loose index scan finds the users with waiting jobs, a lateral join the best few of each, and one
-sort orders those, so the cost follows the number of waiting users and not the number of jobs.
+Fair between users: a user's n-th job, those in flight counted, ranks behind everybody else's (n-1)-th. Within a rank
+the user served longest ago is next; ``turns`` remembers. Without that, whoever came first would keep the odd slot for
+ever: of 7 slots and 4 users, one user would hold one while the others hold two. Among the jobs of one user priority
+decides, then age; they also decide between users of whom none was ever served.
+
+A user may be served twice in one claim. His second job then ranks with the first of somebody who held one already, who
+was served longer ago: hence ``held DESC`` before ``turn``.
+
+A loose index scan finds the users with waiting jobs, a lateral join the best few of each, and one sort orders those, so
+the cost follows the number of waiting users and not the number of jobs.
 """
 
 from sqlalchemy import text
+
+#: The queue of intake among those of the models.
+INTAKE = ""
 
 #: CTE of the users (``''`` for none) who have a job that waits, where ``{of}`` says which jobs count.
 WAITING_USERS = """
@@ -32,10 +42,11 @@ _CLAIM = (
     ),
     room AS (SELECT {room} AS n),
     best AS (
-        SELECT w.id, w.priority, w.created_at,
+        SELECT w.id, w.priority, w.created_at, coalesce(f.n, 0) AS held, coalesce(t.turn, 0) AS turn,
                coalesce(f.n, 0) + row_number() OVER (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at) AS rank
           FROM users u
           LEFT JOIN in_flight f ON f.id = u.id
+          LEFT JOIN turns t ON t.queue = {queue} AND t.user_id = u.id
           CROSS JOIN LATERAL (
               SELECT id, priority, created_at FROM jobs
                WHERE status = 'queued' AND lease_token IS NULL AND {ready}
@@ -47,7 +58,7 @@ _CLAIM = (
     SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id
      WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
        AND {within}
-     ORDER BY best.rank, best.priority DESC, best.created_at
+     ORDER BY best.rank, best.held DESC, best.turn, best.priority DESC, best.created_at
      LIMIT (SELECT n FROM room)
      FOR UPDATE OF jobs SKIP LOCKED
     """
@@ -56,6 +67,7 @@ _CLAIM = (
 #: Ids of jobs to run now: of ``:model``, at most so many that ``:window`` are in flight.
 CLAIM_TO_RUN = text(
     _CLAIM.format(
+        queue=":model",
         of="model = :model",
         in_flight="model = :model AND inputs IS NOT NULL",
         room="greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int",
@@ -67,10 +79,20 @@ CLAIM_TO_RUN = text(
 #: Ids of ``:limit`` jobs whose inputs have to be fetched, at most so many that ``:share`` of a user's are in flight.
 CLAIM_FOR_INTAKE = text(
     _CLAIM.format(
+        queue="''",
         of="inputs IS NULL",
         in_flight="inputs IS NULL",
         room="CAST(:limit AS int)",
         ready="inputs IS NULL",
         within="best.rank <= :share",
     )
+)
+
+#: Write down that these users were served, in this order.
+TAKE_TURNS = text(
+    """
+    INSERT INTO turns (queue, user_id)
+    SELECT :queue, served.id FROM unnest(CAST(:users AS text[])) WITH ORDINALITY served (id, n) ORDER BY served.n
+    ON CONFLICT (queue, user_id) DO UPDATE SET turn = excluded.turn, served_at = now()
+    """
 )

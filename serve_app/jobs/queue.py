@@ -32,9 +32,7 @@ class JobQueue:
     async def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Jobs by model and status."""
         async with self._engine.connect() as db:
-            rows = await db.execute(
-                text("SELECT model, status, count(*) FROM jobs WHERE model IS NOT NULL GROUP BY 1, 2")
-            )
+            rows = await db.execute(_COUNTS)
             counts: dict[str, dict[str, int]] = {}
             for model, status, number in rows:
                 counts.setdefault(model, {})[status] = number
@@ -67,6 +65,14 @@ def _place_parameters(job: Job) -> dict[str, object]:
     }
 
 
+#: The condition on ``jobs`` costs nothing and fails where the table is not there.
+_COUNTS = text(
+    """
+    SELECT model, status, sum(n)::bigint FROM job_tally GROUP BY 1, 2
+    HAVING sum(n) <> 0 AND NOT EXISTS (SELECT FROM jobs WHERE false)
+    """
+)
+
 #: Ahead are the claimed jobs, the user's own better ones, and of other users those that rank before it by turns, as
 #: ``claim.py`` ranks them. Each part stops counting at ``:limit``.
 _PLACE = text(
@@ -89,11 +95,16 @@ _PLACE = text(
              WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
                AND (priority > :priority OR (priority = :priority AND created_at < :created)) LIMIT :limit) mine
     ),
-    me AS (SELECT own.n + coalesce((SELECT n FROM in_flight WHERE id = :user), 0) + 1 AS rank FROM own),
+    me AS (
+        SELECT own.n + held.n + 1 AS rank, held.n AS held,
+               coalesce((SELECT turn FROM turns WHERE queue = :model AND user_id = :user), 0) AS turn
+          FROM own, (SELECT coalesce((SELECT n FROM in_flight WHERE id = :user), 0) AS n) held
+    ),
     others AS (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM me, users u
               LEFT JOIN in_flight f ON f.id = u.id
+              LEFT JOIN turns t ON t.queue = :model AND t.user_id = u.id
               CROSS JOIN LATERAL (
                   SELECT coalesce(f.n, 0) + row_number() OVER (ORDER BY priority DESC, created_at) AS rank,
                          priority, created_at
@@ -103,15 +114,16 @@ _PLACE = text(
                            ORDER BY priority DESC, created_at LIMIT (SELECT rank FROM me)) first
               ) w
              WHERE u.id <> :user
-               AND (w.rank, -w.priority, w.created_at) < (me.rank, -(:priority), :created)
+               AND (w.rank, -coalesce(f.n, 0), coalesce(t.turn, 0), -w.priority, w.created_at)
+                 < (me.rank, -me.held, me.turn, -(:priority), :created)
              LIMIT :limit) turns
     )
     SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + others.n END),
            (SELECT avg(seconds) FROM (
                SELECT (timings->>'run')::float8 AS seconds FROM jobs
-                WHERE status = 'completed' AND model = :model AND timings ? 'run'
+                WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
                 ORDER BY completed_at DESC LIMIT 20) recent),
-           (SELECT count(*) FROM jobs WHERE status = 'processing' AND model = :model)
+           (SELECT count(*) FROM claimed WHERE status = 'processing')
       FROM handed_over, own, others
     """
 ).bindparams(

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, Task, Verdict
 from deployments.run import Reporter, Run, RunStopped
+from serve_app.jobs.conditions import Condition
+from serve_app.jobs.readiness import ModelHealth
 from serve_app.storage.local import LocalStorage
 
 VIDEO = b"an mp4"
@@ -37,6 +39,8 @@ class FakeWorkers:
         self._storage = storage
         self._windows = windows
         self.reporter: Reporter | None = None
+        #: What keeps a model from working.
+        self.troubles: dict[str, Condition] = {}
         #: Every task that was handed over.
         self.tasks: list[Task] = []
         #: Calls that were let go of.
@@ -53,6 +57,9 @@ class FakeWorkers:
 
     async def windows(self) -> Mapping[str, int]:
         return self._windows
+
+    async def health(self) -> Mapping[str, ModelHealth]:
+        return {model: ModelHealth(model not in self.troubles, self.troubles.get(model)) for model in self._windows}
 
     async def generate(self, task: Task) -> None:
         self.tasks.append(task)
@@ -78,6 +85,11 @@ class FakeWorkers:
         if self.reporter is None:
             raise ConnectionError("there is no dispatcher")
         return await self.reporter.report(report)
+
+    async def renew(self, task: Task) -> Task:
+        if self.reporter is None:
+            raise ConnectionError("there is no dispatcher")
+        return await self.reporter.renew(task)
 
     async def kill(self) -> None:
         """Every worker dies in the middle of what it does."""

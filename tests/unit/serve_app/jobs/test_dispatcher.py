@@ -14,9 +14,11 @@ from deployments import run as run_module
 from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
 from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
+from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from serve_app.settings import ip_network
@@ -55,6 +57,7 @@ class House:
             workers=self.workers,
             deliveries=Deliveries(self.engine, client, SECRET, video_url),
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
+            readiness=Readiness(Conditions(self.engine)),
             lease_s=LEASE_S,
         )
 
