@@ -71,7 +71,7 @@ jobs = Table(
     #: Seconds that a client gives the job to start; every retry gets as many again.
     Column("expires_after", Double),
     #: A finished video that the store could not be asked about yet: the worker's report.
-    Column("outcome", JSONB),
+    Column("outcome", JSONB(none_as_null=True)),
     Column("output_key", Text),
     Column("result_url", Text),
     Column("media", JSONB),
