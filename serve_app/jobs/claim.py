@@ -3,7 +3,7 @@
 Fair between users: a user's n-th job, those in flight counted, ranks behind everybody else's (n-1)-th. Within a rank
 the user served longest ago is next; ``turns`` remembers. Without that, whoever came first would keep the odd slot for
 ever: of 7 slots and 4 users, one user would hold one while the others hold two. Among the jobs of one user priority
-decides, then age; they also decide between users of whom none was ever served.
+decides, then age; those of their next jobs also decide between users of whom none was ever served.
 
 A user may be served twice in one claim. His second job then ranks with the first of somebody who held one already, who
 was served longer ago: hence ``held DESC`` before ``turn``.
@@ -43,7 +43,8 @@ _CLAIM = (
     room AS (SELECT {room} AS n),
     best AS (
         SELECT w.id, w.priority, w.created_at, coalesce(f.n, 0) AS held, coalesce(t.turn, 0) AS turn,
-               coalesce(f.n, 0) + row_number() OVER (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at) AS rank
+               coalesce(f.n, 0) + row_number() OVER mine AS rank,
+               first_value(w.priority) OVER mine AS best_priority, first_value(w.created_at) OVER mine AS oldest
           FROM users u
           LEFT JOIN in_flight f ON f.id = u.id
           LEFT JOIN turns t ON t.queue = {queue} AND t.user_id = u.id
@@ -54,11 +55,12 @@ _CLAIM = (
                ORDER BY priority DESC, created_at LIMIT (SELECT n FROM room)
           ) w
          WHERE u.id IS NOT NULL
+        WINDOW mine AS (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at)
     )
     SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id
      WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
        AND {within}
-     ORDER BY best.rank, best.held DESC, best.turn, best.priority DESC, best.created_at
+     ORDER BY best.rank, best.held DESC, best.turn, best.best_priority DESC, best.oldest
      LIMIT (SELECT n FROM room)
      FOR UPDATE OF jobs SKIP LOCKED
     """

@@ -97,8 +97,14 @@ _PLACE = text(
     ),
     me AS (
         SELECT own.n + held.n + 1 AS rank, held.n AS held,
-               coalesce((SELECT turn FROM turns WHERE queue = :model AND user_id = :user), 0) AS turn
-          FROM own, (SELECT coalesce((SELECT n FROM in_flight WHERE id = :user), 0) AS n) held
+               coalesce((SELECT turn FROM turns WHERE queue = :model AND user_id = :user), 0) AS turn,
+               coalesce(next.priority, :priority) AS best_priority, coalesce(next.created_at, :created) AS oldest
+          FROM own
+         CROSS JOIN (SELECT coalesce((SELECT n FROM in_flight WHERE id = :user), 0) AS n) held
+          LEFT JOIN (
+               SELECT priority, created_at FROM jobs
+                WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
+                ORDER BY priority DESC, created_at LIMIT 1) next ON true
     ),
     others AS (
         SELECT count(*) AS n FROM (
@@ -106,16 +112,17 @@ _PLACE = text(
               LEFT JOIN in_flight f ON f.id = u.id
               LEFT JOIN turns t ON t.queue = :model AND t.user_id = u.id
               CROSS JOIN LATERAL (
-                  SELECT coalesce(f.n, 0) + row_number() OVER (ORDER BY priority DESC, created_at) AS rank,
-                         priority, created_at
+                  SELECT coalesce(f.n, 0) + row_number() OVER line AS rank,
+                         first_value(priority) OVER line AS best_priority, first_value(created_at) OVER line AS oldest
                     FROM (SELECT priority, created_at FROM jobs
                            WHERE status = 'queued' AND lease_token IS NULL AND model = :model
                              AND coalesce(user_id, '') = u.id
                            ORDER BY priority DESC, created_at LIMIT (SELECT rank FROM me)) first
+                  WINDOW line AS (ORDER BY priority DESC, created_at)
               ) w
              WHERE u.id <> :user
-               AND (w.rank, -coalesce(f.n, 0), coalesce(t.turn, 0), -w.priority, w.created_at)
-                 < (me.rank, -me.held, me.turn, -(:priority), :created)
+               AND (w.rank, -coalesce(f.n, 0), coalesce(t.turn, 0), -w.best_priority, w.oldest)
+                 < (me.rank, -me.held, me.turn, -me.best_priority, me.oldest)
              LIMIT :limit) turns
     )
     SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + others.n END),
