@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ from tests.unit.serve_app.jobs.samples import (
     silence,
     stopped,
 )
+from tests.unit.serve_app.jobs.turns import take_turns
 
 T = TypeVar("T")
 
@@ -113,8 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.ended: dict[tuple[str, str, str], int] = {}
         self.deleted: dict[str, str] = {}
         #: When a user was last served, by model or intake.
-        self.turns: dict[tuple[str, str | None], int] = {}
-        self.turn = iter(range(1, 10**6))
+        self.turns: dict[str, dict[str | None, int]] = {}
         self.seen: dict[str, Seen] = {}
         self.numbers = iter(range(10**6))
 
@@ -287,27 +288,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.fault(job, *fault)
 
     def by_turns(self, queue: str, ready: list[Expected], in_flight: list[Expected], room: int) -> list[str]:
-        """Ids in the order in which users take turns, one after the other: who holds least, then who was served longest
-        ago, then whose next job is better."""
-        lines = {user: [job for job in ready if job.user == user] for user in {job.user for job in ready}}
-        for line in lines.values():
-            line.sort(key=lambda job: (-job.priority, job.number))
-        held = {user: sum(job.user == user for job in in_flight) for user in lines}
-        chosen = []
-        for _ in range(min(room, len(ready))):
-            user = min(
-                (user for user, line in lines.items() if line),
-                key=lambda user: (
-                    held[user],
-                    self.turns.get((queue, user), 0),
-                    -lines[user][0].priority,
-                    lines[user][0].number,
-                ),
-            )
-            chosen.append(lines[user].pop(0).id)
-            held[user] += 1
-            self.turns[queue, user] = next(self.turn)
-        return chosen
+        """Ids in the order in which users take turns; ``turns.py`` says how."""
+        lines: dict[str | None, list[Expected]] = {}
+        for job in sorted(ready, key=lambda job: (-job.priority, job.number)):
+            lines.setdefault(job.user, []).append(job)
+        held = Counter(job.user for job in in_flight)
+        served = self.turns.setdefault(queue, {})
+        chosen = take_turns(lines, held, served, room, lambda job: (-job.priority, job.number))
+        return [job.id for job in chosen]
 
     @rule(model=st.sampled_from(MODELS), window=st.integers(1, 5))
     def claim_to_run(self, model, window):
