@@ -30,8 +30,8 @@ WAITING_USERS = """
           FROM users WHERE users.id IS NOT NULL
     )"""
 
-# The array keeps the planner from joining the best by a scan of all that wait. The last WHERE repeats what the snapshot
-# saw: a row may have changed until its lock was taken.
+# The array keeps the planner from joining the best by a scan of all that wait, and the LIMIT of one from a scan of all
+# turns. The last WHERE repeats what the snapshot saw: a row may have changed until its lock was taken.
 _CLAIM = (
     "WITH RECURSIVE"  # noqa: S608 - constants only
     + WAITING_USERS
@@ -47,7 +47,7 @@ _CLAIM = (
                first_value(w.priority) OVER mine AS best_priority, first_value(w.created_at) OVER mine AS oldest
           FROM users u
           LEFT JOIN in_flight f ON f.id = u.id
-          LEFT JOIN turns t ON t.queue = {queue} AND t.user_id = u.id
+          LEFT JOIN LATERAL (SELECT turn FROM turns WHERE queue = {queue} AND user_id = u.id LIMIT 1) t ON true
           CROSS JOIN LATERAL (
               SELECT id, priority, created_at FROM jobs
                WHERE status = 'queued' AND lease_token IS NULL AND {ready}
@@ -70,7 +70,7 @@ _CLAIM = (
 CLAIM_TO_RUN = text(
     _CLAIM.format(
         queue=":model",
-        of="model = :model",
+        of="model = :model AND inputs IS NOT NULL",
         in_flight="model = :model AND inputs IS NOT NULL",
         room="greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int",
         ready="model = :model AND inputs IS NOT NULL",

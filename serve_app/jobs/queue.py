@@ -110,7 +110,7 @@ _PLACE = text(
         SELECT count(*) AS n FROM (
             SELECT 1 FROM me, users u
               LEFT JOIN in_flight f ON f.id = u.id
-              LEFT JOIN turns t ON t.queue = :model AND t.user_id = u.id
+              LEFT JOIN LATERAL (SELECT turn FROM turns WHERE queue = :model AND user_id = u.id LIMIT 1) t ON true
               CROSS JOIN LATERAL (
                   SELECT coalesce(f.n, 0) + row_number() OVER line AS rank,
                          first_value(priority) OVER line AS best_priority, first_value(created_at) OVER line AS oldest

@@ -99,6 +99,14 @@ jobs = Table(
         postgresql_where=text("status = 'queued' AND lease_token IS NULL"),
     ),
     Index(
+        "jobs_to_run",
+        "model",
+        text("coalesce(user_id, '')"),
+        text("priority DESC"),
+        "created_at",
+        postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NOT NULL"),
+    ),
+    Index(
         "jobs_to_take_in",
         text("coalesce(user_id, '')"),
         text("priority DESC"),

@@ -57,6 +57,12 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("postponed", sa.Integer(), server_default="0", nullable=False))
     op.add_column("jobs", sa.Column("expires_after", sa.Double(), nullable=True))
     op.add_column("jobs", sa.Column("outcome", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
+    op.create_index(
+        "jobs_to_run",
+        "jobs",
+        ["model", sa.literal_column("coalesce(user_id, '')"), sa.literal_column("priority DESC"), "created_at"],
+        postgresql_where=sa.text("status = 'queued' AND lease_token IS NULL AND inputs IS NOT NULL"),
+    )
     op.create_index("jobs_unverified", "jobs", ["id"], postgresql_where=sa.text("outcome IS NOT NULL"))
     op.add_column("discarded_media", sa.Column("folder", sa.Text(), server_default="", nullable=False))
     op.create_table(
@@ -103,5 +109,6 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("discarded_media", "folder")
     op.drop_index("jobs_unverified", table_name="jobs")
+    op.drop_index("jobs_to_run", table_name="jobs")
     for column in _COLUMNS:
         op.drop_column("jobs", column)
