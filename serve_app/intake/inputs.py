@@ -12,6 +12,7 @@ from deployments.engine import InputSpec
 from serve_app.intake.errors import IntakeError
 from serve_app.intake.fetch import SafeClient
 from serve_app.intake.probe import MediaProbe, probe
+from serve_app.storage import keys
 from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage
 
 #: Seconds by which a clip may exceed its limit: encoders pad the last packet.
@@ -28,7 +29,8 @@ _FORMATS: Mapping[MediaKind, str] = {
 class StoredInput(BaseModel):
     """An input that passed: what it is and where we keep it. Stored with the job as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A row of a newer version may say more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: MediaKind
     content_type: str
@@ -89,7 +91,7 @@ class Intake:
                 await self._fetch_upload(uploads.get(spec.name, ""), path, spec)
             probed = await self._judge(path, spec)
             # An upload too: its URL can still be written to, and what a GPU reads has to be what was judged.
-            key = f"inputs/{job_id}/verified/{spec.name}.{probed.extension}"
+            key = keys.verified(job_id, spec.name, probed.extension)
             await self._storage.put_file(key, path, probed.content_type)
         except IntakeError as error:
             raise error.of_input(spec.name) from error
