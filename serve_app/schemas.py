@@ -269,12 +269,12 @@ class Health(BaseModel):
     database: Part
     storage: Part
     ray: Part
-    models: Mapping[str, ModelHealth] | None = Field(
-        None,
+    models: Mapping[str, ModelHealth] = Field(
+        default_factory=dict,
         description="`starting`: a replica loads the model. `waiting`: for a machine that fits. `down`: replicas do "
-        "not start. `details` says why; none of them makes the service unhealthy. Null when Ray does not answer.",
+        "not start. `details` says why; none of them makes the service unhealthy. Empty when Ray does not answer.",
     )
-    queues: Mapping[str, QueueCounts | None] = Field(description="Null when the database does not answer.")
+    queues: Mapping[str, QueueCounts] = Field(description="Empty when the database does not answer.")
     weights: Mapping[str, Weights] = Field(
         description="`random`: videos are noise. `unknown`: not on this host; `notes.random_weights` of a job tells."
     )

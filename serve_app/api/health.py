@@ -60,13 +60,12 @@ class Shared(Generic[T]):
 
 
 class Checks:
-    """What ``/health`` and ``/metrics`` look at."""
+    """What ``/health`` and ``/metrics`` look at. Of Ray, :class:`ClusterState` keeps the answer itself."""
 
     def __init__(self, services: Services) -> None:
         self.counts = Shared(services.queue.counts)
         self.conditions = Shared(services.conditions.current)
         self.storage = Shared(lambda: services.storage.check())
-        self.models = Shared(lambda: services.cluster.models())
 
 
 def _checks(request: Request, services: ServicesOf) -> Checks:
@@ -89,21 +88,21 @@ async def health(services: ServicesOf, checks: ChecksOf, response: Response) -> 
         _check("database", checks.counts.get(), details),
         _check("database", checks.conditions.get(), details),
         _check("storage", checks.storage.get(), details),
-        _check("ray", checks.models.get(), details),
+        _check("ray", services.cluster.models(), details),
     )
     if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
         details["ray"] = "; ".join(absent)
     if details:
         response.status_code = 503
     parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
-    models = None
+    models: Mapping[str, ModelHealth] = {}
     if states is not None:
         models = {name: _model(name, states.get(name), (conditions or {}).get(name), details) for name in MODELS}
     return Health(
         api="ok",
         **parts,
         models=models,
-        queues={name: None if counts is None else _queue(counts.get(name, {})) for name in MODELS},
+        queues={} if counts is None else {name: _queue(counts.get(name, {})) for name in MODELS},
         weights={name: _weights(spec, services.settings) for name, spec in MODELS.items()},
         details=details,
     )
@@ -130,7 +129,8 @@ class _Collected(Collector):
 
 async def _check(part: str, answer: Awaitable[T], details: dict[str, str]) -> T | None:
     try:
-        return await answer
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await answer
     except Exception as error:
         # Whatever the reason, the answer is that this part is down. It is public, so the reason stays in the log.
         log.error("part_down", part=part, error=str(error))

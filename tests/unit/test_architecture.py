@@ -14,7 +14,13 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "cv2", "librosa", "
 REPLICA_ONLY = ("media", "accelerator")
 
 ALLOWED = {
-    "serve_app": {"deployments.contract", "deployments.engine", "deployments.registry", "deployments.logs"},
+    "serve_app": {
+        "deployments.contract",
+        "deployments.engine",
+        "deployments.faults",
+        "deployments.registry",
+        "deployments.logs",
+    },
     "deployments": set(),
     "cluster": {"serve_app.settings"},
 }

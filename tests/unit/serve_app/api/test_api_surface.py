@@ -360,14 +360,14 @@ async def test_a_database_that_is_away_is_not_taken_for_anything_else(
     assert answer.status_code == 503
     assert [body[part] for part in ("database", "storage", "ray")] == ["down", "ok", "ok"]
     assert body["models"] == {"ltx2": "ok", "wav2lip": "ok"}
-    assert body["queues"] == {"ltx2": None, "wav2lip": None}
+    assert body["queues"] == {}
     assert body["details"].keys() == {"database"}
 
 
 async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
     anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody may ask; each look is a call to the bucket, to Serve's controller and to the database."""
+    """Anybody may ask; each look is a call to the bucket and to the database."""
     looks: list[str] = []
 
     def counted(part: object, name: str) -> None:
@@ -381,11 +381,10 @@ async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
 
     counted(services.storage, "check")
     counted(services.queue, "counts")
-    counted(services.cluster, "models")
     monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
     answers = await asyncio.gather(*(anyone.get(path) for path in ("/health", "/metrics") * 50))
     assert {answer.status_code for answer in answers} == {200}
-    assert sorted(looks) == ["check", "counts", "models"]
+    assert sorted(looks) == ["check", "counts"]
 
 
 async def test_a_part_that_is_down_is_not_hammered_either(
