@@ -103,7 +103,7 @@ async def expire(db: AsyncConnection, webhook_url: str, job: Job) -> None:
     for known, reason in (await db.execute(why.order_by(conditions.c.subject.desc()))).all():
         if known == MODEL_UNAVAILABLE:
             code = known
-        message = f"{reason} {message}"
+        message = f"{reason if reason.endswith(('.', '…')) else f'{reason}.'} {message}"
     await fail(db, webhook_url, job, code, f"{message}." if not message.endswith(".") else message)
 
 

@@ -11,13 +11,14 @@ Time is the database's: no clock of another machine decides anything.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
 import structlog
 import uuid_utils
-from sqlalchemy import CursorResult, RowMapping, delete, func, insert, select, text, update
+from pydantic import ValidationError
+from sqlalchemy import CursorResult, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -27,6 +28,7 @@ from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, INTAKE, TAKE_TU
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Stumble, end, expire, fail, notify, requeue, retry_or_fail, sum_timings
 from serve_app.jobs.job import Job, NewJob, Status
+from serve_app.jobs.rows import discard_orphans, get, held, lock, one_at_a_time, readable, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 
 #: Seconds that an opened upload waits for its ``generate``.
@@ -71,7 +73,7 @@ class JobStore:
             # Only now: the insert has waited for whoever deletes this very id at the same moment.
             if (await db.execute(select(used_ids.c.id).where(used_ids.c.id == values["id"]))).first():
                 return None
-            job = await _get(db, str(values["id"]))
+            job = await get(db, str(values["id"]))
             await db.commit()
             return job
 
@@ -126,7 +128,7 @@ class JobStore:
         if after is not None:
             query = query.where(func.row(jobs.c.created_at, jobs.c.id) < func.row(*after))
         async with self._engine.connect() as db:
-            return _readable((await db.execute(query)).mappings())
+            return readable((await db.execute(query)).mappings())
 
     async def nonces(self, ids: Sequence[str]) -> Mapping[str, str]:
         """By id, of those that there are."""
@@ -137,7 +139,7 @@ class JobStore:
     async def cancel(self, job_id: str) -> Job | None:
         """Cancel at once what no replica works on; ask a replica to stop otherwise. Idempotent; None if unknown."""
         async with self._engine.begin() as db:
-            job = await _lock(db, job_id)
+            job = await lock(db, job_id)
             if job is None or job.status.terminal:
                 return job
             if job.status is not Status.PROCESSING:
@@ -145,12 +147,12 @@ class JobStore:
             await notify(db, f"stop:{job_id}")
             asked = func.coalesce(jobs.c.cancel_requested_at, func.now())
             await db.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=asked))
-            return await _get(db, job_id)
+            return await get(db, job_id)
 
     async def delete(self, job_id: str) -> Job | None:
         """Forget a job and its media. One that a replica works on is returned as it is: cancel it first."""
         async with self._engine.begin() as db:
-            job = await _lock(db, job_id)
+            job = await lock(db, job_id)
             if job is None or job.status is Status.PROCESSING:
                 return job
             await db.execute(insert(discarded_media).values(job_id=job_id, folder=job.folder))
@@ -164,7 +166,7 @@ class JobStore:
     ) -> Job | None:
         """A worker outside the cluster reports the end of a job. A job that has ended stays as it is."""
         async with self._engine.begin() as db:
-            job = await _lock(db, job_id)
+            job = await lock(db, job_id)
             if job is None or job.status.terminal or job.status is Status.UPLOADING:
                 return job
             if video_url is not None:
@@ -177,7 +179,7 @@ class JobStore:
         """Lease jobs whose inputs have not been fetched yet; fair between users, as below, and at most ``share`` of one
         user's at a time."""
         async with self._engine.begin() as db:
-            await _one_at_a_time(db, INTAKE)
+            await one_at_a_time(db, INTAKE)
             ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit, "share": share})).scalars())
             return await self._lease(db, ids, INTAKE, stage="fetching")
 
@@ -189,7 +191,7 @@ class JobStore:
             statement = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
             done = cast("CursorResult[Any]", await db.execute(statement.values(**values))).rowcount == 1
             if not done:
-                await _discard_orphans(db, lease.job_id)
+                await discard_orphans(db, lease.job_id)
             await notify(db, "work")
         return done
 
@@ -200,7 +202,7 @@ class JobStore:
         jobs.
         """
         async with self._engine.begin() as db:
-            await _one_at_a_time(db, model)
+            await one_at_a_time(db, model)
             ids = list((await db.execute(CLAIM_TO_RUN, {"model": model, "window": window})).scalars())
             return await self._lease(db, ids, model, stage="waiting_for_gpu")
 
@@ -213,7 +215,7 @@ class JobStore:
         async with self._engine.begin() as db:
             for lease in leases:
                 await db.execute(self._renewal(lease, self.claim_s).where(jobs.c.status == Status.QUEUED))
-                if await _held(db, lease) is None:
+                if await held(db, lease) is None:
                     lost.append(lease)
         return lost
 
@@ -230,9 +232,9 @@ class JobStore:
         """Give a job back since our own store stands in the way: nobody's fault and no attempt, but a longer wait each
         time. ``timings`` are those of a run that was under way."""
         async with self._engine.begin() as db:
-            job = await _held(db, lease)
+            job = await held(db, lease)
             if job is None:
-                await _discard_orphans(db, lease.job_id)
+                await discard_orphans(db, lease.job_id)
             elif job.cancel_requested_at is not None:
                 await end(db, self._webhook_url, job, Status.CANCELLED, timings=sum_timings(job, timings or {}))
             else:
@@ -264,7 +266,7 @@ class JobStore:
                     started_at=func.coalesce(jobs.c.started_at, func.now()),
                 )
             )
-            return await _verdict(db, lease)
+            return await verdict(db, lease)
 
     async def progress(self, report: Progress) -> Verdict:
         """Renew the lease and note how far the work is."""
@@ -272,14 +274,14 @@ class JobStore:
             percent = func.greatest(jobs.c.progress, report.percent)
             working = self._renewal(report.lease, self._lease_s).where(jobs.c.status == Status.PROCESSING)
             await db.execute(working.values(progress=percent, stage=report.stage))
-            return await _verdict(db, report.lease)
+            return await verdict(db, report.lease)
 
     async def complete(self, report: Outcome, output_key: str) -> Verdict:
         """``processing → completed``. A cancel that comes after the last step loses: the video exists."""
         async with self._engine.begin() as db:
-            job = await _held(db, report.lease)
+            job = await held(db, report.lease)
             if job is None or job.status is not Status.PROCESSING:
-                await _discard_orphans(db, report.lease.job_id)
+                await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             await end(
                 db,
@@ -297,9 +299,9 @@ class JobStore:
     async def hold(self, report: Outcome) -> Verdict:
         """The video is made, but the store cannot be asked about it now. The worker may go; see :meth:`unverified`."""
         async with self._engine.begin() as db:
-            job = await _held(db, report.lease)
+            job = await held(db, report.lease)
             if job is None or job.status is not Status.PROCESSING:
-                await _discard_orphans(db, report.lease.job_id)
+                await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             values = {
                 "outcome": report.model_dump(mode="json"),
@@ -314,11 +316,16 @@ class JobStore:
     async def unverified(self, limit: int = 20) -> Sequence[Outcome]:
         """Reports of videos that are held, with leases under which they can be completed or failed now."""
         async with self._engine.connect() as db:
-            held = select(jobs).where(jobs.c.outcome.is_not(None)).order_by(jobs.c.id).limit(limit)
-            found = _readable((await db.execute(held)).mappings())
+            kept = select(jobs).where(jobs.c.outcome.is_not(None)).order_by(jobs.c.id).limit(limit)
+            found = readable((await db.execute(kept)).mappings())
         reports = []
         for job in found:
-            report = Outcome.model_validate(job.outcome)
+            try:
+                report = Outcome.model_validate(job.outcome)
+            except ValidationError as error:
+                # Another version's; the video is made again when its time is up.
+                log.error("outcome_unreadable", job_id=job.id, error=str(error))
+                continue
             mine = report.lease.model_copy(update={"token": job.lease_token})
             reports.append(report.model_copy(update={"lease": mine}))
         return reports
@@ -326,9 +333,9 @@ class JobStore:
     async def fail(self, report: Failure) -> Verdict:
         """``processing → queued`` when another attempt is due, else ``→ failed``. Also ends a failed intake."""
         async with self._engine.begin() as db:
-            job = await _held(db, report.lease)
+            job = await held(db, report.lease)
             if job is None:
-                await _discard_orphans(db, report.lease.job_id)
+                await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             stumble = Stumble(
                 code=report.code,
@@ -343,9 +350,9 @@ class JobStore:
     async def stopped(self, report: Stopped) -> Verdict:
         """The worker obeyed a cancel: ``processing → cancelled``."""
         async with self._engine.begin() as db:
-            job = await _held(db, report.lease)
+            job = await held(db, report.lease)
             if job is None:
-                await _discard_orphans(db, report.lease.job_id)
+                await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
             await end(db, self._webhook_url, job, Status.CANCELLED, timings=sum_timings(job, report.timings))
             return Verdict.GO_ON
@@ -420,52 +427,3 @@ def _nonce() -> str:
 
 def _token() -> str:
     return secrets.token_hex(16)
-
-
-def _readable(rows: Iterable[RowMapping]) -> Sequence[Job]:
-    """The jobs of a page. One that this version cannot read, e.g. since a newer one wrote it, hides no other."""
-    found = []
-    for row in rows:
-        try:
-            found.append(Job.from_row(row))
-        except (ValueError, TypeError) as error:
-            log.error("job_unreadable", job_id=row["id"], error=str(error))
-    return found
-
-
-async def _one_at_a_time(db: AsyncConnection, queue: str) -> None:
-    """Claims of one model take turns, so that two dispatchers cannot overfill its window together; so do intake's,
-    since all write down whose turn it was."""
-    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :queue))"), {"queue": queue})
-
-
-async def _get(db: AsyncConnection, job_id: str) -> Job:
-    return Job.from_row((await db.execute(select(jobs).where(jobs.c.id == job_id))).mappings().one())
-
-
-async def _lock(db: AsyncConnection, job_id: str) -> Job | None:
-    row = (await db.execute(select(jobs).where(jobs.c.id == job_id).with_for_update())).mappings().one_or_none()
-    return None if row is None else Job.from_row(row)
-
-
-async def _held(db: AsyncConnection, lease: Lease) -> Job | None:
-    """The job, locked, if the lease on it still holds."""
-    mine = select(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
-    row = (await db.execute(mine.with_for_update())).mappings().one_or_none()
-    return None if row is None else Job.from_row(row)
-
-
-async def _verdict(db: AsyncConnection, lease: Lease) -> Verdict:
-    job = await _held(db, lease)
-    if job is None or job.status is not Status.PROCESSING:
-        return Verdict.LEASE_LOST
-    return Verdict.GO_ON if job.cancel_requested_at is None else Verdict.CANCELLED
-
-
-async def _discard_orphans(db: AsyncConnection, job_id: str) -> None:
-    """What a worker stored after its job was deleted goes as well: the first note may have been worked off by then."""
-    gone = text(
-        "INSERT INTO discarded_media (job_id, folder) SELECT id, folder FROM used_ids WHERE id = :id"
-        " AND NOT EXISTS (SELECT FROM jobs WHERE id = :id)"
-    )
-    await db.execute(gone, {"id": job_id})

@@ -109,7 +109,7 @@ async def test_jobs_of_a_model_that_does_not_start_fail_at_their_deadline_with_t
     assert [await store.expire_deadlines() for _ in range(3)] == [1, 1, 0]
     job, other = await store.get(job.id), await store.get(other.id)
     assert (job.status, job.error_code) == (Status.FAILED, "model_unavailable")
-    assert job.error_message == f"{BROKEN.message} The job did not start before its deadline."
+    assert job.error_message == f"{BROKEN.message}. The job did not start before its deadline."
     assert other.error_code == "expired"
 
 
@@ -314,6 +314,16 @@ async def test_a_video_that_cannot_be_verified_is_kept_and_its_worker_forgotten(
     job = await store.get(lease.job_id)
     assert (job.status, job.attempt, job.outcome, job.timings) == (Status.COMPLETED, 1, None, {"run": 2.0})
     assert await store.unverified() == []
+
+
+async def test_a_report_that_another_version_kept_keeps_no_other_from_being_verified(
+    store: JobStore, engine: AsyncEngine
+) -> None:
+    odd, good = await running(store), await running(store)
+    for lease in (odd, good):
+        await store.hold(outcome(lease))
+    await execute(engine, """UPDATE jobs SET outcome = '{"unheard": "of"}' WHERE id = :id""", id=odd.job_id)
+    assert [report.lease.job_id for report in await store.unverified()] == [good.job_id]
 
 
 async def test_a_video_that_nobody_can_verify_for_a_day_is_made_again(store: JobStore, engine: AsyncEngine) -> None:
