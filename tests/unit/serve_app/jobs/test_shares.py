@@ -150,6 +150,18 @@ async def posted_by(engine: AsyncEngine, user: str, jobs: int) -> None:
     )
 
 
+async def test_who_was_served_a_moment_ago_in_the_same_claim_is_not_served_again_first(
+    store: JobStore, engine: AsyncEngine
+) -> None:
+    """His turn before may be older than that of somebody who holds a slot already; the one he has just had is not."""
+    await posted(engine, 2, each=4)
+    (first,) = await store.claim_to_run("ltx2", 1)
+    await ended(engine, first.id)
+    (second,) = await store.claim_to_run("ltx2", 1)
+    assert [number(job.user_id) for job in (first, second)] == [0, 1]
+    assert [number(job.user_id) for job in await store.claim_to_run("ltx2", 4)] == [0, 1, 0]
+
+
 async def test_intake_is_shared_in_the_same_way(store: JobStore, engine: AsyncEngine) -> None:
     await posted(engine, 4, each=20)
     await execute(engine, "UPDATE jobs SET inputs = NULL")
