@@ -15,6 +15,9 @@ SLOTS = 3
 
 MediaKind = Literal["image", "video", "audio"]
 
+#: What a run's seconds are spent on: preparing, the wait for the GPU, the GPU, encoding and uploading.
+TIMED = ("prepare", "wait", "run", "publish")
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +46,10 @@ class Lease(_Value):
 
 
 class Task(_Value):
-    """One run of one job, self-contained: a replica needs nothing else and holds no secret."""
+    """One run of one job, self-contained: a replica needs nothing else and holds no secret.
+
+    Its links live for a day. It may wait for a GPU for longer, so the head makes it anew when the work begins.
+    """
 
     lease: Lease
     model: str
@@ -57,6 +63,8 @@ class Task(_Value):
     lease_s: float
     #: Seconds the run may take, preparation and upload included.
     timeout_s: float
+    #: The job's worker died before: no other job may be on the replica with it.
+    alone: bool = False
 
 
 class Verdict(StrEnum):
@@ -108,7 +116,7 @@ class Outcome(_Value):
     #: Hex MD5, which is what S3 returns as the ETag of a single PUT.
     md5: str
     media: MediaFacts
-    #: Seconds by stage: ``prepare``, ``run`` (GPU busy), ``publish``, ``wait`` (for the GPU).
+    #: Seconds by stage, see ``TIMED``.
     timings: dict[str, float]
     #: What a reader of the video should know, e.g. that the weights were random.
     notes: dict[str, Any] = Field(default_factory=dict)
@@ -124,6 +132,8 @@ class Failure(_Value):
     message: str
     #: Whether another attempt may succeed.
     transient: bool
+    #: The job had nothing to do with it: it was only on a worker that broke.
+    blameless: bool = False
     timings: dict[str, float] = Field(default_factory=dict)
 
 

@@ -78,6 +78,8 @@ class ModelSpec:
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.
     weights_variable: str
+    #: Codes of faults that only this model has; ``deployments/faults.py`` lists the others.
+    fault_codes: tuple[str, ...] = ()
     #: By variable, of these weights and of any others the model can do with: a cheap look before anything loads.
     weights_checks: Mapping[str, WeightsCheck] = field(default_factory=dict)
 

@@ -1,11 +1,32 @@
 """Why a run ended without a video: the codes a replica reports.
 
+Codes are labels of metrics and rows of counters, so there is a fixed number of them: those in ``CODES``, and what a
+model names in its ``ModelSpec.fault_codes``. The head takes any other for ``internal_error``.
+
 ``Fault`` is the only exception an engine raises on purpose; anything else is a defect and is reported as
 ``internal_error`` (transient, so that a lucky second try is given).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: What any model may report.
+CODES = frozenset(
+    {
+        "device_lost",
+        "encode_failed",
+        "input_too_large",
+        "internal_error",
+        "invalid_media",
+        "media_too_long",
+        "out_of_memory",
+        "storage_unavailable",
+        "timed_out",
+        "too_many_pixels",
+        "unsupported_media",
+        "worker_lost",
+    }
+)
 
 
 class Fault(Exception):

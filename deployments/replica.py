@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from deployments import logs
 from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
 from deployments.engine import InputFile, Rendered
 from deployments.faults import DeviceLost, Fault, OutOfMemory
+from deployments.occupancy import Occupancy
 from deployments.registry import MODELS
 from deployments.run import Reporter, Run, RunStopped
 from deployments.sandbox.report import log_layers
@@ -53,6 +55,13 @@ class Unhealthy(Exception):
     """Serve should replace this replica."""
 
 
+class WorkerBroke(Fault):
+    """Another job broke this process before this one had its turn."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("worker_lost", f"The GPU worker broke before this job had its turn: {why}", transient=True)
+
+
 class DispatcherReporter:
     """Reports by Serve handle. A dispatcher that restarts is waited for by the handle itself."""
 
@@ -63,6 +72,10 @@ class DispatcherReporter:
 
     async def report(self, report: Report) -> Verdict:
         return Verdict(await self._dispatcher.report.remote(report))
+
+    async def renew(self, task: Task) -> Task:
+        renewed: Task = await self._dispatcher.renew.remote(task)
+        return renewed
 
 
 class Replica:
@@ -81,6 +94,7 @@ class Replica:
         self._transfer = Transfer()
         self._scratch = Scratch()
         atexit.register(self._scratch.close)
+        self._occupancy = Occupancy()
         self._gpu = asyncio.Lock()
         self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
         self._cpu_threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="cpu")
@@ -94,21 +108,22 @@ class Replica:
 
     async def generate(self, task: Task) -> None:
         """Do one task. Returns when its end has been reported; raises nothing."""
-        if self._broken:
-            # Until Serve has replaced this process, it would use up one attempt after another of every job.
-            log.warning("task_refused", job_id=task.lease.job_id, reason=self._broken)
-            return
-        run = Run(task, self._reporter)
-        work = asyncio.create_task(self._work(task, run))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # The dispatcher let go of the call, most likely since the client cancelled. The thread must not be
-            # left behind with the GPU, so ask for the verdict and stop in order.
-            run.hurry()
-            # Unlike ``await``, this does not pass a second cancellation on to the work.
-            await asyncio.wait({work})
-            raise
+        async with self._occupancy.entered(alone=task.alone):
+            if self._broken:
+                # Until Serve has replaced this process, it would use up one attempt after another of every job.
+                log.warning("task_refused", job_id=task.lease.job_id, reason=self._broken)
+                return
+            run = Run(task, self._reporter)
+            work = asyncio.create_task(self._work(task, run))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # The dispatcher let go of the call, most likely since the client cancelled. The thread must not be
+                # left behind with the GPU, so ask for the verdict and stop in order.
+                run.hurry()
+                # Unlike ``await``, this does not pass a second cancellation on to the work.
+                await asyncio.wait({work})
+                raise
 
     async def stats(self) -> dict[str, int]:
         """``runs``: how many times this replica, of process ``pid``, ran the model."""
@@ -136,7 +151,7 @@ class Replica:
         report: Outcome | Failure | Stopped | None
         try:
             with self._scratch.job() as workdir:
-                report = await self._stages(task, run, workdir)
+                report = await self._stages(await run.renewed(), run, workdir)
         except RunStopped:
             report = Stopped(lease=lease, timings=run.timings) if run.verdict is Verdict.CANCELLED else None
         except Fault as fault:
@@ -155,7 +170,8 @@ class Replica:
         with _timed(run, "prepare"):
             inputs = {name: InputFile(workdir / name, item.content_type) for name, item in task.inputs.items()}
             for name, item in task.inputs.items():
-                await run.unless_stopped(self._transfer.get(item.url, inputs[name].path))
+                path = inputs[name].path
+                await run.unless_stopped(self._transfer.get(item.url, path, partial(_input_link, run, name)))
             run.step("preparing", PREPARED / 2)
             prepared = await self._in_cpu(run, self._engine.prepare, task.params, inputs, workdir)
             run.step("waiting_for_gpu", PREPARED)
@@ -174,7 +190,7 @@ class Replica:
             del result
             run.step("uploading", (COMPUTED + 100) / 2)
             md5 = await self._in_cpu(run, _md5, rendered.path)
-            await run.unless_stopped(self._transfer.put(rendered.path, task.output_url))
+            await run.unless_stopped(self._transfer.put(rendered.path, task.output_url, partial(_output_link, run)))
         self._out_of_memory = 0
         return Outcome(
             lease=task.lease,
@@ -189,11 +205,9 @@ class Replica:
         def step(stage: str, fraction: float) -> None:
             run.step(stage, PREPARED + (COMPUTED - PREPARED) * fraction)
 
-        step("generating", 0.0)
         if self._broken:
-            raise Fault(
-                "worker_lost", f"The GPU worker broke before this job had its turn: {self._broken}", transient=True
-            )
+            raise WorkerBroke(self._broken)
+        step("generating", 0.0)
         self._runs += 1
         return await self._in_time(run, self._call(self._gpu_thread, self._engine.run, prepared, step))
 
@@ -211,6 +225,7 @@ class Replica:
             code=fault.code,
             message=fault.message[:2000],
             transient=fault.transient,
+            blameless=isinstance(fault, WorkerBroke),
             timings=run.timings,
         )
 
@@ -251,6 +266,14 @@ class _timed:
 
     def __exit__(self, *_: object) -> None:
         self._run.timings[self._stage] = time.monotonic() - self._begun
+
+
+async def _input_link(run: Run, name: str) -> str:
+    return (await run.renewed(tries=1)).inputs[name].url
+
+
+async def _output_link(run: Run) -> str:
+    return (await run.renewed(tries=1)).output_url
 
 
 def _rounded(timings: dict[str, float]) -> dict[str, float]:

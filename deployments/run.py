@@ -17,8 +17,11 @@ T = TypeVar("T")
 REPORT_INTERVAL_S = 1.0
 #: A report that takes longer is sent again: a handle whose other end vanished may never return.
 REPORT_TIMEOUT_S = 15.0
-#: Seconds for which the end of a run is reported again and again while nobody answers. The video exists already.
+#: Seconds for which the end of a run is reported again and again while nobody answers. The video exists already. A head
+#: that answers takes the report in even when its store is away, so this is only for a head that is away.
 LAST_REPORT_S = 600.0
+#: Tries to have the links of a task renewed before it begins. The old ones are good for a day.
+RENEWALS = 3
 
 
 class Reporter(Protocol):
@@ -26,6 +29,9 @@ class Reporter(Protocol):
 
     async def report(self, report: Report) -> Verdict:
         """Deliver one report."""
+
+    async def renew(self, task: Task) -> Task:
+        """The same task with links that are good from now on."""
 
 
 class RunStopped(Exception):
@@ -50,6 +56,18 @@ class Run:
         """Take the job up. False if it is not ours any more."""
         self.verdict = await self._report(Started(lease=self._task.lease), self._task.lease_s)
         return self.verdict is Verdict.GO_ON
+
+    async def renewed(self, tries: int = RENEWALS) -> Task:
+        """The task with fresh links; as it is when nobody answers."""
+        for left in reversed(range(tries)):
+            try:
+                async with asyncio.timeout(min(REPORT_TIMEOUT_S, self._task.lease_s / 3)):
+                    return await self._reporter.renew(self._task)
+            except Exception as error:
+                log.warning("links_not_renewed", error=repr(error))
+            if left:
+                await asyncio.sleep(0.5)
+        return self._task
 
     def step(self, stage: str, percent: float) -> None:
         """Note progress.

@@ -28,12 +28,15 @@ from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
 from serve_app.intake.inputs import Intake
+from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.database import migrate
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
+from serve_app.jobs.readiness import ModelHealth, Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.local import with_database
 from serve_app.outbound.pool import WorkerPool
+from serve_app.scaling import POLICY
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 
@@ -124,6 +127,7 @@ class DispatcherDeployment:
                     failed_hours=settings.failed_retention_hours,
                 ),
             ),
+            readiness=Readiness(Conditions(services.engine)),
             lease_s=settings.lease_seconds,
         )
         self._loops = asyncio.create_task(self._dispatcher.run())
@@ -136,6 +140,9 @@ class DispatcherDeployment:
 
     async def report(self, report: Report) -> Verdict:
         return await self._dispatcher.report(report)
+
+    async def renew(self, task: Task) -> Task:
+        return await self._dispatcher.renew(task)
 
     async def check_health(self) -> None:
         """Raises if the loops have ended: then this process does nothing useful any more."""
@@ -153,6 +160,10 @@ class ServeWorkers:
     async def windows(self) -> Mapping[str, int]:
         states = await self._cluster.models()
         return {name: state.max_replicas * state.slots + 1 for name, state in states.items()}
+
+    async def health(self) -> Mapping[str, ModelHealth]:
+        states = await self._cluster.models()
+        return {name: ModelHealth(state.running_replicas > 0, state.trouble) for name, state in states.items()}
 
     async def generate(self, task: Task) -> None:
         response = self._handles[task.model].generate.remote(task)
@@ -190,6 +201,7 @@ def build(args: AppArgs) -> serve.Application:
                 "upscale_delay_s": 0,
                 "downscale_delay_s": settings.max_idle_seconds,
                 "downscale_to_zero_delay_s": settings.max_idle_seconds,
+                "policy": {"policy_function": POLICY},
             },
         ).bind(name, allow_random_weights=local or settings.allow_random_weights)
         for name, spec in MODELS.items()

@@ -1,20 +1,29 @@
 """What Ray Serve runs at the moment, as far as the service needs to know."""
 
 import asyncio
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import ray
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeInstanceDetails
+from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
 from deployments.registry import MODELS
+from serve_app.jobs.conditions import MODEL_UNAVAILABLE, NO_NODE_FITS, Condition
+from serve_app.placement import Node, why_no_node_fits
 
 #: Seconds for which an answer counts.
 FRESH_S = 1.0
+#: Seconds a replica may be without a node before that is worth telling.
+PLACED_S = 5.0
+#: Characters of a reason that anybody may read.
+_BRIEF = 300
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,10 @@ class ModelState:
     max_replicas: int
     #: Tasks one replica takes at a time.
     slots: int
+    #: Replicas that are on their way.
+    starting_replicas: int = 0
+    #: What keeps replicas from starting; None if nothing is known to.
+    trouble: Condition | None = None
 
 
 class ClusterState(Protocol):
@@ -73,5 +86,52 @@ class ServeState:
                 running_replicas=sum(replica.state.value == "RUNNING" for replica in deployment.replicas),
                 max_replicas=int(limit or config.num_replicas or 1),
                 slots=int(config.max_ongoing_requests),
+                starting_replicas=sum(replica.state.value == "STARTING" for replica in deployment.replicas),
+                trouble=_trouble(name, deployment),
             )
         return states
+
+
+def _trouble(name: str, deployment: DeploymentDetails) -> Condition | None:
+    if reason := reason_of(deployment.message):
+        return Condition(MODEL_UNAVAILABLE, f"{name} cannot start: {reason}")
+    homeless = [
+        replica
+        for replica in deployment.replicas
+        if replica.state.value == "STARTING"
+        and replica.node_id is None
+        and time.time() - replica.start_time_s > PLACED_S
+    ]
+    if not homeless:
+        return None
+    options = deployment.deployment_config.ray_actor_options
+    labels = (options.get("label_selector") if isinstance(options, dict) else options.label_selector) or {}
+    why = why_no_node_fits(deployment.required_resources, labels, _nodes())
+    return Condition(NO_NODE_FITS, f"No node takes a replica of {name}: {why}.") if why else None
+
+
+def reason_of(message: str) -> str | None:
+    """Why a replica's constructor failed, of what Serve says about a deployment: the exception without its traceback.
+
+    It is shown to anybody, so it is one line, without colours, and brief.
+    """
+    said, marker, trace = message.partition("Error:\n")
+    if not marker or "failed to start" not in said:
+        return None
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", trace).rstrip().splitlines()
+    # After the innermost frame, whose source is indented, comes the exception; its text may have several lines.
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    begins = frames[-1] + 1 if frames else len(lines)
+    while begins < len(lines) and lines[begins].startswith("    "):
+        begins += 1
+    text = " ".join(part for line in lines[begins:] or lines[-1:] for part in line.split())
+    return text[: _BRIEF - 1] + "…" if len(text) > _BRIEF else text or "no reason was given"
+
+
+def _nodes() -> Sequence[Node]:
+    free = available_resources_per_node()
+    return [
+        Node(total=node["Resources"], free=free.get(node["NodeID"], {}), labels=node.get("Labels", {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

@@ -10,6 +10,7 @@
     ├── RequestTimeout          408 request_timeout
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
+    ├── JobIdUsed               409 job_id_used
     ├── InvalidRequest          422 invalid_request
     │   └── UploadMissing       422 upload_missing
     ├── SignatureRejected       403 signature_rejected
@@ -98,6 +99,13 @@ class JobNotUploading(VideoApiError):
 
     status = 409
     code = "job_not_uploading"
+
+
+class JobIdUsed(VideoApiError):
+    """This job id was used before. Leave `job_id` out, and a new one is made."""
+
+    status = 409
+    code = "job_id_used"
 
 
 class InvalidRequest(VideoApiError):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, crea
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
+from serve_app.jobs.conditions import STORAGE_UNAVAILABLE, Condition
 from serve_app.jobs.job import Job, NewJob, Status
 
 #: Also a folder's name in the object store, so nothing but a UUID will do.
@@ -111,6 +112,12 @@ class JobView(BaseModel):
     status: Status
     progress: float = Field(description="0 to 100; never goes back.")
     stage: str = Field(description="What is happening, e.g. `fetching`, `waiting_for_gpu`, `generating`, `uploading`.")
+    wait_code: str | None = Field(
+        None,
+        description="What keeps it from running besides the line: `model_unavailable`, `no_node_fits`, "
+        "`storage_unavailable` or `retrying`.",
+    )
+    wait_reason: str | None = Field(None, description="The same in words.")
     queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
     eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
     result_url: str | None = None
@@ -128,13 +135,28 @@ class JobView(BaseModel):
     cost_usd: float | None = None
 
     @classmethod
-    def of(cls, job: Job, *, result_url: str | None, position: int | None, eta: float | None) -> "JobView":
+    def of(
+        cls,
+        job: Job,
+        *,
+        result_url: str | None,
+        position: int | None,
+        eta: float | None,
+        waits: Condition | None = None,
+    ) -> "JobView":
+        stage = job.stage
+        if job.cancel_requested_at and not job.status.terminal:
+            stage = "cancelling"
+        elif waits is not None and waits.code == STORAGE_UNAVAILABLE:
+            stage = STORAGE_UNAVAILABLE
         return cls(
             job_id=job.id,
             model=job.model,
             status=job.status,
             progress=job.progress,
-            stage="cancelling" if job.cancel_requested_at and not job.status.terminal else job.stage,
+            stage=stage,
+            wait_code=waits and waits.code,
+            wait_reason=waits and waits.message,
             queue_position=position,
             eta_seconds=eta,
             result_url=result_url,
@@ -143,7 +165,7 @@ class JobView(BaseModel):
             error_code=job.error_code if job.status is Status.FAILED else None,
             attempt=job.attempt,
             user_id=job.user_id,
-            media=job.media,
+            media=job.media if isinstance(job.media, dict) else None,
             notes=job.notes or None,
             created_at=job.created_at,
             started_at=job.started_at,
@@ -165,6 +187,12 @@ class UploadRequest(_Request):
     input_type: MediaKind
     job_id: JobId | None = Field(None, description="Leave out for the first file: a job is opened and its id returned.")
     content_type: str | None = Field(None, max_length=100, examples=["image/png"])
+    size: int | None = Field(
+        None,
+        ge=1,
+        le=2 * 1024**3,
+        description="Bytes of the file. A bucket then takes exactly so many, and no other file.",
+    )
 
 
 class UploadTicket(BaseModel):
@@ -230,6 +258,7 @@ class QueueCounts(BaseModel):
 
 
 Part = Literal["ok", "down"]
+ModelHealth = Literal["ok", "starting", "waiting", "down"]
 Weights = Literal["configured", "random", "unknown"]
 
 
@@ -240,11 +269,16 @@ class Health(BaseModel):
     database: Part
     storage: Part
     ray: Part
-    queues: Mapping[str, QueueCounts]
+    models: Mapping[str, ModelHealth] = Field(
+        default_factory=dict,
+        description="`starting`: a replica loads the model. `waiting`: for a machine that fits. `down`: replicas do "
+        "not start. `details` says why; none of them makes the service unhealthy. Empty when Ray does not answer.",
+    )
+    queues: Mapping[str, QueueCounts] = Field(description="Empty when the database does not answer.")
     weights: Mapping[str, Weights] = Field(
         description="`random`: videos are noise. `unknown`: not on this host; `notes.random_weights` of a job tells."
     )
-    details: Mapping[str, str] = Field(default_factory=dict, description="Why a part is down.")
+    details: Mapping[str, str] = Field(default_factory=dict, description="Why a part or a model is not ok.")
 
 
 class Problem(BaseModel):

@@ -1,23 +1,25 @@
 """The parts a process is made of, built from the settings. Request handlers take them as one argument."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.cluster_state import ClusterState
+from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.database import connect
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from serve_app.settings import Settings
-from serve_app.storage.base import Storage
+from serve_app.storage.base import MAX_EXPIRY_S, Storage
 from serve_app.storage.local import LocalStorage
 from serve_app.storage.s3 import S3Storage
 
-#: Links in job records, webhooks.
-RESULT_LINK_S = 7 * 24 * 3600
+#: Least seconds that a link in a job's record or a webhook is good for.
+MIN_LINK_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,24 @@ class Services:
             cluster=cluster,
         )
 
+    @property
+    def conditions(self) -> Conditions:
+        return Conditions(self.engine)
+
     async def result_url(self, job: Job) -> str | None:
-        """Where the finished video can be fetched: the public bucket if there is one, else a link for seven days."""
+        """Where the finished video can be fetched: the public bucket if there is one, else a link that is good for as
+        long as the video is kept, at most seven days."""
         if job.output_key is None:
             return job.result_url
-        return self.storage.public_url(job.output_key) or await self.storage.presign_get(job.output_key, RESULT_LINK_S)
+        public = self.storage.public_url(job.output_key)
+        return public or await self.storage.presign_get(job.output_key, self._link_life_s(job))
+
+    def _link_life_s(self, job: Job) -> int:
+        """Until the job is forgotten; ``COMPLETED_RETENTION_COUNT`` may make that earlier."""
+        kept_s = self.settings.completed_retention_hours * 3600
+        if job.completed_at is not None:
+            kept_s -= (datetime.now(UTC) - job.completed_at).total_seconds()
+        return int(min(max(kept_s, MIN_LINK_S), MAX_EXPIRY_S))
 
 
 def build_storage(settings: Settings) -> Storage:

@@ -7,11 +7,19 @@ from fastapi.responses import FileResponse
 
 from serve_app.api.gate import streams
 from serve_app.api.problems import documented
-from serve_app.errors import InvalidRequest, NotFound, PayloadTooLarge, RequestTimeout, SignatureRejected
+from serve_app.errors import (
+    InvalidRequest,
+    JobNotUploading,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    SignatureRejected,
+)
 from serve_app.services import Services, ServicesOf
 from serve_app.storage.base import InvalidKey, ObjectTooLarge
 from serve_app.storage.local import LocalStorage, content_type_of
 from serve_app.storage.signature import BadSignature, Expired, Grant
+from serve_app.uploads import require_open
 
 router = APIRouter(prefix="/files", tags=["media"])
 
@@ -41,7 +49,7 @@ async def read_file(key: str, request: Request, services: ServicesOf) -> FileRes
     "/{key:path}",
     operation_id="write_file",
     status_code=200,
-    responses=documented(SignatureRejected, PayloadTooLarge, RequestTimeout, InvalidRequest),
+    responses=documented(SignatureRejected, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )
 @streams(max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
 async def write_file(key: str, request: Request, services: ServicesOf) -> Response:
@@ -49,6 +57,7 @@ async def write_file(key: str, request: Request, services: ServicesOf) -> Respon
     grant, storage = _granted("PUT", key, request, services)
     if request.headers.get("content-type") != grant.content_type:
         raise SignatureRejected(f"The content-type header must be {grant.content_type}.")
+    await require_open(key, services.store)
     try:
         info = await storage.write(key, _body(request), MAX_UPLOAD_BYTES)
     except ObjectTooLarge as error:

@@ -18,11 +18,11 @@ from serve_app.errors import (
     Unauthorized,
     UploadMissing,
 )
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Status
 from serve_app.request_id import current_request_id
 from serve_app.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
 from serve_app.services import Services, ServicesOf
-from serve_app.uploads import uploaded_key
+from serve_app.storage import keys
 
 log = structlog.get_logger()
 
@@ -43,7 +43,8 @@ async def generate(request: Annotated[GenerateRequest, Body()], services: Servic
     uploads = await _uploads(request, services)
     job = await services.store.submit(new_job(request, uploads, current_request_id()), request.job_id)
     if job is None:
-        raise await _why_not(request, services)
+        # It was there when the uploads were looked for.
+        raise JobNotUploading(param="job_id")
     assert job.model is not None
     log.info("accepted", job_id=job.id, model=job.model)
     return Created(job_id=job.id, model=job.model, status=job.status, created_at=job.created_at)
@@ -76,26 +77,24 @@ async def list_models() -> list[ModelView]:
 async def _uploads(request: GenerateOptions, services: Services) -> Mapping[str, str]:
     """Storage key of each input that came by upload. Every input has to come one way or the other."""
     uploads = {}
+    job = None if request.job_id is None else await services.store.get(request.job_id)
+    if request.job_id is not None and job is None:
+        raise JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
+    if job is not None and job.status is not Status.UPLOADING:
+        raise JobNotUploading(param="job_id")
     inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
     for item in inputs:
         field = f"{item.name}_url"
         if getattr(request, field) is not None:
             continue
-        if request.job_id is None:
+        if job is None:
             raise InvalidRequest(f"{field}: required, unless the file is uploaded first (presign/upload).", param=field)
         # A kind that another input is named after is meant for that one.
         for kind in (kind for kind in item.kinds if kind not in {other.name for other in inputs if other != item}):
-            key = uploaded_key(request.job_id, kind)
+            key = keys.upload(job.folder, kind)
             if await services.storage.stat(key) is not None:
                 uploads[item.name] = key
                 break
         else:
             raise UploadMissing(f"{field}: no {' or '.join(item.kinds)} was uploaded to this job yet.", param=field)
     return uploads
-
-
-async def _why_not(request: GenerateOptions, services: Services) -> Exception:
-    job: Job | None = await services.store.get(request.job_id or "")
-    if job is None:
-        return JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
-    return JobNotUploading(param="job_id")

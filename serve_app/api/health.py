@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Mapping
-from typing import TypeVar
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Generic, TypeVar
 
 import structlog
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -15,9 +16,10 @@ from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.cluster_state import ModelState
 from serve_app.jobs import metrics
+from serve_app.jobs.conditions import MODEL_UNAVAILABLE, Condition
 from serve_app.jobs.job import Status
-from serve_app.schemas import Health, QueueCounts, Weights
-from serve_app.services import ServicesOf
+from serve_app.schemas import Health, ModelHealth, QueueCounts, Weights
+from serve_app.services import Services, ServicesOf
 from serve_app.settings import Settings
 
 log = structlog.get_logger()
@@ -27,6 +29,55 @@ T = TypeVar("T")
 
 #: A part that does not answer in this time is down.
 CHECK_TIMEOUT_S = 5.0
+#: Seconds for which an answer is shown to others: anybody may ask, and as often as they like.
+FRESH_S = 1.0
+
+
+class Shared(Generic[T]):
+    """An answer, or the lack of one, that is asked for once a second however many want it."""
+
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[T] | None = None
+        self._until = 0.0
+
+    async def get(self) -> T:
+        if self._asking is None or (self._asking.done() and time.monotonic() >= self._until):
+            self._asking = asyncio.create_task(self._bounded())
+            self._asking.add_done_callback(self._keep)
+        # Whoever gives up must not take the answer from the others.
+        return await asyncio.shield(self._asking)
+
+    async def _bounded(self) -> T:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await self._ask()
+
+    def _keep(self, asked: "asyncio.Task[T]") -> None:
+        self._until = time.monotonic() + FRESH_S
+        # So that an error which nobody waited for is not reported as forgotten.
+        if not asked.cancelled():
+            asked.exception()
+
+
+class Checks:
+    """What ``/health`` and ``/metrics`` look at. Of Ray, :class:`ClusterState` keeps the answer itself."""
+
+    def __init__(self, services: Services) -> None:
+        self.counts = Shared(services.queue.counts)
+        self.conditions = Shared(services.conditions.current)
+        self.storage = Shared(lambda: services.storage.check())
+
+
+def _checks(request: Request, services: ServicesOf) -> Checks:
+    """Those of this application."""
+    state = request.app.state
+    if not hasattr(state, "checks"):
+        state.checks = Checks(services)
+    checks: Checks = state.checks
+    return checks
+
+
+ChecksOf = Annotated[Checks, Depends(_checks)]
 
 
 @router.get("/livez", operation_id="livez", response_class=Response)
@@ -36,33 +87,37 @@ async def livez() -> Response:
 
 
 @router.get("/health", operation_id="health", responses={503: {"model": Health, "description": "A part is down."}})
-async def health(services: ServicesOf, response: Response) -> Health:
-    """Whether every part works, and how many jobs there are."""
+async def health(services: ServicesOf, checks: ChecksOf, response: Response) -> Health:
+    """Whether every part works, and how many jobs there are. A model that does not start makes no part down."""
     details: dict[str, str] = {}
-    counts, _, states = await asyncio.gather(
-        _check("database", services.queue.counts(), details),
-        _check("storage", services.storage.check(), details),
+    counts, conditions, _, states = await asyncio.gather(
+        _check("database", checks.counts.get(), details),
+        _check("database", checks.conditions.get(), details),
+        _check("storage", checks.storage.get(), details),
         _check("ray", services.cluster.models(), details),
     )
-    if states is not None and (faults := _deployment_faults(states)):
-        details["ray"] = faults
+    if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
+        details["ray"] = "; ".join(absent)
     if details:
         response.status_code = 503
+    parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
+    models: Mapping[str, ModelHealth] = {}
+    if states is not None:
+        models = {name: _model(name, states.get(name), (conditions or {}).get(name), details) for name in MODELS}
     return Health(
         api="ok",
-        database="down" if "database" in details else "ok",
-        storage="down" if "storage" in details else "ok",
-        ray="down" if "ray" in details else "ok",
-        queues={name: _queue((counts or {}).get(name, {})) for name in MODELS},
+        **parts,
+        models=models,
+        queues={} if counts is None else {name: _queue(counts.get(name, {})) for name in MODELS},
         weights={name: _weights(spec, services.settings) for name, spec in MODELS.items()},
         details=details,
     )
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
-async def prometheus(services: ServicesOf) -> Response:
+async def prometheus(services: ServicesOf, checks: ChecksOf) -> Response:
     """Prometheus text format."""
-    depths = await services.queue.counts()
+    depths = await checks.counts.get()
     async with services.engine.connect() as db:
         families = list(await metrics.collect(db, depths))
     registry = CollectorRegistry()
@@ -78,10 +133,10 @@ class _Collected(Collector):
         return self._families
 
 
-async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | None:
+async def _check(part: str, answer: Awaitable[T], details: dict[str, str]) -> T | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await work
+            return await answer
     except Exception as error:
         # Whatever the reason, the answer is that this part is down. It is public, so the reason stays in the log.
         log.error("part_down", part=part, error=str(error))
@@ -89,17 +144,27 @@ async def _check(part: str, work: Awaitable[T], details: dict[str, str]) -> T | 
         return None
 
 
+def _model(name: str, state: ModelState | None, condition: Condition | None, details: dict[str, str]) -> ModelHealth:
+    """``condition`` is what the dispatcher remembers; Serve forgets why a model did not start."""
+    if state is None:
+        return "down"
+    if state.running_replicas:
+        return "ok"
+    trouble = condition or state.trouble
+    if trouble is not None:
+        details[name] = trouble.message
+        return "down" if trouble.code == MODEL_UNAVAILABLE else "waiting"
+    if state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        details[name] = state.message.partition("\n")[0] or f"{name} is unhealthy"
+        return "down"
+    return "starting" if state.starting_replicas else "ok"
+
+
 def _weights(spec: ModelSpec, settings: Settings) -> Weights:
     if os.environ.get(spec.weights_variable):
         return "configured"
     # In a cluster the weights are on the nodes; each job's notes tell.
     return "random" if settings.environment == "local" else "unknown"
-
-
-def _deployment_faults(states: Mapping[str, ModelState]) -> str:
-    absent = [f"{name} is not deployed" for name in MODELS if name not in states]
-    broken = [f"{name} is unhealthy" for name, state in states.items() if state.status == "UNHEALTHY"]
-    return "; ".join(absent + broken)
 
 
 def _queue(counts: Mapping[str, int]) -> QueueCounts:

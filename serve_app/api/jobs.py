@@ -9,6 +9,7 @@ from deployments.registry import MODELS
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
 from serve_app.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.job import Job, Status
 from serve_app.schemas import JobPage, JobView, QueryText
 from serve_app.services import Services, ServicesOf
@@ -33,6 +34,7 @@ async def view(job: Job, services: Services) -> JobView:
         result_url=await services.result_url(job),
         position=None if place is None else place.position,
         eta=None if place is None else place.eta_seconds,
+        waits=None if job.status.terminal else why_waiting(job, await services.conditions.current()),
     )
 
 
@@ -71,9 +73,17 @@ async def list_jobs(
             raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
     found = await services.store.list(status=status, model=model, user_id=user_id, after=position, limit=limit + 1)
+    current = await services.conditions.current()
     # A page of positions in the queue would cost a count per row; a single job has it.
     data = [
-        JobView.of(job, result_url=await services.result_url(job), position=None, eta=None) for job in found[:limit]
+        JobView.of(
+            job,
+            result_url=await services.result_url(job),
+            position=None,
+            eta=None,
+            waits=why_waiting(job, current),
+        )
+        for job in found[:limit]
     ]
     return JobPage(data=data, last_id=data[-1].job_id if data else None, has_more=len(found) > limit)
 

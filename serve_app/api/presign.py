@@ -7,6 +7,7 @@ from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
 from serve_app.errors import (
     InvalidRequest,
+    JobIdUsed,
     JobNotFound,
     JobNotUploading,
     NotFound,
@@ -17,7 +18,8 @@ from serve_app.errors import (
 from serve_app.jobs.job import Status
 from serve_app.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.services import ServicesOf
-from serve_app.uploads import default_content_type, uploaded_key
+from serve_app.storage import keys
+from serve_app.uploads import default_content_type
 
 router = APIRouter(prefix="/api/v1/presign", tags=["media"], dependencies=[ApiKey])
 
@@ -28,7 +30,7 @@ DOWNLOAD_LINK_S = 24 * 3600
 @router.post(
     "/upload",
     operation_id="presign_upload",
-    responses=documented(Unauthorized, InvalidRequest, JobNotUploading, PayloadTooLarge, RequestTimeout),
+    responses=documented(Unauthorized, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout),
 )
 async def presign_upload(request: UploadRequest, services: ServicesOf) -> UploadTicket:
     """Get a URL to PUT an input file to. Then call `generate` with the `job_id` instead of a URL."""
@@ -36,12 +38,14 @@ async def presign_upload(request: UploadRequest, services: ServicesOf) -> Upload
     if not content_type.startswith(f"{request.input_type}/"):
         raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
     job = await services.store.open_upload(request.job_id)
+    if job is None:
+        raise JobIdUsed(param="job_id")
     if job.status is not Status.UPLOADING:
         raise JobNotUploading(param="job_id")
-    key = uploaded_key(job.id, request.input_type)
+    key = keys.upload(job.folder, request.input_type)
     return UploadTicket(
         job_id=job.id,
-        upload_url=await services.storage.presign_put(key, UPLOAD_LINK_S, content_type),
+        upload_url=await services.storage.presign_put(key, UPLOAD_LINK_S, content_type, request.size),
         content_type=content_type,
         expires_in=UPLOAD_LINK_S,
         key=key,

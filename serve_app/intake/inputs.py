@@ -14,6 +14,7 @@ from serve_app.intake.errors import Code, IntakeError
 from serve_app.intake.probe import MediaProbe, probe, require
 from serve_app.intake.workdir import Workdir
 from serve_app.outbound.base import Outbound, OutboundError, Reason
+from serve_app.storage import keys
 from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage, StorageError
 
 #: Decoders at a time in this process; one may take over 1 GB, and half a minute if its file is made for that. So an
@@ -33,7 +34,8 @@ _CODES: Mapping[Reason, Code] = {
 class StoredInput(BaseModel):
     """An input that passed: what it is and where we keep it. Stored with the job as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A row of a newer version may say more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: MediaKind
     content_type: str
@@ -107,7 +109,7 @@ class Intake:
                 await self._fetch_upload(uploads.get(spec.name, ""), path, spec, owner)
             probed = await self._judge(path, spec, owner)
             # An upload too: its URL can still be written to, and what a GPU reads has to be what was judged.
-            key = f"inputs/{job_id}/verified/{spec.name}.{probed.extension}"
+            key = keys.verified(job_id, spec.name, probed.extension)
             async with self._copies.hold(owner):
                 await self._storage.put_file(key, path, probed.content_type)
         except IntakeError as error:

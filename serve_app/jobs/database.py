@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 #: A notification's payload is ``work`` (something to claim or deliver) or ``stop:<job id>`` (let go of its call).
@@ -42,7 +42,7 @@ def connect(url: str) -> AsyncEngine:
     )
 
 
-def in_seconds(seconds: float) -> Any:
+def in_seconds(seconds: float | ColumnElement[Any]) -> Any:
     """SQL for a moment from now, by the database's clock."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 

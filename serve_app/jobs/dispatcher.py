@@ -11,18 +11,7 @@ from typing import Protocol
 import psycopg
 import structlog
 
-from deployments.contract import (
-    Failure,
-    Lease,
-    MediaInput,
-    Outcome,
-    Progress,
-    Report,
-    Started,
-    Stopped,
-    Task,
-    Verdict,
-)
+from deployments.contract import Failure, Lease, Outcome, Progress, Report, Started, Stopped, Task, Verdict
 from deployments.registry import MODELS
 from serve_app.intake.errors import IntakeError
 from serve_app.intake.inputs import Intake
@@ -30,10 +19,16 @@ from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
 from serve_app.jobs.job import Job
+from serve_app.jobs.orphans import Orphans
+from serve_app.jobs.readiness import ModelHealth, Readiness
+from serve_app.jobs.reports import vetted
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.tasks import Tasks, UnreadableJob
 from serve_app.outbound.base import OutboundUnavailable
+from serve_app.storage import keys
 from serve_app.storage.base import Storage, StorageError
+from serve_app.storage.watch import StorageWatch
 
 log = structlog.get_logger()
 
@@ -47,8 +42,6 @@ DELIVERY_SLOTS = 64
 POLL_S = 1.0
 SWEEP_S = 2.0
 RETENTION_S = 60.0
-#: Presigned URLs outlive any wait for a GPU. S3 allows at most seven days.
-URL_LIFETIME_S = 24 * 3600
 
 
 class WorkerDied(Exception):
@@ -64,6 +57,9 @@ class Workers(Protocol):
 
     async def windows(self) -> Mapping[str, int]:
         """Tasks that may be in flight, by model: enough to keep every replica busy and to make more start."""
+
+    async def health(self) -> Mapping[str, ModelHealth]:
+        """Which models work, and what keeps the others from it."""
 
     async def generate(self, task: Task) -> None:
         """Hand a task over; returns when a replica is done with it. Cancelling lets go of it.
@@ -86,6 +82,7 @@ class Dispatcher:
         workers: Workers,
         deliveries: Deliveries,
         retention: Retention,
+        readiness: Readiness,
         lease_s: float,
     ) -> None:
         self._database_url = database_url
@@ -95,6 +92,10 @@ class Dispatcher:
         self._workers = workers
         self._deliveries = deliveries
         self._retention = retention
+        self._orphans = Orphans(store, storage)
+        self._readiness = readiness
+        self._storage_watch = StorageWatch(storage)
+        self._make = Tasks(storage, lease_s)
         self._lease_s = lease_s
         self._wakers: list[asyncio.Event] = []
         #: Leases this process renews: intakes, and calls that no replica has taken up. By lease and not by job, since
@@ -102,6 +103,8 @@ class Dispatcher:
         self._held: set[Lease] = set()
         #: What this process does for jobs: intakes and calls.
         self._tasks: dict[Lease, asyncio.Task[None]] = {}
+        #: The model of each.
+        self._models: dict[Lease, str] = {}
         self._intakes: set[Lease] = set()
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -124,8 +127,11 @@ class Dispatcher:
                 ("dispatch", self._start_calls, POLL_S),
                 ("deliver", self._deliver, POLL_S),
                 ("renew", self._renew, self._store.claim_s / 3),
+                ("look", self._look, SWEEP_S),
+                ("verify", self._verify, SWEEP_S),
                 ("deadlines", self._store.expire_deadlines, SWEEP_S),
                 ("retention", self._retain, RETENTION_S),
+                ("orphans", self._orphans.sweep, RETENTION_S),
             ):
                 loops.create_task(self._forever(name, step, poll_s))
             # Workers that went on while no dispatcher was up get one lease time to say so.
@@ -135,8 +141,14 @@ class Dispatcher:
 
     async def report(self, report: Report) -> Verdict:
         """Take a worker's report into the store and answer whether to go on."""
+        report = vetted(report)
         lease = report.lease
         match report:
+            case Started() if await self._storage_watch.trouble():
+                # It waited on a handle since before the store went away. What it made could not be kept.
+                await self._store.postpone(lease)
+                verdict = Verdict.LEASE_LOST
+                self._held.discard(lease)
             case Started():
                 verdict = await self._store.start(report)
                 self._held.discard(lease)
@@ -144,6 +156,10 @@ class Dispatcher:
                 return await self._store.progress(report)
             case Outcome():
                 verdict = await self._complete(report)
+            case Failure(code="storage_unavailable") if await self._storage_watch.trouble(fresh=True):
+                # Not only from there: then it is ours, and no attempt.
+                await self._store.postpone(lease, report.timings)
+                verdict = Verdict.GO_ON
             case Failure():
                 verdict = await self._store.fail(report)
             case Stopped():
@@ -158,8 +174,27 @@ class Dispatcher:
         )
         return verdict
 
+    async def renew(self, task: Task) -> Task:
+        """The task with links that are good from now on; as it is if its lease is lost, which its next report tells."""
+        job = await self._store.get(task.lease.job_id)
+        if job is None or job.lease_token != task.lease.token:
+            return task
+        return await self._make.of(job, task.lease)
+
     async def _complete(self, report: Outcome) -> Verdict:
-        key = output_key(report.lease)
+        try:
+            return await self._judge(report)
+        except StorageError as error:
+            # The video is stored, only the store cannot say so now. The worker need not wait for that.
+            log.warning("video_unverified", job_id=report.lease.job_id, error=error.message)
+            return await self._store.hold(report)
+
+    async def _judge(self, report: Outcome) -> Verdict:
+        """End the job if the stored video is the one that was made. Raises :class:`StorageError`."""
+        job = await self._store.get(report.lease.job_id)
+        if job is None or job.lease_token != report.lease.token:
+            return await self._store.complete(report, "")
+        key = keys.output(job.folder, report.lease.attempt)
         stored = await self._storage.stat(key)
         if stored is None or stored.size != report.size or (stored.md5 and stored.md5 != report.md5):
             found = f"{stored.size} bytes" if stored else "nothing"
@@ -217,7 +252,7 @@ class Dispatcher:
 
     async def _start_intakes(self) -> int:
         room = INTAKE_SLOTS - len(self._intakes)
-        if room <= 0:
+        if room <= 0 or await self._storage_watch.trouble():
             return 0
         claimed = await self._store.claim_for_intake(room, share_of(room, INTAKE_SLOTS, INTAKE_SHARE))
         for job in claimed:
@@ -228,6 +263,7 @@ class Dispatcher:
         assert job.lease_token is not None
         lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
         self._held.add(lease)
+        self._models[lease] = job.model or ""
         task = asyncio.create_task(work(job, lease))
         self._tasks[lease] = task
         # Not in the work itself: a task that is cancelled before its first step never gets there.
@@ -238,6 +274,7 @@ class Dispatcher:
         self._held.discard(lease)
         self._intakes.discard(lease)
         self._tasks.pop(lease, None)
+        self._models.pop(lease, None)
         self._wake()
 
     async def _take_in(self, job: Job, lease: Lease) -> None:
@@ -245,13 +282,13 @@ class Dispatcher:
             try:
                 assert job.model is not None
                 specs, owner = MODELS[job.model].inputs, job.user_id or ""
-                inputs = await self._intake.admit(job.id, specs, job.sources, job.uploads, owner=owner)
+                inputs = await self._intake.admit(job.folder, specs, job.sources, job.uploads, owner=owner)
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
-            except (StorageError, OutboundUnavailable) as error:
+            except (StorageError, OutboundUnavailable, OSError) as error:
                 # Our store, disk or way out is down, which is neither the job's fault nor an attempt.
                 log.warning("intake_postponed", error=str(error))
-                await self._store.release(lease)
+                await self._store.postpone(lease)
             except IntakeError as error:
                 log.info("inputs_rejected", code=error.code, error=error.message)
                 await self._store.fail(
@@ -263,9 +300,12 @@ class Dispatcher:
                 await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=True))
 
     async def _start_calls(self) -> int:
+        if await self._storage_watch.trouble():
+            return 0
         started = 0
-        for model, window in (await self._workers.windows()).items():
-            for job in await self._store.claim_to_run(model, window):
+        for model, wanted in (await self._workers.windows()).items():
+            window = self._readiness.window(model, wanted)
+            for job in await self._store.claim_to_run(model, window) if window else ():
                 self._begin(job, self._call)
                 started += 1
         return started
@@ -274,9 +314,13 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
             log.info("dispatched", model=job.model)
             try:
-                await self._workers.generate(await self._task(job, lease))
+                await self._workers.generate(await self._make.of(job, lease))
                 # Reported already, unless the worker refused it.
                 await self._store.release(lease)
+            except UnreadableJob as error:
+                log.error("job_unreadable", error=str(error))
+                message = "The job's record is not one that this version of the service can run."
+                await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=False))
             except WorkerDied as error:
                 log.warning("worker_died", error=str(error))
                 await self._store.release(lease)
@@ -293,28 +337,6 @@ class Dispatcher:
     def _let_go(self, leases: Set[Lease]) -> None:
         for lease in leases & self._tasks.keys():
             self._tasks[lease].cancel()
-
-    async def _task(self, job: Job, lease: Lease) -> Task:
-        assert job.model is not None
-        assert job.inputs is not None
-        inputs = {
-            name: MediaInput(
-                kind=item.kind,
-                content_type=item.content_type,
-                size=item.size,
-                url=await self._storage.presign_get(item.key, URL_LIFETIME_S),
-            )
-            for name, item in job.inputs.items()
-        }
-        return Task(
-            lease=lease,
-            model=job.model,
-            params=dict(job.params),
-            inputs=inputs,
-            output_url=await self._storage.presign_put(output_key(lease), URL_LIFETIME_S, "video/mp4"),
-            lease_s=self._lease_s,
-            timeout_s=MODELS[job.model].timeout_s,
-        )
 
     async def _renew(self) -> int:
         if self._held:
@@ -338,15 +360,33 @@ class Dispatcher:
         self._sending.discard(task)
         self._wake()
 
+    async def _look(self) -> int:
+        """See which models work; take back what waits for one that does not start, so that Serve stops trying."""
+        troubles = await self._storage_watch.trouble()
+        for model in await self._readiness.look(await self._workers.health(), troubles):
+            waiting = {lease for lease in self._held - self._intakes if self._models.get(lease) == model}
+            self._let_go(waiting)
+            for lease in waiting:
+                await self._store.release(lease)
+        return 0
+
+    async def _verify(self) -> int:
+        """Look again after videos that could not be verified when they were made."""
+        reports = await self._store.unverified()
+        if not reports or await self._storage_watch.trouble():
+            return 0
+        for report in reports:
+            try:
+                await self._judge(report)
+            except StorageError as error:
+                log.warning("video_unverified", job_id=report.lease.job_id, error=error.message)
+        return 0
+
     async def _retain(self) -> int:
+        await self._retention.tidy()
         return await self._retention.forget_jobs() + await self._retention.delete_media()
 
 
 def share_of(room: int, slots: int, share: int) -> int:
     """How many slots one user may hold while ``room`` of them are free: the last are for who has none yet."""
     return min(share, 1 + room * share // slots)
-
-
-def output_key(lease: Lease) -> str:
-    """The attempt is part of the key: a late loser's upload cannot replace a winner's."""
-    return f"outputs/{lease.job_id}/{lease.attempt}/output.mp4"

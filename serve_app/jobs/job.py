@@ -1,14 +1,12 @@
 """The job: a frozen snapshot of one row, and the table of legal transitions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import RowMapping
-
-from serve_app.intake.inputs import StoredInput
 
 
 class Status(StrEnum):
@@ -68,6 +66,7 @@ class Job:
     """One row of ``jobs`` as it was when read."""
 
     id: str
+    nonce: str
     model: str | None
     status: Status
     stage: str
@@ -77,7 +76,9 @@ class Job:
     params: Mapping[str, Any]
     sources: Mapping[str, str]
     uploads: Mapping[str, str]
-    inputs: Mapping[str, StoredInput] | None
+    #: As intake stored them (:class:`~serve_app.intake.inputs.StoredInput` by name); None until then. Not parsed here:
+    #: a row that another version wrote must not keep anybody from reading the rows beside it.
+    inputs: Mapping[str, Any] | None
     user_id: str | None
     webhook_url: str | None
     request_id: str
@@ -85,12 +86,20 @@ class Job:
     attempt: int
     #: How many of those ended by a transient fault.
     faults: int
+    #: Of each attempt that failed: ``{attempt, code, message}``.
+    fault_log: Sequence[Mapping[str, Any]]
+    #: Whether its next attempt has a replica for itself.
+    alone: bool
     lease_token: str | None
     cancel_requested_at: datetime | None
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
     expires_at: datetime | None
+    #: Seconds that each attempt has to start.
+    expires_after: float | None
+    #: The report of a finished video that could not be verified yet.
+    outcome: Mapping[str, Any] | None
     output_key: str | None
     #: Where the video is when a worker outside the cluster made it.
     result_url: str | None
@@ -100,10 +109,16 @@ class Job:
     error_code: str | None
     error_message: str | None
 
+    @property
+    def folder(self) -> str:
+        """Where its media lies in the store: see ``storage/keys.py``."""
+        return f"{self.id}/{self.nonce}" if self.nonce else self.id
+
     @classmethod
     def from_row(cls, row: RowMapping) -> "Job":
         values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
-        inputs = values["inputs"]
         values["status"] = Status(values["status"])
-        values["inputs"] = inputs and {name: StoredInput.model_validate(item) for name, item in inputs.items()}
+        for name in ("timings", "notes"):
+            # Only ever shown or added up.
+            values[name] = values[name] if isinstance(values[name], dict) else {}
         return cls(**values)

@@ -32,9 +32,7 @@ class JobQueue:
     async def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Jobs by model and status."""
         async with self._engine.connect() as db:
-            rows = await db.execute(
-                text("SELECT model, status, count(*) FROM jobs WHERE model IS NOT NULL GROUP BY 1, 2")
-            )
+            rows = await db.execute(_COUNTS)
             counts: dict[str, dict[str, int]] = {}
             for model, status, number in rows:
                 counts.setdefault(model, {})[status] = number
@@ -67,6 +65,14 @@ def _place_parameters(job: Job) -> dict[str, object]:
     }
 
 
+#: The condition on ``jobs`` costs nothing and fails where the table is not there.
+_COUNTS = text(
+    """
+    SELECT model, status, sum(n)::bigint FROM job_tally GROUP BY 1, 2
+    HAVING sum(n) <> 0 AND NOT EXISTS (SELECT FROM jobs WHERE false)
+    """
+)
+
 #: Ahead are the claimed jobs, the user's own better ones, and of other users those that rank before it by turns, as
 #: ``claim.py`` ranks them. Each part stops counting at ``:limit``.
 _PLACE = text(
@@ -89,29 +95,42 @@ _PLACE = text(
              WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
                AND (priority > :priority OR (priority = :priority AND created_at < :created)) LIMIT :limit) mine
     ),
-    me AS (SELECT own.n + coalesce((SELECT n FROM in_flight WHERE id = :user), 0) + 1 AS rank FROM own),
+    me AS (
+        SELECT own.n + held.n + 1 AS rank, held.n AS held,
+               coalesce((SELECT turn FROM turns WHERE queue = :model AND user_id = :user), 0) AS turn,
+               coalesce(next.priority, :priority) AS best_priority, coalesce(next.created_at, :created) AS oldest
+          FROM own
+         CROSS JOIN (SELECT coalesce((SELECT n FROM in_flight WHERE id = :user), 0) AS n) held
+          LEFT JOIN (
+               SELECT priority, created_at FROM jobs
+                WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
+                ORDER BY priority DESC, created_at LIMIT 1) next ON true
+    ),
     others AS (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM me, users u
               LEFT JOIN in_flight f ON f.id = u.id
+              LEFT JOIN LATERAL (SELECT turn FROM turns WHERE queue = :model AND user_id = u.id LIMIT 1) t ON true
               CROSS JOIN LATERAL (
-                  SELECT coalesce(f.n, 0) + row_number() OVER (ORDER BY priority DESC, created_at) AS rank,
-                         priority, created_at
+                  SELECT coalesce(f.n, 0) + row_number() OVER line AS rank,
+                         first_value(priority) OVER line AS best_priority, first_value(created_at) OVER line AS oldest
                     FROM (SELECT priority, created_at FROM jobs
                            WHERE status = 'queued' AND lease_token IS NULL AND model = :model
                              AND coalesce(user_id, '') = u.id
                            ORDER BY priority DESC, created_at LIMIT (SELECT rank FROM me)) first
+                  WINDOW line AS (ORDER BY priority DESC, created_at)
               ) w
              WHERE u.id <> :user
-               AND (w.rank, -w.priority, w.created_at) < (me.rank, -(:priority), :created)
+               AND (w.rank, -coalesce(f.n, 0), coalesce(t.turn, 0), -w.best_priority, w.oldest)
+                 < (me.rank, -me.held, me.turn, -me.best_priority, me.oldest)
              LIMIT :limit) turns
     )
     SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + others.n END),
            (SELECT avg(seconds) FROM (
                SELECT (timings->>'run')::float8 AS seconds FROM jobs
-                WHERE status = 'completed' AND model = :model AND timings ? 'run'
+                WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
                 ORDER BY completed_at DESC LIMIT 20) recent),
-           (SELECT count(*) FROM jobs WHERE status = 'processing' AND model = :model)
+           (SELECT count(*) FROM claimed WHERE status = 'processing')
       FROM handed_over, own, others
     """
 ).bindparams(

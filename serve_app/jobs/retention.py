@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from serve_app.storage import keys
 from serve_app.storage.base import Storage, StorageError
 
 log = structlog.get_logger()
@@ -50,13 +51,16 @@ class Retention:
     async def delete_media(self) -> int:
         """Delete the media of jobs that are gone. Returns how many jobs' media were deleted."""
         async with self._engine.connect() as db:
-            query = text("SELECT id, job_id FROM discarded_media ORDER BY id LIMIT :batch")
+            # A note that version 0002 left means all of the id.
+            query = text(
+                "SELECT id, job_id, coalesce(nullif(folder, ''), job_id) FROM discarded_media ORDER BY id LIMIT :batch"
+            )
             noted = (await db.execute(query, {"batch": self.BATCH})).all()
         deleted = []
-        for note, job_id in noted:
+        for note, job_id, folder in noted:
             try:
-                for folder in ("inputs", "outputs"):
-                    await self._storage.delete_prefix(f"{folder}/{job_id}/")
+                for prefix in keys.prefixes(folder):
+                    await self._storage.delete_prefix(prefix)
                 deleted.append(note)
             except StorageError as error:
                 # The note stays for the next time; the media of other jobs need not wait for it.
@@ -65,6 +69,33 @@ class Retention:
             await db.execute(text("DELETE FROM discarded_media WHERE id = ANY(:ids)"), {"ids": deleted})
         return len(deleted)
 
+    async def tidy(self) -> int:
+        """Keep what only grows small: the tally of jobs, ids that were used, turns of users who have not been back."""
+        async with self._engine.begin() as db:
+            await db.execute(_ADD_UP)
+            await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
+            await db.execute(_FORGET_TURNS)
+        return 0
+
+
+#: Two at once are harmless: what one has taken, the other does not see.
+_ADD_UP = text(
+    """
+    WITH taken AS (DELETE FROM job_tally RETURNING model, status, n)
+    INSERT INTO job_tally SELECT model, status, sum(n) FROM taken GROUP BY 1, 2 HAVING sum(n) <> 0
+    """
+)
+
+#: A month: longer than any link to a job lives, and webhooks are retried.
+_FORGET_IDS = text(
+    """
+    DELETE FROM used_ids WHERE id IN (
+        SELECT id FROM used_ids WHERE forgotten_at < now() - interval '30 days' ORDER BY forgotten_at LIMIT :batch)
+    """
+)
+
+#: Somebody who comes back after a day is as good as new: the first among those who hold as much.
+_FORGET_TURNS = text("DELETE FROM turns WHERE served_at < now() - interval '1 day'")
 
 _FORGET = text(
     """
@@ -80,7 +111,7 @@ _FORGET = text(
         -- Over number only, it stays until its webhook is delivered or given up: a burst of jobs should not cost any.
         (SELECT id FROM jobs
           WHERE status = 'completed' AND completed_at < (
-                SELECT completed_at FROM jobs WHERE status = 'completed'
+                SELECT completed_at FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
                  ORDER BY completed_at DESC OFFSET :count - 1 LIMIT 1)
             AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
           LIMIT :batch)
@@ -90,7 +121,11 @@ _FORGET = text(
             AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
           LIMIT :batch)
     ),
-    gone AS (DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id)
-    INSERT INTO discarded_media (job_id) SELECT id FROM gone
+    gone AS (
+        DELETE FROM jobs USING old WHERE jobs.id = old.id
+        RETURNING jobs.id, CASE nonce WHEN '' THEN jobs.id ELSE jobs.id || '/' || nonce END AS folder
+    ),
+    used AS (INSERT INTO used_ids (id, folder) SELECT id, folder FROM gone ON CONFLICT DO NOTHING)
+    INSERT INTO discarded_media (job_id, folder) SELECT id, folder FROM gone
     """
 )

@@ -2,17 +2,20 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
     Double,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
     SmallInteger,
     Table,
     Text,
+    false,
     func,
     text,
 )
@@ -31,6 +34,8 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", Text, primary_key=True),
+    #: Part of every key of the job's media: ids are chosen by clients, folders are not. Empty in rows of version 0002.
+    Column("nonce", Text, nullable=False, server_default=""),
     #: Null while ``uploading``: a presigned upload does not say yet what it is for.
     Column("model", Text),
     Column("status", Text, nullable=False),
@@ -47,6 +52,12 @@ jobs = Table(
     Column("request_id", Text, nullable=False, server_default=""),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("faults", Integer, nullable=False, server_default="0"),
+    #: Of each attempt that failed: ``{attempt, code, message}``.
+    Column("fault_log", JSONB, nullable=False, server_default="[]"),
+    #: Its worker died once: from then on it has a replica for itself, so that it takes nobody along.
+    Column("alone", Boolean, nullable=False, server_default=false()),
+    #: How often in a row our own store stood in the way; the wait grows with it.
+    Column("postponed", Integer, nullable=False, server_default="0"),
     #: Fencing: every write by a worker names the token of its claim.
     Column("lease_token", Text),
     _timestamp("lease_expires_at"),
@@ -55,7 +66,12 @@ jobs = Table(
     _timestamp("created_at", now=True),
     _timestamp("started_at"),
     _timestamp("completed_at"),
+    #: When the next attempt has to have started.
     _timestamp("expires_at"),
+    #: Seconds that a client gives the job to start; every retry gets as many again.
+    Column("expires_after", Double),
+    #: A finished video that the store could not be asked about yet: the worker's report.
+    Column("outcome", JSONB(none_as_null=True)),
     Column("output_key", Text),
     Column("result_url", Text),
     Column("media", JSONB),
@@ -83,6 +99,14 @@ jobs = Table(
         postgresql_where=text("status = 'queued' AND lease_token IS NULL"),
     ),
     Index(
+        "jobs_to_run",
+        "model",
+        text("coalesce(user_id, '')"),
+        text("priority DESC"),
+        "created_at",
+        postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NOT NULL"),
+    ),
+    Index(
         "jobs_to_take_in",
         text("coalesce(user_id, '')"),
         text("priority DESC"),
@@ -91,6 +115,7 @@ jobs = Table(
     ),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
+    Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
@@ -153,4 +178,50 @@ discarded_media = Table(
     metadata,
     Column("id", BigInteger, primary_key=True, autoincrement=True),
     Column("job_id", Text, nullable=False),
+    #: What of the store is meant, see ``storage/keys.py``. Empty in rows of version 0002: the job's id.
+    Column("folder", Text, nullable=False, server_default=""),
+)
+
+#: Ids of forgotten jobs, for a month: a client may choose an id, but not one that was somebody's before.
+used_ids = Table(
+    "used_ids",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("folder", Text, nullable=False),
+    _timestamp("forgotten_at", now=True),
+    Index("used_ids_oldest", "forgotten_at"),
+)
+
+#: Who was served when, by model (and ``''``: intake). Of users who have as much, the one served longest ago is next.
+turns = Table(
+    "turns",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    #: ``''`` for jobs without one.
+    Column("user_id", Text, primary_key=True),
+    #: Grows with every claim.
+    Column("turn", BigInteger, Identity(), nullable=False),
+    _timestamp("served_at", now=True),
+)
+
+#: Why jobs wait, as the dispatcher last saw it: by model, or ``''`` for all of them.
+conditions = Table(
+    "conditions",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    _timestamp("since", now=True),
+    #: A dispatcher that is gone must not be believed for long.
+    _timestamp("seen_at", now=True),
+)
+
+#: How many jobs there are, as a sum of changes: triggers of migration 0003 add a row where a job appears, changes its
+#: status or goes, and the dispatcher adds rows up. So counting reads no job, and nobody waits for a counter's lock.
+job_tally = Table(
+    "job_tally",
+    metadata,
+    Column("model", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("n", BigInteger, nullable=False),
 )

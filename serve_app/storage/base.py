@@ -1,9 +1,10 @@
 """What the service needs of an object store, and how such a store fails.
 
-Keys are ours (``inputs/{job_id}/video.mp4``), never a client's. Everything that a client or a GPU node touches goes
+Keys are ours (``keys.py``), never a client's. Everything that a client or a GPU node touches goes
 through presigned URLs, so neither ever holds a credential of the store.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,15 @@ class ObjectInfo:
     size: int
     #: Hex MD5; None where the store doesn't know it (an S3 multipart upload).
     md5: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object in a listing."""
+
+    key: str
+    #: Unix time in seconds.
+    modified: float
 
 
 class StorageError(Exception):
@@ -67,8 +77,11 @@ class Storage(Protocol):
         """URL that reads the object for ``expires_s`` seconds, saved as ``filename`` by a browser if given. No I/O."""
         ...
 
-    async def presign_put(self, key: str, expires_s: int, content_type: str) -> str:
-        """URL that takes one PUT of the object for ``expires_s`` seconds, with this ``Content-Type`` header. No I/O."""
+    async def presign_put(self, key: str, expires_s: int, content_type: str, size: int | None = None) -> str:
+        """URL that takes a PUT of the object for ``expires_s`` seconds, with this ``Content-Type`` header.
+
+        With ``size`` in bytes, an S3 store takes exactly so many; without, it sets no limit. No I/O.
+        """
         ...
 
     async def stat(self, key: str) -> ObjectInfo | None:
@@ -85,6 +98,13 @@ class Storage(Protocol):
 
     async def delete_prefix(self, prefix: str) -> int:
         """Delete everything below the folder ``prefix``, which ends with ``/``; how many objects that was."""
+        ...
+
+    async def page(self, prefix: str, after: str, limit: int) -> Sequence[Listed]:
+        """The next objects below the folder ``prefix``, in the store's order, that come after the key ``after``.
+
+        Fewer than ``limit`` only at the end.
+        """
         ...
 
     async def check(self) -> None:

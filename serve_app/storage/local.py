@@ -11,16 +11,25 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 from serve_app.disk import require_room
-from serve_app.storage.base import InvalidKey, ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError, check_folder
+from serve_app.storage.base import (
+    InvalidKey,
+    Listed,
+    ObjectInfo,
+    ObjectMissing,
+    ObjectTooLarge,
+    StorageError,
+    check_folder,
+)
 from serve_app.storage.signature import Grant, Signer
 
 T = TypeVar("T")
@@ -33,6 +42,10 @@ _TEMPORARY = ".tmp"
 _STALE_S = 24 * 3600
 _CHUNK = 1024 * 1024
 _REMEMBERED = 4096
+#: Bytes that have to be free: a disk that is full to the last one lets nobody else work either.
+_RESERVE = 256 * 1024 * 1024
+#: Bytes that a check writes.
+_PROBE = bytes(1024 * 1024)
 
 #: What a reader is told an object is. A short list on purpose: nothing here can run script in a browser.
 _CONTENT_TYPES = {
@@ -52,10 +65,19 @@ _CONTENT_TYPES = {
 class LocalStorage:
     """A directory, and the signer of URLs into it."""
 
-    def __init__(self, root: Path, base_url: str, secret: bytes, clock: Callable[[], float] = time.time) -> None:
-        """``base_url`` is where clients and GPU nodes reach the API, e.g. ``http://127.0.0.1:3000``."""
+    def __init__(
+        self,
+        root: Path,
+        base_url: str,
+        secret: bytes,
+        clock: Callable[[], float] = time.time,
+        reserve: int = _RESERVE,
+    ) -> None:
+        """``base_url`` is where clients and GPU nodes reach the API, e.g. ``http://127.0.0.1:3000``; ``reserve`` is how
+        many bytes of the disk have to be free for the store to count as working."""
         root.mkdir(parents=True, exist_ok=True)
         self._root = root.resolve()
+        self._reserve = reserve
         self._signer = Signer(base_url, secret, clock)
         self._temporary = self._root / _TEMPORARY
         self._temporary.mkdir(exist_ok=True)
@@ -67,8 +89,9 @@ class LocalStorage:
         """See :class:`~serve_app.storage.base.Storage`."""
         return self._signer.url("GET", _check_key(key), expires_s, filename=filename)
 
-    async def presign_put(self, key: str, expires_s: int, content_type: str) -> str:
-        """See :class:`~serve_app.storage.base.Storage`."""
+    async def presign_put(self, key: str, expires_s: int, content_type: str, size: int | None = None) -> str:
+        """See :class:`~serve_app.storage.base.Storage`. The route that serves the link has a limit of its own."""
+        del size
         return self._signer.url("PUT", _check_key(key), expires_s, content_type=content_type)
 
     def verify(self, method: str, key: str, query: Mapping[str, str]) -> Grant:
@@ -173,19 +196,63 @@ class LocalStorage:
                 except OSError:
                     # Somebody wrote there meanwhile; that object is newer than this call.
                     continue
+            for folder_above in top.parents:
+                if folder_above == self._root:
+                    break
+                try:
+                    folder_above.rmdir()
+                except OSError:
+                    break
             return deleted
 
         return await _call(delete)
 
+    async def page(self, prefix: str, after: str, limit: int) -> Sequence[Listed]:
+        """See :class:`~serve_app.storage.base.Storage`. Sorted by name, folder by folder."""
+        folder = check_folder(prefix)
+
+        def read() -> Sequence[Listed]:
+            top = self._path(folder[:-1])
+            return list(islice(self._walk(top, tuple(after.split("/")) if after else ()), limit))
+
+        return await _call(read)
+
+    def _walk(self, top: Path, after: tuple[str, ...]) -> Iterator[Listed]:
+        at = top.relative_to(self._root).parts
+        try:
+            entries = sorted(os.scandir(top), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            # Deleted meanwhile.
+            return
+        for entry in entries:
+            parts = (*at, entry.name)
+            if parts < after[: len(parts)] or parts == after:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(entry.path), after)
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    yield Listed("/".join(parts), entry.stat(follow_symlinks=False).st_mtime)
+                except FileNotFoundError:
+                    continue
+
     async def check(self) -> None:
-        """See :class:`~serve_app.storage.base.Storage`. Writes and removes an empty file."""
+        """See :class:`~serve_app.storage.base.Storage`. Writes a MiB: an empty file can be made on a full disk, too."""
 
-        def touch() -> None:
+        def write() -> None:
+            disk = os.statvfs(self._root)
+            if disk.f_bavail * disk.f_frsize < self._reserve:
+                raise StorageError(
+                    f"The disk of the media folder is full: fewer than {self._reserve >> 20} MiB are free.",
+                    transient=True,
+                )
             probe = self._temporary / f"check-{uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+            try:
+                probe.write_bytes(_PROBE)
+            finally:
+                probe.unlink(missing_ok=True)
 
-        await _call(touch)
+        await _call(write)
 
     def public_url(self, key: str) -> str | None:
         """Always None: everything is read by presigned URLs."""

@@ -5,10 +5,10 @@ then the ETag is the MD5, which is how an upload by a GPU node is checked withou
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import boto3
@@ -16,7 +16,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from serve_app.disk import require_room
-from serve_app.storage.base import ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError, check_expiry, check_folder
+from serve_app.storage.base import (
+    Listed,
+    ObjectInfo,
+    ObjectMissing,
+    ObjectTooLarge,
+    StorageError,
+    check_expiry,
+    check_folder,
+)
 
 T = TypeVar("T")
 
@@ -72,9 +80,14 @@ class S3Storage:
             params["ResponseContentDisposition"] = _attachment(filename)
         return self._presign("get_object", params, expires_s)
 
-    async def presign_put(self, key: str, expires_s: int, content_type: str) -> str:
-        """See :class:`~serve_app.storage.base.Storage`."""
-        params = {"Bucket": self._bucket, "Key": key, "ContentType": content_type}
+    async def presign_put(self, key: str, expires_s: int, content_type: str, size: int | None = None) -> str:
+        """See :class:`~serve_app.storage.base.Storage`.
+
+        A range of sizes could only be signed for the POST of a form, which R2 does not take.
+        """
+        params: dict[str, Any] = {"Bucket": self._bucket, "Key": key, "ContentType": content_type}
+        if size is not None:
+            params["ContentLength"] = size
         return self._presign("put_object", params, expires_s)
 
     async def stat(self, key: str) -> ObjectInfo | None:
@@ -91,6 +104,8 @@ class S3Storage:
         try:
             return await _call(head, key)
         except ObjectMissing:
+            # The answer to HEAD has no body that says what is missing: the object, or all of the bucket.
+            await self.check()
             return None
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
@@ -145,15 +160,34 @@ class S3Storage:
 
         return await _call(delete, folder)
 
+    async def page(self, prefix: str, after: str, limit: int) -> Sequence[Listed]:
+        """See :class:`~serve_app.storage.base.Storage`. ``limit`` is at most 1000."""
+        folder = check_folder(prefix)
+
+        def read() -> Sequence[Listed]:
+            answer = self._client.list_objects_v2(
+                # Everything comes after the folder's own name.
+                Bucket=self._bucket,
+                Prefix=folder,
+                StartAfter=after or folder,
+                MaxKeys=limit,
+            )
+            return [Listed(entry["Key"], entry["LastModified"].timestamp()) for entry in answer.get("Contents", [])]
+
+        return await _call(read, folder)
+
     async def check(self) -> None:
         """See :class:`~serve_app.storage.base.Storage`. Needs no more than permission to list the bucket."""
-        await _call(lambda: self._client.head_bucket(Bucket=self._bucket), self._bucket)
+        try:
+            await _call(lambda: self._client.head_bucket(Bucket=self._bucket), "the bucket")
+        except ObjectMissing as error:
+            raise StorageError("The object store has no such bucket.", transient=True) from error
 
     def public_url(self, key: str) -> str | None:
         """See :class:`~serve_app.storage.base.Storage`."""
         return None if self._public_base is None else f"{self._public_base}/{quote(key)}"
 
-    def _presign(self, operation: Literal["get_object", "put_object"], params: dict[str, str], expires_s: int) -> str:
+    def _presign(self, operation: Literal["get_object", "put_object"], params: dict[str, Any], expires_s: int) -> str:
         return str(self._client.generate_presigned_url(operation, Params=params, ExpiresIn=check_expiry(expires_s)))
 
 
@@ -166,7 +200,8 @@ async def _call(call: Callable[[], T], what: str) -> T:
         code = error.response.get("Error", {}).get("Code", "")
         if code in _MISSING:
             raise ObjectMissing(what) from error
-        transient = status >= 500 or status in (0, 408, 429)
+        # A rotated key, a bucket that is gone: our operator's to mend, and then another try succeeds.
+        transient = status >= 500 or status in (0, 401, 403, 404, 408, 429)
         raise StorageError(f"The object store answered {status} {code} for {what}.", transient=transient) from error
     except BotoCoreError as error:
         raise StorageError(f"The object store can't be reached: {type(error).__name__}.", transient=True) from error

@@ -11,7 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, Task, Verdict
+from deployments.occupancy import Occupancy
 from deployments.run import Reporter, Run, RunStopped
+from serve_app.jobs.conditions import Condition
+from serve_app.jobs.dispatcher import WorkerDied
+from serve_app.jobs.readiness import ModelHealth
 from serve_app.storage.local import LocalStorage
 
 VIDEO = b"an mp4"
@@ -37,6 +41,8 @@ class FakeWorkers:
         self._storage = storage
         self._windows = windows
         self.reporter: Reporter | None = None
+        #: What keeps a model from working.
+        self.troubles: dict[str, Condition] = {}
         #: Every task that was handed over.
         self.tasks: list[Task] = []
         #: Calls that were let go of.
@@ -53,6 +59,9 @@ class FakeWorkers:
 
     async def windows(self) -> Mapping[str, int]:
         return self._windows
+
+    async def health(self) -> Mapping[str, ModelHealth]:
+        return {model: ModelHealth(model not in self.troubles, self.troubles.get(model)) for model in self._windows}
 
     async def generate(self, task: Task) -> None:
         self.tasks.append(task)
@@ -79,6 +88,11 @@ class FakeWorkers:
             raise ConnectionError("there is no dispatcher")
         return await self.reporter.report(report)
 
+    async def renew(self, task: Task) -> Task:
+        if self.reporter is None:
+            raise ConnectionError("there is no dispatcher")
+        return await self.reporter.renew(task)
+
     async def kill(self) -> None:
         """Every worker dies in the middle of what it does."""
         for work in list(self._alive):
@@ -92,12 +106,12 @@ class FakeWorkers:
     async def _work(self, task: Task, run: Run) -> None:
         if not await run.start():
             return
+        task = await run.renewed()
         heartbeat = asyncio.create_task(run.heartbeat())
         report: Outcome | Failure | Stopped | None
         try:
             self.runs[task.lease.job_id] += 1
-            run.step("generating", 50)
-            await run.unless_stopped(self.compute(task))
+            await self._compute(task, run)
             await self._put(task)
             report = Outcome(
                 lease=task.lease,
@@ -113,6 +127,10 @@ class FakeWorkers:
         if report is not None:
             await run.finish(report)
 
+    async def _compute(self, task: Task, run: Run) -> None:
+        run.step("generating", 50)
+        await run.unless_stopped(self.compute(task))
+
     async def _put(self, task: Task) -> None:
         """What the HTTP route does, the signature included."""
         url = urlsplit(task.output_url)
@@ -123,6 +141,46 @@ class FakeWorkers:
             yield self.upload(task)
 
         await self._storage.write(key, chunks(), 2**20)
+
+
+class OneProcess(FakeWorkers):
+    """All tasks share one process, as on a replica: one computes at a time, and when one kills it, all are gone.
+
+    ``kills`` says of a task whether it does; it is awaited when the task computes.
+    """
+
+    def __init__(self, storage: LocalStorage, windows: Mapping[str, int]) -> None:
+        super().__init__(storage, windows)
+        self._occupancy = Occupancy()
+        self._gpu = asyncio.Lock()
+        self.kills: Callable[[Task], Awaitable[bool]] = _no
+        #: Jobs that were in the process each time it died.
+        self.deaths: list[set[str]] = []
+
+    async def generate(self, task: Task) -> None:
+        self.tasks.append(task)
+        async with self._occupancy.entered(alone=task.alone):
+            work = asyncio.create_task(self._work(task, Run(task, self)), name=task.lease.job_id)
+            self._alive.add(work)
+            work.add_done_callback(self._alive.discard)
+            await asyncio.wait({work})
+            if work.cancelled():
+                raise WorkerDied("the actor died")
+            work.result()
+
+    async def _compute(self, task: Task, run: Run) -> None:
+        run.step("waiting_for_gpu", 10)
+        async with self._gpu:
+            run.step("generating", 50)
+            if await self.kills(task):
+                self.deaths.append({work.get_name() for work in self._alive})
+                for work in list(self._alive):
+                    work.cancel()
+                await asyncio.Event().wait()
+
+
+async def _no(_: Task) -> bool:
+    return False
 
 
 async def _nothing(_: Task) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deployments.registry import MODELS
 from serve_app.errors import VideoApiError
+from serve_app.jobs import conditions
 from serve_app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,12 @@ def test_every_http_error_is_in_the_readme() -> None:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
         codes.add(kind.code)
+    assert {code for code in codes if f"`{code}`" not in README} == set()
+
+
+def test_every_reason_to_wait_is_in_the_readme() -> None:
+    codes = {value for name, value in vars(conditions).items() if name.isupper() and isinstance(value, str) and value}
+    assert len(codes) == 4
     assert {code for code in codes if f"`{code}`" not in README} == set()
 
 

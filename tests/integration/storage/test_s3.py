@@ -1,6 +1,7 @@
 """The S3 store against moto's server: real HTTP, real signatures in the URLs."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from serve_app.storage.base import MAX_EXPIRY_S, ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError
 from serve_app.storage.s3 import S3Storage
+from tests.fakes.http_source import HttpSource, reply
 
 BUCKET = "media"
 
@@ -111,8 +113,62 @@ async def test_deleting_a_folder_takes_more_than_one_page(storage: S3Storage) ->
 
 async def test_check(storage: S3Storage, endpoint: str) -> None:
     await storage.check()
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError) as caught:
         await connect(endpoint, "no-such-bucket").check()
+    assert caught.value.transient
+    # It is shown to users.
+    assert "no-such-bucket" not in caught.value.message
+
+
+async def test_a_bucket_that_is_gone_is_not_an_object_that_is_missing(endpoint: str, tmp_path: Path) -> None:
+    """HEAD answers 404 to both. Taken for a missing video, it would cost all attempts of every job."""
+    gone = connect(endpoint, "no-such-bucket")
+    (tmp_path / "in").write_bytes(b"x")
+    for work in (
+        gone.stat("outputs/1/o.mp4"),
+        gone.put_file("inputs/1/a.png", tmp_path / "in", "image/png"),
+        gone.get_file("inputs/1/a.png", tmp_path / "out", 5),
+        gone.page("inputs/", "", 10),
+        gone.delete_prefix("inputs/1/"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            await work
+        assert not isinstance(caught.value, ObjectMissing)
+        assert caught.value.transient
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_was_rotated_is_worth_another_try(status: int) -> None:
+    async with HttpSource({f"/{BUCKET}": reply(status), f"/{BUCKET}/a": reply(status)}) as source:
+        refused = connect(source.url(""))
+        for work in (refused.check(), refused.stat("a")):
+            with pytest.raises(StorageError) as caught:
+                await work
+            assert caught.value.transient
+
+
+async def test_a_link_for_so_many_bytes_takes_no_more(storage: S3Storage) -> None:
+    """The length is a header like any other: signed, S3 wants it to be the one that was signed."""
+    url = await storage.presign_put("inputs/1/input.jpg", 60, "image/jpeg", size=4)
+    assert parse_qs(urlsplit(url).query)["X-Amz-SignedHeaders"] == ["content-length;content-type;host"]
+    async with httpx.AsyncClient() as client:
+        put = await client.put(url, content=b"jpeg", headers={"content-type": "image/jpeg"})
+    assert put.status_code == 200
+
+
+async def test_a_listing_goes_on_where_it_stopped(storage: S3Storage) -> None:
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    keys = sorted(f"listed/{n % 3}/{n}" for n in range(25))
+    for key in keys:
+        backend.put_object(BUCKET, key, b"")
+    backend.put_object(BUCKET, "listed2/x", b"")
+    pages, after = [], ""
+    while page := await storage.page("listed/", after, 10):
+        pages.append([found.key for found in page])
+        assert all(abs(found.modified - time.time()) < 3600 for found in page)
+        after = page[-1].key
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert [key for page in pages for key in page] == keys
 
 
 async def test_an_unreachable_store_is_worth_another_try() -> None:

@@ -12,6 +12,7 @@ import structlog
 
 from deployments import replica as replica_module
 from deployments import run as run_module
+from deployments import transfer as transfer_module
 from deployments.contract import Failure, Lease, MediaInput, Outcome, Progress, Report, Started, Stopped, Task, Verdict
 from deployments.engine import Step
 from deployments.faults import DeviceLost, Fault, OutOfMemory
@@ -31,6 +32,9 @@ class Head:
         self.verdicts: dict[str, Verdict] = {}
         self.deaf: set[type] = set()
         self.refused: list[Report] = []
+        #: Makes links anew.
+        self.fresh: Callable[[Task], Task] = lambda task: task
+        self.renewed = 0
         self._heard = asyncio.Event()
 
     async def report(self, report: Report) -> Verdict:
@@ -40,6 +44,10 @@ class Head:
             raise ConnectionError("nobody there")
         self.reports.append(report)
         return self.verdicts.get(report.lease.job_id, Verdict.GO_ON)
+
+    async def renew(self, task: Task) -> Task:
+        self.renewed += 1
+        return self.fresh(task)
 
     def of(self, name: str) -> list[Report]:
         return [report for report in self.reports if report.lease.job_id == name]
@@ -84,7 +92,9 @@ async def store() -> AsyncIterator[HttpSource]:
 
 @pytest.fixture
 def task(store: HttpSource) -> Callable[..., Task]:
-    def make(name: str = "job", *, timeout_s: float = 60, lease_s: float = 30, attempt: int = 1) -> Task:
+    def make(
+        name: str = "job", *, timeout_s: float = 60, lease_s: float = 30, attempt: int = 1, alone: bool = False
+    ) -> Task:
         url = store.url("/image")
         return Task(
             lease=Lease(job_id=name, token=f"token of {name}", attempt=attempt, request_id=f"request of {name}"),
@@ -94,6 +104,7 @@ def task(store: HttpSource) -> Callable[..., Task]:
             output_url=store.url("/out"),
             lease_s=lease_s,
             timeout_s=timeout_s,
+            alone=alone,
         )
 
     return make
@@ -399,13 +410,62 @@ async def test_a_fault_is_reported_and_the_next_job_runs(
 
 @pytest.mark.parametrize(("route", "what"), [("/image", "fetch the input"), ("/out", "upload the video")])
 async def test_a_store_that_refuses_is_a_transient_fault_without_the_signed_url(
-    replica: Replica, head: Head, store: HttpSource, task: Callable[..., Task], route: str, what: str
+    replica: Replica,
+    head: Head,
+    store: HttpSource,
+    task: Callable[..., Task],
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    what: str,
 ) -> None:
+    monkeypatch.setattr(transfer_module, "GET_TRIES", 2)
+    monkeypatch.setattr(transfer_module, "PUT_TRIES", 2)
     store.routes[route] = reply(403)
     await within(replica.generate(task()))
     failure = head.last("job")
     assert (failure.code, failure.transient) == ("storage_unavailable", True)
     assert failure.message == f"Could not {what}: 403."
+
+
+async def test_links_that_expired_while_the_job_waited_are_made_anew(
+    replica: Replica, head: Head, store: HttpSource, task: Callable[..., Task]
+) -> None:
+    """A job may wait for a GPU for a week; S3's links live for a day as we make them."""
+    store.routes["/image"] = store.routes["/out"] = reply(403)
+    store.routes["/fresh/image"], store.routes["/fresh/out"] = reply(200, b"pixels"), reply(200)
+    head.fresh = freshened(store)
+    await within(replica.generate(task()))
+    assert isinstance(head.last("job"), Outcome)
+    assert {seen.target for seen in store.seen} == {"/fresh/image", "/fresh/out"}
+
+
+async def test_a_bucket_that_is_mended_in_time_gets_the_video(
+    replica: Replica, head: Head, store: HttpSource, task: Callable[..., Task]
+) -> None:
+    """Its key was rotated while the GPU worked: links signed with the old one are refused, renewed ones are not."""
+    refusals = iter([401, 403, 404])
+    statuses: list[int] = []
+
+    async def refuse(seen: Any, writer: Any) -> None:
+        statuses.append(next(refusals, 200))
+        await reply(statuses[-1])(seen, writer)
+
+    store.routes["/out"] = refuse
+    await within(replica.generate(task()))
+    assert isinstance(head.last("job"), Outcome)
+    assert statuses == [401, 403, 404, 200]
+    # Once at the start, once after each refusal.
+    assert head.renewed == 4
+
+
+def freshened(store: HttpSource) -> Callable[[Task], Task]:
+    def fresh(task: Task) -> Task:
+        inputs = {
+            name: item.model_copy(update={"url": store.url("/fresh/image")}) for name, item in task.inputs.items()
+        }
+        return task.model_copy(update={"inputs": inputs, "output_url": store.url("/fresh/out")})
+
+    return fresh
 
 
 async def test_a_store_that_stumbles_once_does_not_cost_the_attempt(
@@ -488,7 +548,24 @@ async def test_a_job_that_waited_for_a_device_now_lost_does_not_touch_it(
     gate.opened.set()
     await within(asyncio.gather(first, second))
     assert ("run", "two", "begin") not in engine.events
-    assert head.last("two").transient
+    assert (head.last("two").code, head.last("two").blameless) == ("worker_lost", True)
+    assert (head.last("one").code, head.last("one").blameless) == ("device_lost", False)
+
+
+async def test_a_job_that_has_to_be_alone_starts_when_the_others_have_left(
+    replica: Replica, engine: ScriptedEngine, head: Head, task: Callable[..., Task]
+) -> None:
+    gate = Gate()
+    engine.script["run", "one"] = gate
+    first = asyncio.create_task(replica.generate(task("one")))
+    await reached(gate)
+    alone = asyncio.create_task(replica.generate(task("two", alone=True)))
+    third = asyncio.create_task(replica.generate(task("three")))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await within(asyncio.gather(first, alone, third))
+    order = [(report.lease.job_id, report.kind) for report in head.reports if report.kind in ("started", "finished")]
+    assert order == [(name, kind) for name in ("one", "two", "three") for kind in ("started", "finished")]
 
 
 async def test_a_run_out_of_time_ends_at_its_next_step(

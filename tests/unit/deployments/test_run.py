@@ -33,6 +33,12 @@ class Head:
             raise answer
         return answer
 
+    async def renew(self, task: Task) -> Task:
+        answer = self.answers.popleft() if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        return task.model_copy(update={"output_url": f"{task.output_url}?renewed"})
+
     async def until(self, condition: Callable[[list[Report]], bool]) -> None:
         async with asyncio.timeout(30):
             while not condition(self.reports):
@@ -93,6 +99,16 @@ async def test_a_job_is_not_begun_once_its_lease_must_have_expired() -> None:
     run = Run(task(lease_s=0.2), head)
     assert not await run.start()
     assert run.verdict is Verdict.LEASE_LOST
+
+
+async def test_a_task_begins_with_fresh_links() -> None:
+    head = Head(ConnectionError("gone"), ConnectionError("gone"))
+    assert (await Run(task(), head).renewed()).output_url == "http://127.0.0.1/out?renewed"
+
+
+async def test_a_head_that_is_away_keeps_no_task_from_its_old_links() -> None:
+    head = Head(*(ConnectionError("gone") for _ in range(100)))
+    assert (await Run(task(), head).renewed(tries=1)).output_url == "http://127.0.0.1/out"
 
 
 async def test_heartbeat_tells_the_newest_progress(head: Head, beating: Run) -> None:

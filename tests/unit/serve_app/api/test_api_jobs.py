@@ -1,14 +1,26 @@
 """Looking at jobs, listing, cancelling and deleting them."""
 
+import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from serve_app.jobs.conditions import EVERY_MODEL, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services
-from tests.unit.serve_app.jobs.samples import completed, failure, fetch, new_job, running, waiting
+from tests.unit.serve_app.jobs.samples import (
+    completed,
+    execute,
+    failure,
+    fetch,
+    new_job,
+    outcome,
+    running,
+    waiting,
+)
 
 Generate = Callable[..., Awaitable[httpx.Response]]
 UNKNOWN = "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"
@@ -46,6 +58,78 @@ async def test_a_failed_job_says_why(client: httpx.AsyncClient, services: Servic
     assert (body["status"], body["error_code"]) == ("failed", "no_face_found")
     assert body["error_message"] == "because of no_face_found"
     assert "result_url" not in body
+
+
+async def test_a_link_lives_as_long_as_the_video(
+    client: httpx.AsyncClient, services: Services, engine: AsyncEngine
+) -> None:
+    """Retention is a day by default; a link that promised a week would lie for six days."""
+    job_id = await completed(services.store)
+
+    async def left_s() -> float:
+        url = (await client.get(f"/api/v1/jobs/{job_id}")).json()["result_url"]
+        return int(parse_qs(urlsplit(url).query)["expires"][0]) - time.time()
+
+    assert 23.9 * 3600 < await left_s() <= 24 * 3600
+    await execute(engine, "UPDATE jobs SET completed_at = now() - interval '20 hours'")
+    assert 3.9 * 3600 < await left_s() <= 4 * 3600
+    # One that is kept for its webhook has a link all the same.
+    await execute(engine, "UPDATE jobs SET completed_at = now() - interval '30 hours'")
+    assert 200 < await left_s() <= 300
+
+
+async def told(client: httpx.AsyncClient, job_id: str) -> tuple[str, str | None, str | None]:
+    body = (await client.get(f"/api/v1/jobs/{job_id}")).json()
+    listed = next(job for job in (await client.get("/api/v1/jobs")).json()["data"] if job["job_id"] == job_id)
+    fields = ("stage", "wait_code", "wait_reason")
+    assert [listed.get(name) for name in fields] == [body.get(name) for name in fields]
+    return tuple(body.get(name) for name in fields)
+
+
+async def test_a_waiting_job_says_what_it_waits_for(client: httpx.AsyncClient, services: Services) -> None:
+    job = await waiting(services.store)
+    assert await told(client, job.id) == ("queued", None, None)
+    broken = "ltx2 cannot start: FileNotFoundError: /weights"
+    await services.conditions.note("ltx2", Condition("model_unavailable", broken))
+    await services.conditions.note("wav2lip", Condition("no_node_fits", "No node takes it: needs 2 CPUs, 1 free."))
+    assert await told(client, job.id) == ("queued", "model_unavailable", broken)
+    await services.conditions.note(EVERY_MODEL, Condition("storage_unavailable", "The object store refuses: full."))
+    full = ("storage_unavailable", "storage_unavailable", "The object store refuses: full.")
+    assert await told(client, job.id) == full
+    for subject in ("ltx2", EVERY_MODEL):
+        await services.conditions.lift(subject)
+    assert await told(client, job.id) == ("queued", None, None)
+
+
+async def test_a_job_that_is_retried_says_why(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    await services.store.fail(failure(lease, "timed_out"))
+    reason = "Attempt 1 failed with timed_out: because of timed_out"
+    assert await told(client, lease.job_id) == ("retrying", "retrying", reason)
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "running", "uploading"])
+async def test_a_job_that_does_not_wait_has_no_reason_to(
+    client: httpx.AsyncClient, services: Services, end: str
+) -> None:
+    await services.conditions.note("ltx2", Condition("model_unavailable", "It cannot start."))
+    if end == "completed":
+        job_id = await completed(services.store)
+    elif end == "uploading":
+        job_id = (await services.store.open_upload(None)).id
+    else:
+        job_id = (lease := await running(services.store)).job_id
+        if end == "failed":
+            await services.store.fail(failure(lease, "no_face_found", transient=False))
+    assert (await told(client, job_id))[1:] == (None, None)
+
+
+async def test_a_video_that_waits_for_the_store_says_so(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    await services.store.hold(outcome(lease))
+    stage, code, reason = await told(client, lease.job_id)
+    assert (stage, code) == ("storage_unavailable", "storage_unavailable")
+    assert "store" in reason
 
 
 async def test_a_job_of_another_model_is_not_found(generate: Generate, client: httpx.AsyncClient) -> None:

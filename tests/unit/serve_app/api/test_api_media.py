@@ -1,6 +1,7 @@
 """Presigned uploads and downloads, and the local store's files behind them."""
 
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from serve_app.services import Services
+from serve_app.storage import keys
 from serve_app.storage.local import LocalStorage
 from tests.unit.serve_app.jobs.samples import completed, new_job
 
@@ -31,7 +33,10 @@ async def put(client: httpx.AsyncClient, ticket: dict, content: bytes) -> httpx.
 async def test_upload_first_then_generate(client: httpx.AsyncClient, generate: Generate, services: Services) -> None:
     opened = await ticket(client, input_type="image", content_type="image/png")
     job_id = opened["job_id"]
-    assert (opened["expires_in"], opened["key"]) == (3600, f"inputs/{job_id}/input.jpg")
+    assert (opened["expires_in"], opened["key"]) == (
+        3600,
+        keys.upload((await services.store.get(job_id)).folder, "image"),
+    )
     assert (await client.get(f"/api/v1/jobs/{job_id}")).json()["status"] == "uploading"
 
     early = await generate(job_id=job_id, image_url=None)
@@ -57,7 +62,9 @@ async def test_keys_and_types_are_the_originals(
     client: httpx.AsyncClient, kind: str, content_type: str, name: str
 ) -> None:
     opened = await ticket(client, job_id=JOB, input_type=kind)
-    assert (opened["job_id"], opened["key"], opened["content_type"]) == (JOB, f"inputs/{JOB}/{name}", content_type)
+    assert (opened["job_id"], opened["content_type"]) == (JOB, content_type)
+    # Between the id and the name is ours: the id alone may have been somebody's before.
+    assert re.fullmatch(rf"inputs/{JOB}/[0-9a-f]{{16}}/{name}", opened["key"])
 
 
 async def test_a_second_file_joins_the_first(client: httpx.AsyncClient) -> None:
@@ -75,7 +82,9 @@ async def test_a_second_file_joins_the_first(client: httpx.AsyncClient) -> None:
         ({"input_type": "image", "content_type": "video/mp4"}, "content_type"),
         ({"input_type": "image", "job_id": "../../etc"}, "job_id"),
         ({"input_type": "image", "job_id": "-" * 36}, "job_id"),
-        ({"input_type": "image", "size": 1}, "size"),
+        ({"input_type": "image", "size": 0}, "size"),
+        ({"input_type": "image", "size": 2 * 1024**3 + 1}, "size"),
+        ({"input_type": "image", "length": 1}, "length"),
     ],
 )
 async def test_a_bad_upload_request_is_named(
@@ -84,6 +93,39 @@ async def test_a_bad_upload_request_is_named(
     answer = await client.post("/api/v1/presign/upload", json=body)
     assert (answer.status_code, answer.json()["param"]) == (422, param)
     assert await services.store.list() == []
+
+
+async def test_the_id_of_a_deleted_job_is_not_opened_again(client: httpx.AsyncClient) -> None:
+    await ticket(client, job_id=JOB, input_type="image")
+    assert (await client.delete(f"/api/v1/jobs/{JOB}")).status_code == 204
+    again = await client.post("/api/v1/presign/upload", json={"input_type": "image", "job_id": JOB})
+    assert (again.status_code, again.json()["code"], again.json()["param"]) == (409, "job_id_used", "job_id")
+
+
+@pytest.mark.parametrize("end", ["submit", "cancel", "delete"])
+async def test_a_link_takes_nothing_once_its_job_does_not_wait_for_uploads(
+    client: httpx.AsyncClient, generate: Generate, services: Services, end: str
+) -> None:
+    """It is good for an hour; what came later would never be read, and never be deleted either."""
+    opened = await ticket(client, input_type="image")
+    job_id = opened["job_id"]
+    await put(client, opened, b"pixels")
+    if end == "submit":
+        assert (await generate(job_id=job_id, image_url=None)).status_code == 201
+    elif end == "cancel":
+        await client.post(f"/api/v1/jobs/{job_id}/cancel")
+    else:
+        await client.delete(f"/api/v1/jobs/{job_id}")
+    late = await put(client, opened, b"other pixels")
+    assert (late.status_code, late.json()["code"]) == (409, "job_not_uploading")
+    assert (await services.storage.stat(opened["key"])).size == len(b"pixels")
+
+
+async def test_a_replica_may_put_whatever_has_become_of_the_job(client: httpx.AsyncClient, services: Services) -> None:
+    """Only uploads wait for somebody; a video has an attempt in its key."""
+    key = keys.output("nobody", 1)
+    url = await services.storage.presign_put(key, 60, "video/mp4")
+    assert (await client.put(url, content=b"an mp4", headers={"content-type": "video/mp4"})).status_code == 200
 
 
 async def test_an_upload_with_another_type_is_refused(client: httpx.AsyncClient) -> None:

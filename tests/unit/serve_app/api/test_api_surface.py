@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from standardwebhooks import Webhook
 
 from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
+from serve_app.jobs.conditions import Condition
 from serve_app.jobs.database import connect
+from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
 from serve_app.storage.base import StorageError
@@ -270,20 +273,56 @@ async def test_health_is_open_and_counts(
     assert body["weights"]["ltx2"] == "random"
 
 
-@pytest.mark.parametrize("fault", ["silent", "absent", "unhealthy"])
+@pytest.mark.parametrize("fault", ["silent", "absent"])
 async def test_health_tells_of_a_cluster_that_is_down(
     anyone: httpx.AsyncClient, cluster: FakeCluster, fault: str
 ) -> None:
     if fault == "silent":
         cluster.error = ConnectionError("no controller")
-    elif fault == "absent":
-        del cluster.states["ltx2"]
     else:
-        cluster.states["ltx2"] = replace(cluster.states["ltx2"], status="UNHEALTHY", message="it crashed")
+        del cluster.states["ltx2"]
     answer = await anyone.get("/health")
     assert (answer.status_code, answer.json()["ray"]) == (503, "down")
     assert answer.json()["database"] == "ok"
     assert answer.json()["details"].keys() == {"ray"}
+
+
+BROKEN = Condition("model_unavailable", "ltx2 cannot start: FileNotFoundError: /nonexistent")
+CROWDED = Condition("no_node_fits", "No node takes a replica of ltx2: needs 2 CPUs, 1 free.")
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "detail"),
+    [
+        ({}, "ok", None),
+        ({"starting_replicas": 1}, "starting", None),
+        ({"status": "UNHEALTHY", "trouble": BROKEN}, "down", BROKEN.message),
+        # One replica of the deployment does not start, another works.
+        ({"status": "UNHEALTHY", "trouble": BROKEN, "running_replicas": 1}, "ok", None),
+        ({"starting_replicas": 1, "trouble": CROWDED}, "waiting", CROWDED.message),
+        (
+            {"status": "UNHEALTHY", "message": "A health check failed.\nTraceback: secret"},
+            "down",
+            "A health check failed.",
+        ),
+    ],
+)
+async def test_a_model_that_does_not_work_makes_not_all_of_the_service_unhealthy(
+    anyone: httpx.AsyncClient, cluster: FakeCluster, state: dict, health: str, detail: str | None
+) -> None:
+    cluster.states["ltx2"] = replace(cluster.states["ltx2"], **state)
+    answer = await anyone.get("/health")
+    body = answer.json()
+    assert (answer.status_code, body["ray"]) == (200, "ok")
+    assert body["models"] == {"ltx2": health, "wav2lip": "ok"}
+    assert body["details"] == ({"ltx2": detail} if detail else {})
+
+
+async def test_what_serve_has_forgotten_is_remembered(anyone: httpx.AsyncClient, services: Services) -> None:
+    """At zero replicas it calls a model healthy that did not start a minute ago."""
+    await services.conditions.note("ltx2", BROKEN)
+    body = (await anyone.get("/health")).json()
+    assert (body["models"]["ltx2"], body["details"]) == ("down", {"ltx2": BROKEN.message})
 
 
 async def test_health_tells_of_a_store_that_is_down(
@@ -302,6 +341,83 @@ async def test_health_tells_of_a_database_that_is_down(anyone: httpx.AsyncClient
     await execute(engine, "ALTER TABLE jobs RENAME TO work")
     answer = await anyone.get("/health")
     assert (answer.status_code, answer.json()["database"]) == (503, "down")
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs"])
+async def test_a_database_that_is_away_is_not_taken_for_anything_else(
+    services: Services, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: ``ray: down`` and 0 jobs in every queue, while a connection was cut."""
+    monkeypatch.setattr("serve_app.api.health.CHECK_TIMEOUT_S", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))
+    # Connections are taken by the kernel; nobody ever answers them.
+    port = listener.getsockname()[1] if fault == "hangs" else 1
+    gone = connect(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none")
+    broken = replace(services, engine=gone, store=JobStore(gone), queue=JobQueue(gone))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_asgi(broken)), base_url="http://t") as client:
+        answer = await client.get("/health")
+    await gone.dispose()
+    listener.close()
+    body = answer.json()
+    assert answer.status_code == 503
+    assert [body[part] for part in ("database", "storage", "ray")] == ["down", "ok", "ok"]
+    assert body["models"] == {"ltx2": "ok", "wav2lip": "ok"}
+    assert body["queues"] == {}
+    assert body["details"].keys() == {"database"}
+
+
+async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
+    anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may ask; each look is a call to the bucket and to the database."""
+    looks: list[str] = []
+
+    def counted(part: object, name: str) -> None:
+        real = getattr(part, name)
+
+        async def look() -> object:
+            looks.append(name)
+            return await real()
+
+        monkeypatch.setattr(part, name, look)
+
+    counted(services.storage, "check")
+    counted(services.queue, "counts")
+    monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
+    answers = await asyncio.gather(*(anyone.get(path) for path in ("/health", "/metrics") * 50))
+    assert {answer.status_code for answer in answers} == {200}
+    assert sorted(looks) == ["check", "counts"]
+
+
+async def test_a_part_that_is_down_is_not_hammered_either(
+    anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def fail() -> None:
+        nonlocal looks
+        looks += 1
+        raise StorageError("no bucket", transient=True)
+
+    monkeypatch.setattr(services.storage, "check", fail)
+    monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
+    for _ in range(5):
+        assert (await anyone.get("/health")).json()["storage"] == "down"
+    assert looks == 1
+
+
+async def test_a_part_that_is_back_is_seen(
+    anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([StorageError("no bucket", transient=True), None])
+
+    async def check() -> None:
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(services.storage, "check", check)
+    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
+    assert [(await anyone.get("/health")).json()["storage"] for _ in range(2)] == ["down", "ok"]
 
 
 async def test_metrics_are_open(anyone: httpx.AsyncClient, services: Services) -> None:

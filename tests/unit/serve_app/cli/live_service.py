@@ -22,10 +22,10 @@ from serve_app.api.asgi import create_asgi
 from serve_app.cluster_state import ModelState
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.database import listen
-from serve_app.jobs.dispatcher import output_key
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services
 from serve_app.settings import Settings
+from serve_app.storage import keys
 
 T = TypeVar("T")
 
@@ -102,10 +102,11 @@ class Worker:
             failure = Failure(lease=lease, code="not_finite", message="came out as [NaN]", transient=False)
             await self._store.fail(failure)
             return
-        await self._services.storage.write(output_key(lease), _once(VIDEO), len(VIDEO))  # type: ignore[attr-defined]
+        key = keys.output(job.folder, lease.attempt)
+        await self._services.storage.write(key, _once(VIDEO), len(VIDEO))  # type: ignore[attr-defined]
         media = MediaFacts(width=320, height=192, fps="24/1", frames=121, has_audio=True)
         report = Outcome(lease=lease, size=len(VIDEO), md5="", media=media, timings={}, notes={"seed": 7})
-        await self._store.complete(report, output_key(lease))
+        await self._store.complete(report, key)
 
 
 class LiveService:

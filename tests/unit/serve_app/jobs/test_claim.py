@@ -1,20 +1,17 @@
 """Whose job is next, what that costs, and that no job is handed out twice."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deployments.contract import Started
-from serve_app.jobs.claim import CLAIM_TO_RUN
 from serve_app.jobs.dispatcher import share_of
 from serve_app.jobs.store import JobStore
-from tests.unit.serve_app.jobs.samples import INPUTS, completed, eventually, execute, fetch, lease_of, new_job, running
+from tests.unit.serve_app.jobs.samples import INPUTS, eventually, execute, fetch, lease_of, new_job, running
 
 
 async def admitted(store: JobStore, *users: str | None, **changes: object) -> list[str]:
@@ -133,50 +130,6 @@ async def test_a_row_cancelled_between_snapshot_and_lock_is_not_returned(
         await store.cancel(cancelled)
         await gate.execute("SELECT pg_advisory_unlock(1)")
         assert await claiming == [kept]
-
-
-async def explain(engine: AsyncEngine) -> dict:
-    async with engine.begin() as db:
-        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {CLAIM_TO_RUN.text}")
-        found = (await db.execute(statement, {"model": "ltx2", "window": 4})).scalar_one()
-        await db.rollback()
-    return (found if isinstance(found, list) else json.loads(found))[0]["Plan"]
-
-
-def nodes(plan: dict) -> list[dict]:
-    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
-
-
-async def test_a_claim_does_not_read_the_history(store: JobStore, engine: AsyncEngine) -> None:
-    """With 20 000 finished jobs and 2000 waiting, it reads a handful of rows through partial indexes."""
-    await completed(store)
-    await execute(
-        engine,
-        """
-        INSERT INTO jobs (id, model, status, stage, output_key, completed_at, user_id, inputs)
-        SELECT 'old ' || n, 'ltx2', 'completed', 'completed', 'k', now(), 'user ' || n % 50, '{}'
-          FROM generate_series(1, 20000) n
-        """,
-    )
-    await execute(
-        engine,
-        """
-        INSERT INTO jobs (id, model, status, user_id, inputs, created_at)
-        SELECT 'new ' || n, 'ltx2', 'queued', 'user ' || n % 10, '{}', now() - make_interval(secs => n)
-          FROM generate_series(1, 2000) n
-        """,
-    )
-    async with engine.connect() as db:
-        await (await db.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE jobs"))
-    found = nodes(await explain(engine))
-    assert "jobs_waiting" in {node.get("Index Name") for node in found}
-    read = [
-        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-        for node in found
-        if node.get("Relation Name") == "jobs"
-    ]
-    assert sum(read) < 500
-    assert len(await store.claim_to_run("ltx2", 4)) == 4
 
 
 async def test_starting_frees_no_room_and_ending_does(store: JobStore) -> None:

@@ -1,7 +1,10 @@
 """Where a job stands and when it may be done."""
 
+import random
+
 import pytest
 
+from deployments.contract import Started
 from serve_app.jobs import queue as queue_module
 from serve_app.jobs.queue import JobQueue, Place
 from serve_app.jobs.store import JobStore
@@ -30,6 +33,27 @@ async def test_places_are_the_order_of_claims(store: JobStore, queue: JobQueue) 
     await submit(store, "ann", "ann", "bob", None, "ann")
     await submit(store, "bob", priority=4)
     await submit(store, "cid", None, priority=-2)
+    waiting = [job for job in await store.list(limit=100) if job.status == "queued"]
+    told = {job.id: await position(store, queue, job.id) for job in waiting}
+    order = [job.id for job in await store.claim_to_run("ltx2", 100)]
+    assert told == {job_id: number for number, job_id in enumerate(order)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_places_are_the_order_of_claims_after_any_history(store: JobStore, queue: JobQueue, seed: int) -> None:
+    """Turns that users had, jobs they hold, priorities: whatever decides about the claim decides about the place."""
+    chance = random.Random(seed)
+    users = ["ann", "bob", "cid", None]
+    for _ in range(4):
+        for user in users:
+            for _ in range(chance.randrange(3)):
+                await submit(store, user, priority=chance.randrange(-1, 2))
+        claimed = await store.claim_to_run("ltx2", chance.randrange(1, 8))
+        for job in claimed:
+            lease = lease_of(job)
+            await store.start(Started(lease=lease))
+            if chance.random() < 0.6:
+                await store.complete(outcome(lease), "outputs/x/1/output.mp4")
     waiting = [job for job in await store.list(limit=100) if job.status == "queued"]
     told = {job.id: await position(store, queue, job.id) for job in waiting}
     order = [job.id for job in await store.claim_to_run("ltx2", 100)]

@@ -6,11 +6,26 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.contract import Started
+from serve_app.jobs.job import Job
+from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.storage import keys
 from serve_app.storage.base import StorageError
 from serve_app.storage.local import LocalStorage
-from tests.unit.serve_app.jobs.samples import completed, execute, failure, fetch, new_job, running, stopped
+from tests.unit.serve_app.jobs.samples import (
+    INPUTS,
+    completed,
+    execute,
+    failure,
+    fetch,
+    lease_of,
+    new_job,
+    outcome,
+    running,
+    stopped,
+)
 
 
 class Stumbling(LocalStorage):
@@ -38,18 +53,24 @@ async def chunks() -> AsyncIterator[bytes]:
     yield b"x"
 
 
-def keys(job_id: str) -> tuple[str, str]:
-    return f"inputs/{job_id}/image.png", f"outputs/{job_id}/1/output.mp4"
+def media_keys(folder: str) -> tuple[str, str]:
+    return keys.verified(folder, "image", "png"), keys.output(folder, 1)
 
 
-async def with_media(storage: LocalStorage, job_id: str) -> str:
-    for key in keys(job_id):
+async def with_media(storage: LocalStorage, folder: str) -> None:
+    for key in media_keys(folder):
         await storage.write(key, chunks(), 10)
-    return job_id
 
 
-async def media(storage: LocalStorage, job_id: str) -> list[bool]:
-    return [await storage.stat(key) is not None for key in keys(job_id)]
+async def media(storage: LocalStorage, folder: str) -> list[bool]:
+    return [await storage.stat(key) is not None for key in media_keys(folder)]
+
+
+async def with_video(store: JobStore, storage: LocalStorage, job_id: str | None = None) -> Job:
+    """A completed job with its media."""
+    job = await store.get(job_id or await completed(store))
+    await with_media(storage, job.folder)
+    return job
 
 
 async def age(engine: AsyncEngine, job_id: str, hours: float) -> None:
@@ -91,11 +112,11 @@ async def test_of_completed_jobs_the_newest_stay(store: JobStore, retention: Ret
 async def test_media_go_with_the_row(
     store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
 ) -> None:
-    old, young = [await with_media(storage, await completed(store)) for _ in range(2)]
-    await age(engine, old, 25)
+    old, young = [await with_video(store, storage) for _ in range(2)]
+    await age(engine, old.id, 25)
     await retention.forget_jobs()
     assert await retention.delete_media() == 1
-    assert (await media(storage, old), await media(storage, young)) == ([False, False], [True, True])
+    assert (await media(storage, old.folder), await media(storage, young.folder)) == ([False, False], [True, True])
     assert await fetch(engine, "SELECT * FROM discarded_media") == []
     assert await retention.delete_media() == 0
 
@@ -105,20 +126,83 @@ async def test_a_store_that_fails_in_the_middle_is_asked_again(
     store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling, folder: str
 ) -> None:
     """And the media of other jobs need not wait until it is well."""
-    first, stuck, last = [await with_media(storage, await completed(store)) for _ in range(3)]
-    for job_id in (first, stuck, last):
-        await store.delete(job_id)
-    storage.refused = {f"{folder}/{stuck}/"}
+    first, stuck, last = [await with_video(store, storage) for _ in range(3)]
+    for job in (first, stuck, last):
+        await store.delete(job.id)
+    storage.refused = {f"{folder}/{stuck.folder}/"}
     assert await retention.delete_media() == 2
-    assert [await media(storage, job_id) for job_id in (first, last)] == [[False, False]] * 2
-    assert any(await media(storage, stuck))
-    assert [noted["job_id"] for noted in await fetch(engine, "SELECT job_id FROM discarded_media")] == [stuck]
+    assert [await media(storage, job.folder) for job in (first, last)] == [[False, False]] * 2
+    assert any(await media(storage, stuck.folder))
+    assert [noted["job_id"] for noted in await fetch(engine, "SELECT job_id FROM discarded_media")] == [stuck.id]
     # Nothing more can be done now: a count of 0 is what ends the loop.
     assert await retention.delete_media() == 0
     storage.refused = set()
     assert await retention.delete_media() == 1
-    assert await media(storage, stuck) == [False, False]
+    assert await media(storage, stuck.folder) == [False, False]
     assert await fetch(engine, "SELECT * FROM discarded_media") == []
+
+
+async def test_cleaning_up_after_a_job_spares_another_of_the_same_id(
+    store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
+) -> None:
+    """A client chooses the id of an upload. The note of the first job is worked off when the second has its video."""
+    opened = await store.open_upload("11111111-1111-4111-8111-111111111111")
+    await with_media(storage, opened.folder)
+    await store.delete(opened.id)
+    # Nobody may open it again so soon; after a month, or with a note that a failing store kept for as long, one may.
+    await execute(engine, "DELETE FROM used_ids")
+    await store.open_upload(opened.id)
+    await store.submit(new_job(), opened.id)
+    for claimed in await store.claim_for_intake(1):
+        await store.admit(lease_of(claimed), INPUTS)
+    (claimed,) = await store.claim_to_run("ltx2", 1)
+    await store.start(Started(lease=lease_of(claimed)))
+    await store.complete(outcome(lease_of(claimed)), keys.output(claimed.folder, 1))
+    again = await with_video(store, storage, opened.id)
+    assert await retention.delete_media() == 1
+    assert await media(storage, opened.folder) == [False, False]
+    assert await media(storage, again.folder) == [True, True]
+    assert await storage.stat((await store.get(opened.id)).output_key) is not None
+
+
+async def test_media_of_an_older_version_go_with_their_row(
+    store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
+) -> None:
+    """Version 0002 had no nonces: keys began with the id alone, and so do its notes."""
+    job_id = await completed(store)
+    await execute(engine, "UPDATE jobs SET nonce = ''")
+    await with_media(storage, job_id)
+    await with_media(storage, "noted")
+    await execute(engine, "INSERT INTO discarded_media (job_id) VALUES ('noted')")
+    await store.delete(job_id)
+    assert await retention.delete_media() == 2
+    assert [await media(storage, folder) for folder in (job_id, "noted")] == [[False, False]] * 2
+
+
+async def test_used_ids_and_turns_are_forgotten_in_time(
+    store: JobStore, engine: AsyncEngine, retention: Retention
+) -> None:
+    for user in ("ann", "bob"):
+        await store.delete(await completed(store, user))
+    await execute(
+        engine,
+        "UPDATE used_ids SET forgotten_at = now() - interval '31 days' WHERE id = (SELECT min(id) FROM used_ids)",
+    )
+    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id = 'ann'")
+    await retention.tidy()
+    assert len(await fetch(engine, "SELECT 1 FROM used_ids")) == 1
+    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob"}
+
+
+async def test_adding_up_the_tally_changes_no_count(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
+    for _ in range(3):
+        await completed(store)
+    await store.submit(new_job(model="wav2lip"))
+    await store.delete(await completed(store))
+    before = await JobQueue(engine).counts()
+    await retention.tidy()
+    assert await JobQueue(engine).counts() == before == {"ltx2": {"completed": 3}, "wav2lip": {"queued": 1}}
+    assert len(await fetch(engine, "SELECT 1 FROM job_tally")) == 2
 
 
 async def test_a_receiver_that_never_answers_keeps_no_job_beyond_its_age(

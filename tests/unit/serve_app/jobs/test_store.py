@@ -181,16 +181,6 @@ async def test_a_job_that_does_not_start_in_time_fails(store: JobStore, engine: 
     assert (await store.get(job.id)).error_code == "expired"
 
 
-async def test_a_job_that_started_in_time_may_be_retried_after_its_deadline(
-    store: JobStore, engine: AsyncEngine
-) -> None:
-    lease = await running(store, expires_after=5)
-    await store.fail(failure(lease))
-    await execute(engine, "UPDATE jobs SET expires_at = now() - interval '1 second'")
-    assert await store.expire_deadlines() == 0
-    assert (await store.get(lease.job_id)).status is Status.QUEUED
-
-
 async def test_an_upload_can_be_ended_only_by_its_owner(store: JobStore) -> None:
     """It has no model yet, so no worker can have made a video of it."""
     opened = await store.open_upload(None)

@@ -5,11 +5,15 @@ wherever it lands. Time never passes by itself: rules move the timestamps.
 """
 
 import asyncio
-from collections.abc import Coroutine
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
@@ -17,7 +21,10 @@ from sqlalchemy import text
 from deployments.contract import Lease, Progress, Started, Verdict
 from serve_app.jobs import metrics
 from serve_app.jobs.database import connect
+from serve_app.jobs.ending import IDLE_STAGES
 from serve_app.jobs.job import TERMINAL, TRANSITIONS, Status
+from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import MAX_ATTEMPTS, MAX_OUT_OF_MEMORY
 from serve_app.jobs.store import JobStore
 from tests.unit.serve_app.jobs.samples import (
@@ -32,14 +39,20 @@ from tests.unit.serve_app.jobs.samples import (
     silence,
     stopped,
 )
+from tests.unit.serve_app.jobs.turns import take_turns
 
 T = TypeVar("T")
 
 OPERATOR_URL = "https://operator.example/hook"
 MODELS = ("ltx2", "wav2lip")
+INTAKE = "intake"
+STAGES = st.sampled_from(["preparing", "waiting_for_gpu", "generating", "encoding", "uploading"])
 FAULTS = st.sampled_from(
     [("worker_lost", True), ("timed_out", True), ("out_of_memory", True), ("no_face_found", False)]
 )
+LATE = ["start", "progress", "complete", "hold", "postpone", "fail", "stopped", "admit", "renew"]
+#: Seconds for which new orders are tried.
+BUDGET_S = 15.0
 
 
 @dataclass
@@ -61,7 +74,13 @@ class Expected:
     lease: Lease | None = None
     silent: bool = False
     attempt: int = 0
+    #: Of those, the ones that were nobody's fault.
+    free: int = 0
     faults: int = 0
+    alone: bool = False
+    stage: str = ""
+    #: Its video is made, but not verified.
+    held: bool = False
     progress: float = 0.0
     cancelling: bool = False
     started: bool = False
@@ -89,11 +108,14 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.engine = connect(self.database_url)
         self.store = JobStore(self.engine, lease_s=3600, webhook_url=OPERATOR_URL)
-        self.do(execute(self.engine, "TRUNCATE jobs, deliveries, counters, discarded_media"))
+        tables = "jobs, deliveries, counters, discarded_media, used_ids, turns, conditions"
+        self.do(execute(self.engine, f"TRUNCATE {tables}"))
         self.jobs: dict[str, Expected] = {}
         self.lost: list[Lease] = []
         self.ended: dict[tuple[str, str, str], int] = {}
-        self.deleted: list[str] = []
+        self.deleted: dict[str, str] = {}
+        #: When a user was last served, by model or intake.
+        self.turns: dict[str, dict[str | None, int]] = {}
         self.seen: dict[str, Seen] = {}
         self.numbers = iter(range(10**6))
 
@@ -109,10 +131,13 @@ class StoreMachine(RuleBasedStateMachine):
         found = [job for job in self.jobs.values() if job.status in statuses]
         return [job for job in found if leased is None or (job.lease is not None) == leased]
 
+    def at_work(self) -> list[Expected]:
+        return [job for job in self.having(Status.PROCESSING) if not job.held]
+
     def drop_lease(self, job: Expected) -> None:
         if job.lease is not None:
             self.lost.append(job.lease)
-        job.lease, job.silent = None, False
+        job.lease, job.silent, job.held = None, False, False
 
     def end(self, job: Expected, status: Status, code: str | None = None) -> None:
         self.drop_lease(job)
@@ -123,16 +148,25 @@ class StoreMachine(RuleBasedStateMachine):
         self.ended[labels] = self.ended.get(labels, 0) + 1
 
     def fault(self, job: Expected, code: str, transient: bool) -> None:
-        job.faults += 1
+        spared = code == "worker_lost" and not job.alone and job.stage in IDLE_STAGES
+        job.faults += not spared
         limit = MAX_OUT_OF_MEMORY if code == "out_of_memory" else MAX_ATTEMPTS
         if job.cancelling:
             self.end(job, Status.CANCELLED)
         elif not transient or job.faults >= limit:
             self.end(job, Status.FAILED, code)
         else:
-            self.drop_lease(job)
-            job.status, job.backing_off, job.code = Status.QUEUED, True, code
-            self.pin_back_off(job)
+            job.alone, job.code = job.alone or code == "worker_lost", code
+            job.free += spared
+            self.back_to_the_line(job)
+
+    def back_to_the_line(self, job: Expected) -> None:
+        if job.status is Status.PROCESSING:
+            # It has as long to start again.
+            job.late, job.has_deadline = False, True
+        self.drop_lease(job)
+        job.status, job.backing_off = Status.QUEUED, True
+        self.pin_back_off(job)
 
     def pin_back_off(self, job: Expected) -> None:
         """The real wait is a second or so; without this it would be over at a moment nobody chose."""
@@ -182,6 +216,11 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.pick(data, list(self.jobs.values()))
         assert self.do(self.store.open_upload(known.id)).status is known.status
 
+    @precondition(lambda self: self.deleted)
+    @rule(data=st.data())
+    def open_a_used_id(self, data):
+        assert self.do(self.store.open_upload(data.draw(st.sampled_from(list(self.deleted))))) is None
+
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), model=st.sampled_from(MODELS), user=st.sampled_from([None, "ann"]))
     def submit_opened(self, data, model, user):
@@ -206,10 +245,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data):
         job = self.pick(data, list(self.jobs.values()))
-        self.do(self.store.delete(job.id))
+        folder = self.do(self.store.delete(job.id)).folder
         if job.status is not Status.PROCESSING:
             self.drop_lease(job)
-            self.deleted.append(job.id)
+            self.deleted[job.id] = folder
             del self.jobs[job.id]
 
     @precondition(lambda self: self.jobs)
@@ -227,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
         ready = [job for job in self.jobs.values() if job.claimable and not job.admitted]
         in_flight = [job for job in self.jobs.values() if job.lease and not job.admitted]
         claimed = self.do(self.store.claim_for_intake(limit))
-        assert [job.id for job in claimed] == self.by_turns(ready, in_flight)[:limit]
+        assert [job.id for job in claimed] == self.by_turns(INTAKE, ready, in_flight, limit)
         for job in claimed:
             self.jobs[job.id].lease = lease_of(job)
 
@@ -248,15 +287,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.do(self.store.fail(failure(job.lease, fault[0], transient=fault[1]))) is Verdict.GO_ON
         self.fault(job, *fault)
 
-    @staticmethod
-    def by_turns(ready: list[Expected], in_flight: list[Expected]) -> list[str]:
-        """Ids in the order in which users take turns."""
-        ranked = []
-        for user in {job.user for job in ready}:
-            mine = sorted((job for job in ready if job.user == user), key=lambda job: (-job.priority, job.number))
-            before = sum(job.user == user for job in in_flight)
-            ranked += [(before + rank, -job.priority, job.number, job.id) for rank, job in enumerate(mine)]
-        return [entry[-1] for entry in sorted(ranked)]
+    def by_turns(self, queue: str, ready: list[Expected], in_flight: list[Expected], room: int) -> list[str]:
+        """Ids in the order in which users take turns; ``turns.py`` says how."""
+        lines: dict[str | None, list[Expected]] = {}
+        for job in sorted(ready, key=lambda job: (-job.priority, job.number)):
+            lines.setdefault(job.user, []).append(job)
+        held = Counter(job.user for job in in_flight)
+        served = self.turns.setdefault(queue, {})
+        chosen = take_turns(lines, held, served, room, lambda job: (-job.priority, job.number))
+        return [job.id for job in chosen]
 
     @rule(model=st.sampled_from(MODELS), window=st.integers(1, 5))
     def claim_to_run(self, model, window):
@@ -264,7 +303,7 @@ class StoreMachine(RuleBasedStateMachine):
         in_flight = [job for job in self.jobs.values() if job.lease and job.admitted and job.model == model]
         room = max(0, window - len(in_flight))
         ready = [job for job in self.jobs.values() if job.claimable and job.admitted and job.model == model]
-        expected = self.by_turns(ready, in_flight)[:room]
+        expected = self.by_turns(model, ready, in_flight, room)
 
         async def both():
             return await asyncio.gather(*(self.store.claim_to_run(model, window) for _ in range(2)))
@@ -274,6 +313,18 @@ class StoreMachine(RuleBasedStateMachine):
         assert [job.id for job in (*first, *second)] == expected
         for job in (*first, *second):
             self.jobs[job.id].lease = lease_of(job)
+
+    @precondition(lambda self: any(job.lease and not job.held for job in self.jobs.values()))
+    @rule(data=st.data())
+    def postpone(self, data):
+        """Our own store stands in the way, of intake, of a start or of a run."""
+        job = self.pick(data, [job for job in self.jobs.values() if job.lease and not job.held])
+        self.do(self.store.postpone(job.lease))
+        if job.cancelling:
+            self.end(job, Status.CANCELLED)
+        else:
+            job.free += job.status is Status.PROCESSING
+            self.back_to_the_line(job)
 
     @precondition(lambda self: self.having(Status.QUEUED, leased=True))
     @rule(data=st.data())
@@ -312,34 +363,56 @@ class StoreMachine(RuleBasedStateMachine):
         for _ in range(times):
             assert self.do(self.store.start(Started(lease=job.lease))) is Verdict.GO_ON
         job.status, job.attempt, job.started, job.silent = Status.PROCESSING, job.attempt + 1, True, False
+        job.stage = "preparing"
 
-    @precondition(lambda self: self.having(Status.PROCESSING))
-    @rule(data=st.data(), percent=st.floats(0, 100))
-    def progress(self, data, percent):
-        job = self.pick(data, self.having(Status.PROCESSING))
-        verdict = self.do(self.store.progress(Progress(lease=job.lease, stage="generating", percent=percent)))
+    @precondition(lambda self: self.at_work())
+    @rule(data=st.data(), percent=st.floats(0, 100), stage=STAGES)
+    def progress(self, data, percent, stage):
+        job = self.pick(data, self.at_work())
+        verdict = self.do(self.store.progress(Progress(lease=job.lease, stage=stage, percent=percent)))
         assert verdict is (Verdict.CANCELLED if job.cancelling else Verdict.GO_ON)
-        job.progress, job.silent = max(job.progress, percent), False
+        job.progress, job.silent, job.stage = max(job.progress, percent), False, stage
 
-    @precondition(lambda self: self.having(Status.PROCESSING))
+    @precondition(lambda self: self.at_work())
     @rule(data=st.data())
     def complete(self, data):
-        job = self.pick(data, self.having(Status.PROCESSING))
+        job = self.pick(data, self.at_work())
         assert self.do(self.store.complete(outcome(job.lease), f"outputs/{job.id}/1/output.mp4")) is Verdict.GO_ON
         self.end(job, Status.COMPLETED)
 
-    @precondition(lambda self: self.having(Status.PROCESSING))
+    @precondition(lambda self: self.at_work())
+    @rule(data=st.data())
+    def complete_unverified(self, data):
+        """The worker is done; its lease is worth nothing any more."""
+        job = self.pick(data, self.at_work())
+        assert self.do(self.store.hold(outcome(job.lease))) is Verdict.GO_ON
+        self.lost.append(job.lease)
+        (found,) = [report for report in self.do(self.store.unverified(100)) if report.lease.job_id == job.id]
+        job.lease, job.held, job.silent, job.stage = found.lease, True, False, "storage_unavailable"
+
+    @precondition(lambda self: any(job.held for job in self.jobs.values()))
+    @rule(data=st.data(), good=st.booleans())
+    def verify(self, data, good):
+        job = self.pick(data, [job for job in self.jobs.values() if job.held])
+        if good:
+            assert self.do(self.store.complete(outcome(job.lease), f"outputs/{job.id}/1/output.mp4")) is Verdict.GO_ON
+            self.end(job, Status.COMPLETED)
+        else:
+            assert self.do(self.store.fail(failure(job.lease, "output_corrupt"))) is Verdict.GO_ON
+            self.fault(job, "output_corrupt", True)
+
+    @precondition(lambda self: self.at_work())
     @rule(data=st.data(), fault=FAULTS)
     def fail(self, data, fault):
-        job = self.pick(data, self.having(Status.PROCESSING))
+        job = self.pick(data, self.at_work())
         assert self.do(self.store.fail(failure(job.lease, fault[0], transient=fault[1]))) is Verdict.GO_ON
         self.fault(job, *fault)
 
-    @precondition(lambda self: self.having(Status.PROCESSING))
-    @rule(data=st.data(), fault=FAULTS, times=st.integers(1, 3))
+    @precondition(lambda self: self.at_work())
+    @rule(data=st.data(), fault=FAULTS, times=st.integers(1, 4))
     def fail_again_and_again(self, data, fault, times):
         """The same job fails, comes back and fails, as far as its attempts go."""
-        job = self.pick(data, self.having(Status.PROCESSING))
+        job = self.pick(data, self.at_work())
         for _ in range(times):
             assert self.do(self.store.fail(failure(job.lease, fault[0], transient=fault[1]))) is Verdict.GO_ON
             self.fault(job, *fault)
@@ -347,15 +420,15 @@ class StoreMachine(RuleBasedStateMachine):
                 break
             self.to_the_gpu(model=job.model)
 
-    @precondition(lambda self: any(job.cancelling for job in self.having(Status.PROCESSING)))
+    @precondition(lambda self: any(job.cancelling for job in self.at_work()))
     @rule(data=st.data())
     def stop(self, data):
-        job = self.pick(data, [job for job in self.having(Status.PROCESSING) if job.cancelling])
+        job = self.pick(data, [job for job in self.at_work() if job.cancelling])
         assert self.do(self.store.stopped(stopped(job.lease))) is Verdict.GO_ON
         self.end(job, Status.CANCELLED)
 
     @precondition(lambda self: self.lost)
-    @rule(data=st.data(), kind=st.sampled_from(["start", "progress", "complete", "fail", "stopped", "admit", "renew"]))
+    @rule(data=st.data(), kind=st.sampled_from(LATE))
     def report_too_late(self, data, kind):
         """Of whatever an old holder says, not one column of the row takes notice."""
         lease = data.draw(st.sampled_from(self.lost))
@@ -369,6 +442,11 @@ class StoreMachine(RuleBasedStateMachine):
                 answer = self.do(self.store.complete(outcome(lease), "outputs/late/output.mp4"))
             case "fail":
                 answer = self.do(self.store.fail(failure(lease)))
+            case "hold":
+                answer = self.do(self.store.hold(outcome(lease)))
+            case "postpone":
+                self.do(self.store.postpone(lease))
+                answer = Verdict.LEASE_LOST
             case "stopped":
                 answer = self.do(self.store.stopped(stopped(lease)))
             case "admit":
@@ -391,10 +469,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def expire_leases(self):
+        """One after the other, as the dispatcher does: a call takes one."""
         silent = [job for job in self.jobs.values() if job.silent]
-        assert self.do(self.store.expire_leases()) == len(silent)
+        assert self.sweep(self.store.expire_leases) == len(silent)
         for job in silent:
-            if job.status is Status.PROCESSING:
+            if job.held:
+                self.fault(job, "storage_unavailable", True)
+            elif job.status is Status.PROCESSING:
                 self.fault(job, "worker_lost", True)
             else:
                 self.drop_lease(job)
@@ -412,11 +493,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def expire_deadlines(self):
-        """The time is the time to start: a job that has started in time does not expire while it waits to retry."""
-        late = [job for job in self.having(Status.UPLOADING, Status.QUEUED) if job.late and not job.started]
-        assert self.do(self.store.expire_deadlines()) == len(late)
+        """The time is the time to start, of a retry, too: then it begins anew."""
+        late = [job for job in self.having(Status.UPLOADING, Status.QUEUED) if job.late]
+        assert self.sweep(self.store.expire_deadlines) == len(late)
         for job in late:
             self.end(job, Status.FAILED, "expired")
+
+    def sweep(self, step: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        swept = 0
+        while found := self.do(step()):
+            assert found == 1
+            swept += 1
+        return swept
 
     @precondition(lambda self: any(job.backing_off for job in self.having(Status.QUEUED)))
     @rule(data=st.data())
@@ -428,11 +516,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(execute(self.engine, statement, id=job.id))
         job.backing_off = False
 
+    @rule()
+    def tidy(self):
+        """Adding up changes nothing that anybody sees; nothing is old enough to be forgotten."""
+        self.do(Retention(self.engine, None, RetentionPolicy()).tidy())
+
     # ------------------------------------------------------------ what must hold after every step
 
     @invariant()
     def the_database_is_as_expected(self):
-        rows, counted, told, noted = self.do(self.look())
+        rows, counted, told, noted, used = self.do(self.look())
         self.check_rows({found["id"]: found for found in rows})
         # Every end is counted once and told once, for as long as the job exists.
         assert {tuple(found["labels"].split(",")): found["value"] for found in counted} == self.ended
@@ -444,14 +537,22 @@ class StoreMachine(RuleBasedStateMachine):
             for url in {job.webhook_url, OPERATOR_URL} - {None}
         ]
         assert sorted((found["job_id"], found["url"]) for found in told) == sorted(expected)
-        assert {found["job_id"] for found in noted} == set(self.deleted)
+        assert {(found["job_id"], found["folder"]) for found in noted} == set(self.deleted.items())
+        assert {found["id"]: found["folder"] for found in used} == self.deleted
+        numbers: dict[str, dict[str, int]] = {}
+        for job in self.jobs.values():
+            if job.model is not None:
+                mine = numbers.setdefault(job.model, {})
+                mine[job.status] = mine.get(job.status, 0) + 1
+        assert self.do(JobQueue(self.engine).counts()) == numbers
 
     async def look(self):
         queries = (
             "SELECT * FROM jobs",
             f"SELECT labels, value FROM counters WHERE name = '{metrics.ENDED}'",
             "SELECT job_id, url FROM deliveries",
-            "SELECT job_id FROM discarded_media",
+            "SELECT DISTINCT job_id, folder FROM discarded_media",
+            "SELECT id, folder FROM used_ids",
         )
         async with self.engine.connect() as db:
             return [list((await db.execute(text(query))).mappings()) for query in queries]
@@ -470,6 +571,8 @@ class StoreMachine(RuleBasedStateMachine):
                 "cancelling": found["cancel_requested_at"] is not None,
                 "started": found["started_at"] is not None,
                 "code": found["error_code"],
+                "alone": found["alone"],
+                "held": found["outcome"] is not None,
             }
             assert actual == {
                 "status": job.status,
@@ -481,6 +584,8 @@ class StoreMachine(RuleBasedStateMachine):
                 "cancelling": job.cancelling,
                 "started": job.started,
                 "code": job.code,
+                "alone": job.alone,
+                "held": job.held,
             }
             self.check_history(job, Status(found["status"]), found["progress"], found["attempt"])
 
@@ -490,24 +595,42 @@ class StoreMachine(RuleBasedStateMachine):
         if before.status is not status:
             assert status in TRANSITIONS[before.status], f"{before.status} → {status}"
         assert progress >= before.progress
-        assert before.starts <= attempt <= MAX_ATTEMPTS
+        assert before.starts <= attempt <= MAX_ATTEMPTS + job.free
         self.seen[job.id] = Seen(status, progress, attempt)
 
 
-def test_no_order_of_events_loses_or_doubles_a_job(database_url: str) -> None:
+def run(database_url: str, examples: int, *, chosen: int | None = None) -> None:
+    """``chosen`` seeds the random orders; without it they are the same at every run."""
     loop = asyncio.new_event_loop()
     machine = type("Machine", (StoreMachine,), {"database_url": database_url, "loop": loop})
     try:
         run_state_machine_as_test(
-            machine,
+            machine if chosen is None else seed(chosen)(machine),
             settings=settings(
-                max_examples=40,
+                max_examples=examples,
                 stateful_step_count=50,
                 deadline=None,
-                derandomize=True,
+                derandomize=chosen is None,
                 database=None,
+                print_blob=False,
                 suppress_health_check=list(HealthCheck),
             ),
         )
     finally:
         loop.close()
+
+
+def test_no_order_of_events_loses_or_doubles_a_job(database_url: str) -> None:
+    run(database_url, 40)
+
+
+def test_no_new_order_of_events_does_either(database_url: str) -> None:
+    """Other orders at every run. ``STORE_MACHINE_SEED`` repeats those of one that failed: the last that is printed."""
+    given = os.environ.get("STORE_MACHINE_SEED")
+    give_up = time.monotonic() + BUDGET_S
+    while True:
+        chosen = int(given) if given else secrets.randbelow(2**32)
+        print(f"STORE_MACHINE_SEED={chosen}")
+        run(database_url, 4, chosen=chosen)
+        if given or time.monotonic() > give_up:
+            break

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -186,3 +188,67 @@ def test_leftovers_of_killed_processes_go(root: Path) -> None:
 def test_nothing_is_served_as_a_page() -> None:
     assert content_type_of("outputs/1/1/output.mp4") == "video/mp4"
     assert content_type_of("inputs/1/evil.html") == "application/octet-stream"
+
+
+# -------------------------------------------------------------------- a disk that is full
+
+
+async def test_a_full_disk_is_down_before_its_last_byte(root: Path) -> None:
+    """An empty file can be made on a full disk: what the check did before."""
+    free = os.statvfs(root.parent)
+    full = LocalStorage(root, "http://api.test", SECRET, reserve=free.f_bavail * free.f_frsize + 2**30)
+    with pytest.raises(StorageError, match="disk of the media folder is full") as caught:
+        await full.check()
+    assert caught.value.transient
+    assert leftovers(root) == []
+
+
+async def test_a_check_really_writes(storage: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota does not show in the free bytes of the disk."""
+    written: list[int] = []
+
+    def no_room(path: Path, data: bytes) -> int:
+        written.append(len(data))
+        path.touch()
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    await storage.check()
+    assert leftovers(root) == []
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    with pytest.raises(StorageError, match="Disk quota exceeded"):
+        await storage.check()
+    assert written == [2**20]
+    assert leftovers(root) == []
+
+
+# -------------------------------------------------------------------- listing and deleting
+
+
+async def test_a_listing_goes_on_where_it_stopped(storage: LocalStorage) -> None:
+    names = ["b/1/x", "a/2/y", "a/10/z", "a/2/deep/er", "a-b/x", "c"]
+    for name in names:
+        await storage.write(f"inputs/{name}", chunks(b"x"), 5)
+    await storage.write("inputs2/x", chunks(b"x"), 5)
+    pages, after = [], ""
+    while page := await storage.page("inputs/", after, 2):
+        pages.append([found.key for found in page])
+        assert all(abs(found.modified - time.time()) < 3600 for found in page)
+        after = page[-1].key
+    assert [len(page) for page in pages] == [2, 2, 2]
+    assert sorted(key for page in pages for key in page) == sorted(f"inputs/{name}" for name in names)
+    assert await storage.page("nothing/", "", 5) == []
+
+
+async def test_no_empty_folders_stay_behind(storage: LocalStorage, root: Path) -> None:
+    """A job's folder holds that of its nonce: a folder each for a million jobs would be a million inodes."""
+    for name in ("inputs/1/n/a", "inputs/2/n/a", "inputs/2/m/a"):
+        await storage.write(name, chunks(b"x"), 5)
+    assert await storage.delete_prefix("inputs/1/n/") == 1
+    assert await storage.delete_prefix("inputs/2/n/") == 1
+    assert sorted(str(path.relative_to(root)) for path in (root / "inputs").rglob("*")) == [
+        "inputs/2",
+        "inputs/2/m",
+        "inputs/2/m/a",
+    ]
+    await storage.write("inputs/1/n/a", chunks(b"x"), 5)
+    assert await storage.stat("inputs/1/n/a") is not None

@@ -1,0 +1,80 @@
+"""Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses.
+
+The dispatcher writes what it sees; the API reads, and so does the store when a deadline passes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.jobs.database import in_seconds
+from serve_app.jobs.job import Job, Status
+from serve_app.jobs.tables import conditions
+
+MODEL_UNAVAILABLE = "model_unavailable"
+NO_NODE_FITS = "no_node_fits"
+STORAGE_UNAVAILABLE = "storage_unavailable"
+RETRYING = "retrying"
+
+#: The subject of what concerns the jobs of every model.
+EVERY_MODEL = ""
+#: Seconds after which what nobody has seen again is not believed any more.
+BELIEVED_S = 120
+
+believed = conditions.c.seen_at > in_seconds(-BELIEVED_S)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that keeps jobs from running."""
+
+    code: str
+    message: str
+
+
+class Conditions:
+    """The table. Every method is one transaction."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def note(self, subject: str, condition: Condition) -> None:
+        """It holds (still). ``subject`` is a model or :data:`EVERY_MODEL`."""
+        row = insert(conditions).values(subject=subject, code=condition.code, message=condition.message)
+        seen = {"code": row.excluded.code, "message": row.excluded.message, "seen_at": func.now()}
+        async with self._engine.begin() as db:
+            await db.execute(row.on_conflict_do_update(index_elements=["subject"], set_=seen))
+
+    async def lift(self, subject: str) -> None:
+        """It holds no longer."""
+        async with self._engine.begin() as db:
+            await db.execute(delete(conditions).where(conditions.c.subject == subject))
+
+    async def current(self) -> Mapping[str, Condition]:
+        """By subject."""
+        async with self._engine.connect() as db:
+            rows = await db.execute(
+                select(conditions.c.subject, conditions.c.code, conditions.c.message).where(believed)
+            )
+            return {subject: Condition(code, message) for subject, code, message in rows}
+
+
+def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
+    """What keeps this job from running, besides those ahead of it; None if nothing does."""
+    if job.status.terminal or job.status is Status.UPLOADING:
+        return None
+    everywhere = current.get(EVERY_MODEL)
+    if job.stage == STORAGE_UNAVAILABLE:
+        return everywhere or Condition(STORAGE_UNAVAILABLE, "The object store refused; the job goes on by itself.")
+    if job.status is Status.PROCESSING:
+        return None
+    if found := everywhere or current.get(job.model or ""):
+        return found
+    if job.stage == RETRYING and job.fault_log:
+        last = job.fault_log[-1]
+        what = f"Attempt {last['attempt']}" if last["attempt"] else "Fetching its inputs"
+        return Condition(RETRYING, f"{what} failed with {last['code']}: {last['message']}")
+    return None

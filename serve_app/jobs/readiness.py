@@ -1,0 +1,108 @@
+"""Which models can work, why others cannot, and how much of each may be handed over.
+
+Serve has no pause between two tries to start a replica. One whose constructor fails is tried three times at once, and
+then never again until nothing waits for it; where a replica of the same version has run before, it is tried for ever,
+about every other second. On a rented GPU each try is minutes. So when a model does not start, its waiting calls are
+taken back from Serve, which thereby stops and forgets (``scaling.py``), and after a while one call is let through to
+see whether it is better now.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from serve_app.jobs.conditions import EVERY_MODEL, MODEL_UNAVAILABLE, STORAGE_UNAVAILABLE, Condition, Conditions
+
+log = structlog.get_logger()
+
+#: Seconds until a model that does not start is tried again; it doubles.
+FIRST_TRY_S = 60.0
+LAST_TRY_S = 900.0
+#: A condition that still holds is written again so often, well within ``conditions.BELIEVED_S``.
+REPEAT_S = 20.0
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """A model's deployment as Serve tells it."""
+
+    #: Whether a replica runs.
+    working: bool
+    #: What keeps replicas from starting.
+    trouble: Condition | None
+
+
+@dataclass
+class _Failing:
+    reason: Condition
+    again_at: float
+    tries: int = 1
+    #: One call is let through.
+    trying: bool = False
+
+
+class Readiness:
+    """Remembers what Serve forgets, and writes down what clients should read."""
+
+    def __init__(self, conditions: Conditions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._conditions = conditions
+        self._clock = clock
+        self._failing: dict[str, _Failing] = {}
+        #: What is written down, and when it was.
+        self._written: dict[str, tuple[Condition, float]] = {}
+
+    def window(self, model: str, wanted: int) -> int:
+        """How many tasks of the model may be in flight."""
+        failing = self._failing.get(model)
+        if failing is None:
+            return wanted
+        return min(wanted, 1) if failing.trying else 0
+
+    async def look(self, models: Mapping[str, ModelHealth], storage_trouble: str | None) -> set[str]:
+        """Take in how things are. Returns the models that have just turned out not to start."""
+        closed = set()
+        for model, health in models.items():
+            if self._fails_now(model, health):
+                closed.add(model)
+            failing = self._failing.get(model)
+            await self._write(model, failing.reason if failing else None if health.working else health.trouble)
+        refusal = storage_trouble and Condition(STORAGE_UNAVAILABLE, f"The object store refuses: {storage_trouble}")
+        await self._write(EVERY_MODEL, refusal or None)
+        return closed
+
+    def _fails_now(self, model: str, health: ModelHealth) -> bool:
+        failing = self._failing.get(model)
+        trouble = health.trouble
+        if health.working:
+            self._failing.pop(model, None)
+        elif trouble is not None and trouble.code == MODEL_UNAVAILABLE:
+            if failing is None:
+                self._failing[model] = _Failing(trouble, self._clock() + FIRST_TRY_S)
+                return True
+            failing.reason = trouble
+            if failing.trying:
+                failing.trying = False
+                failing.again_at = self._clock() + min(FIRST_TRY_S * 2**failing.tries, LAST_TRY_S)
+                failing.tries += 1
+                return True
+        elif failing is not None and self._clock() >= failing.again_at:
+            # Only now that Serve has forgotten: before, it would not try.
+            failing.trying = True
+        return False
+
+    async def _write(self, subject: str, condition: Condition | None) -> None:
+        known, written_at = self._written.get(subject, (None, 0.0))
+        if condition is None:
+            if known is not None:
+                await self._conditions.lift(subject)
+                del self._written[subject]
+                log.info("condition_lifted", subject=subject, code=known.code)
+            return
+        if condition == known and self._clock() - written_at < REPEAT_S:
+            return
+        await self._conditions.note(subject, condition)
+        self._written[subject] = (condition, self._clock())
+        if condition != known:
+            log.warning("condition", subject=subject, code=condition.code, reason=condition.message)

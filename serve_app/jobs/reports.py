@@ -1,0 +1,63 @@
+"""What a worker says, cut down to what may be written.
+
+Codes, stages and names of times become labels of metrics; what JSON cannot hold would keep the job from ever ending.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from deployments.contract import TIMED, Failure, Outcome, Progress, Report, Started, Stopped
+from deployments.faults import CODES
+from deployments.registry import MODELS
+
+log = structlog.get_logger()
+
+_STAGE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+#: Instead of a stage that is no name.
+_SOME_STAGE = "generating"
+#: Characters of JSON.
+_MAX_NOTES = 16_384
+
+
+def vetted(report: Report) -> Report:
+    """The report itself, or the part of it that is well formed."""
+    match report:
+        case Started():
+            return report
+        case Progress():
+            return report if _STAGE.fullmatch(report.stage) else report.model_copy(update={"stage": _SOME_STAGE})
+        case Failure():
+            return report.model_copy(update={"code": _code(report), "timings": _timings(report.timings)})
+        case Outcome():
+            return report.model_copy(update={"notes": _notes(report), "timings": _timings(report.timings)})
+        case Stopped():
+            return report.model_copy(update={"timings": _timings(report.timings)})
+
+
+def _code(report: Failure) -> str:
+    # By all models and not by the job's: what matters is that they are few.
+    if report.code in CODES or any(report.code in spec.fault_codes for spec in MODELS.values()):
+        return report.code
+    log.error("unknown_fault_code", job_id=report.lease.job_id, code=report.code[:100])
+    return "internal_error"
+
+
+def _timings(timings: Mapping[str, float]) -> dict[str, float]:
+    return {name: timings[name] for name in TIMED if math.isfinite(timings.get(name, math.nan)) and timings[name] >= 0}
+
+
+def _notes(report: Outcome) -> dict[str, Any]:
+    try:
+        # PostgreSQL takes neither NaN nor NUL.
+        written = json.dumps(report.notes, allow_nan=False)
+        if len(written) <= _MAX_NOTES and "\\u0000" not in written:
+            return report.notes
+    except (TypeError, ValueError):
+        pass
+    log.error("notes_dropped", job_id=report.lease.job_id)
+    return {}
