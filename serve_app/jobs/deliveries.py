@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import RowMapping, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
@@ -44,16 +44,6 @@ class _Due:
     url: str
     attempts: int
     job: Job
-
-
-def _read(row: RowMapping) -> _Due | None:
-    """None for a job of another version, which must not hold up the others: it comes back with every claim's end."""
-    try:
-        # `attempts` and `url` are no columns of jobs, so the labels do not collide.
-        return _Due(row["delivery_id"], row["url"], row["attempts"], Job.from_row(row))
-    except ValueError:
-        log.exception("webhook_unreadable", job_id=row["id"], delivery=row["delivery_id"])
-        return None
 
 
 class Deliveries:
@@ -91,7 +81,8 @@ class Deliveries:
             await db.execute(taken.values(state="sending", next_attempt_at=until, attempts=attempts))
             columns = (deliveries.c.id.label("delivery_id"), deliveries.c.url, deliveries.c.attempts, jobs)
             rows = await db.execute(select(*columns).join(jobs).where(deliveries.c.id.in_(ids)))
-            return [due for row in rows.mappings() if (due := _read(row)) is not None]
+            # `attempts` and `url` are no columns of jobs, so the labels do not collide.
+            return [_Due(row["delivery_id"], row["url"], row["attempts"], Job.from_row(row)) for row in rows.mappings()]
 
     async def _come_due(self) -> None:
         while True:
