@@ -44,6 +44,9 @@ def main() -> None:
     # Watchers are not waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     service = socket.socket(fileno=os.dup(0))
+    # Watchers would keep it open: the service could not see that the keeper is gone.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
     layers = find_out()
     # Made once, for all who are forked from here.
     for program in (True, False):
