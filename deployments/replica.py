@@ -11,7 +11,6 @@ owns the device; the event loop stays free for reports and health checks.
 """
 
 import asyncio
-import atexit
 import contextvars
 import gc
 import hashlib
@@ -93,7 +92,6 @@ class Replica:
         self._reporter = reporter or DispatcherReporter()
         self._transfer = Transfer()
         self._scratch = Scratch()
-        atexit.register(self._scratch.close)
         self._occupancy = Occupancy()
         self._gpu = asyncio.Lock()
         self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
@@ -105,6 +103,11 @@ class Replica:
         log.info("model_loaded", model=model, seconds=round(time.monotonic() - started, 1), random_weights=random)
         if random:
             log.warning("random_weights", hint=f"set {MODELS[model].weights_variable} to make real videos")
+
+    def __del__(self) -> None:
+        """Serve calls this before it ends the replica; what a killed one leaves is swept by the next."""
+        if scratch := getattr(self, "_scratch", None):
+            scratch.close()
 
     async def generate(self, task: Task) -> None:
         """Do one task. Returns when its end has been reported; raises nothing."""

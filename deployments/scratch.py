@@ -42,9 +42,11 @@ class Scratch:
             yield Path(workdir)
 
     def close(self) -> None:
-        """Remove this process's folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
+        """Remove this process's folder. Harmless a second time."""
+        if self._lock >= 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
 
     def _sweep(self) -> None:
         for folder in self._root.iterdir():

@@ -15,7 +15,7 @@ def read(path: Path, format: Format) -> Image.Image:
     Raises ``Fault``: ``invalid_media`` or ``too_many_pixels``.
     """
     found, pixels = picture.decode(path, format)
-    return Image.frombytes("RGB", (found.width, found.height), bytes(pixels))
+    return Image.frombytes("RGB", (found.width, found.height), pixels)
 
 
 def fit(image: Image.Image, width: int, height: int, mode: Literal["crop", "letterbox"]) -> Image.Image:

@@ -55,6 +55,9 @@ def check(log: bytes) -> None:
     """Raise :class:`SandboxError` where the program itself is to blame."""
     if b"fd:: Protocol not found" in log:
         raise SandboxError(f"{program()} is too old: ffmpeg 6.0 or newer is needed")
+    if b"error while loading shared libraries" in log:
+        # Only the system's own folders can be read in the sandbox.
+        raise SandboxError(f"{program()} does not start in the sandbox: {log.decode(errors='replace').strip()}")
 
 
 def invalid(what: str, log: bytes) -> Fault:

@@ -16,6 +16,8 @@ from deployments.sandbox.layers import LAYERS
 NOBODY = 65534
 #: Processes and threads of one program. ffmpeg takes a few for each processor.
 MOST_PROCESSES = 1024
+#: The same where those of all programs count together.
+MOST_PROCESSES_OF_ALL = 16 * 1024
 #: Since then the limit on processes counts by user namespace rather than over everything a user runs.
 _COUNTED_BY_NAMESPACE = (5, 14)
 _NAMESPACES = {
@@ -86,7 +88,8 @@ class Confinement:
         by_namespace = "user_namespace" in self.granted and release >= _COUNTED_BY_NAMESPACE
         if not by_namespace and "uid" not in self.granted:
             raise OSError(0, "it would count everything this user runs")
-        resource.setrlimit(resource.RLIMIT_NPROC, (MOST_PROCESSES, MOST_PROCESSES))
+        most = MOST_PROCESSES if by_namespace else MOST_PROCESSES_OF_ALL
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def limit_resources(limits: Mapping[str, int | None]) -> None:

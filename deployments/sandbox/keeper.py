@@ -34,7 +34,10 @@ NOT_RUN = 127
 _ABOVE = 100
 #: What the dynamic linker reads, and what tells a C library how many processors there are.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/sys/devices/system/cpu/online")
-_LINKERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
+_LINKERS = (
+    *("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"),
+    *("/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"),
+)
 
 
 def main() -> None:
@@ -44,6 +47,9 @@ def main() -> None:
     # Watchers are not waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     service = socket.socket(fileno=os.dup(0))
+    # Watchers would keep it open: the service could not see that the keeper is gone.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
     layers = find_out()
     # Made once, for all who are forked from here.
     for program in (True, False):

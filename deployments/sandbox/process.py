@@ -8,6 +8,7 @@ import json
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import FileIO
@@ -30,6 +31,8 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 #: Descriptors of one program.
 MOST_FILES = 64
+#: Seconds that a killed program has to be gone. Only a disk that hangs needs more than a moment.
+KILLED_S = 10.0
 #: Bytes of a stream's log that are looked at.
 LOG_BYTES = 64 * 1024
 
@@ -92,63 +95,68 @@ class Finished(Ended):
     stderr: bytes
 
 
-_UNKNOWN = Ended(None, 0.0)
-
-
 class Process:
     """A program that runs. It ends with the ``with`` block, and with this process whatever ends that."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._listening = threading.Lock()
+        self._answer: bytes | None = None
 
     def wait(self, timeout_s: float | None = None) -> Ended:
         """Wait for its end; it is killed after ``timeout_s``. Raises :class:`SandboxError` if it never ran."""
-        self._control.settimeout(timeout_s)
-        try:
-            return self._end(self._control.recv(REQUEST_BYTES))
-        except TimeoutError:
-            return self._out_of_time()
+        with self._listening:
+            if not self._heard(timeout_s):
+                self._cut()
+                self._heard(KILLED_S)
+                return Ended(None, _ended(self._answer).cpu_s)
+            return _ended(self._answer)
 
     async def ended(self, timeout_s: float) -> Ended:
-        """The same on the event loop. It is killed, too, if the caller is cancelled."""
-        self._control.setblocking(False)
+        """The same beside the event loop. It is killed, too, if the caller is cancelled."""
+        waiting = asyncio.ensure_future(asyncio.to_thread(self.wait, timeout_s))
         try:
-            async with asyncio.timeout(timeout_s):
-                return self._end(await asyncio.get_running_loop().sock_recv(self._control, REQUEST_BYTES))
-        except TimeoutError:
-            return self._out_of_time()
+            return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            self.kill()
+            self._cut()
+            await asyncio.wait({waiting})
             raise
 
     def kill(self) -> Ended:
         """End it if it still runs, and wait until it is gone: -SIGKILL, or how it had ended by itself."""
-        if self._control.fileno() < 0:
-            return _UNKNOWN
-        self._control.settimeout(None)
-        # Cuts the life line. The other direction brings the answer.
+        self._cut()
+        return self.wait(KILLED_S)
+
+    def _heard(self, timeout_s: float | None) -> bool:
+        """Whether its watcher has told how it ended, or is gone."""
+        if self._answer is None:
+            self._control.settimeout(timeout_s)
+            with contextlib.suppress(TimeoutError):
+                self._answer = self._control.recv(REQUEST_BYTES)
+        return self._answer is not None
+
+    def _cut(self) -> None:
+        """Cut the life line. The other direction brings the answer."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(OSError, SandboxError):
-            return self._end(self._control.recv(REQUEST_BYTES))
-        self._control.close()
-        return _UNKNOWN
-
-    def _out_of_time(self) -> Ended:
-        return Ended(None, self.kill().cpu_s)
-
-    def _end(self, told: bytes) -> Ended:
-        self._control.close()
-        answer: dict[str, Any] = json.loads(told) if told else {"failed": "its keeper is gone"}
-        if "failed" in answer:
-            raise SandboxError(f"a program could not be run in the sandbox: {answer['failed']}")
-        return Ended(answer["status"], answer["cpu_s"])
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.kill()
+        with contextlib.suppress(SandboxError):
+            self.kill()
+        self._control.close()
+
+
+def _ended(told: bytes | None) -> Ended:
+    if told is None:
+        # It does not even die. Nobody can wait for that.
+        return Ended(None, 0.0)
+    answer: dict[str, Any] = json.loads(told) if told else {"failed": "its keeper is gone"}
+    if "failed" in answer:
+        raise SandboxError(f"a program could not be run in the sandbox: {answer['failed']}")
+    return Ended(answer["status"], answer["cpu_s"])
 
 
 def start(what: Program | Call, limits: Limits, files: Sequence[File]) -> Process:
@@ -236,7 +244,7 @@ class Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.process.kill()
+        self.process.__exit__(kind, error, tb)
         self._close()
 
 

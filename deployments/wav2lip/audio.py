@@ -9,7 +9,7 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from math import ceil
@@ -25,7 +25,7 @@ from deployments.faults import Fault
 from deployments.media import ffmpeg
 from deployments.media.formats import Format
 from deployments.media.mp4 import Sound
-from deployments.sandbox.process import Limits, Program, Stream, start
+from deployments.sandbox.process import Program, Stream, start
 from deployments.wav2lip.network import BANDS, COLUMNS
 
 RATE = 16000
@@ -82,16 +82,11 @@ class Track:
     @contextmanager
     def play(self) -> Iterator[Sound]:
         """The track from its beginning, as raw sound on a pipe, on the same time line as the mel."""
-        command = [
-            *ffmpeg.reading(self.format),
-            "-map",
-            "0:a:0",
-            "-vn",
-            "-af",
-            f"{ffmpeg.FROM_ZERO},aresample={self.rate}",
-        ]
-        command += ["-ac", str(self.channels), "-f", "f32le", "pipe:1"]
-        with self.path.open("rb") as source, Stream(Program(command), ffmpeg.DECODE, source) as stream:
+        placed = f"{ffmpeg.FROM_ZERO},aresample={self.rate}"
+        command = [*ffmpeg.reading(self.format), "-map", "0:a:0", "-vn", "-af", placed, "-ac", str(self.channels)]
+        command += ["-f", "f32le", "pipe:1"]
+        limits = replace(ffmpeg.DECODE, cpu_s=DECODE_S)
+        with self.path.open("rb") as source, Stream(Program(command), limits, source) as stream:
             yield Sound(self.rate, self.channels, stream.pipe.fileno())
             # Killed by us where the sound is longer than the picture. A decoder that crashed left silence.
             status = stream.process.kill().status
@@ -106,13 +101,15 @@ def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[
     """
     target = workdir / "speech.f32"
     command = [*ffmpeg.reading(format), "-map", "0:a:0", "-vn"]
-    command += [] if spec.max_seconds is None else ["-t", str(spec.max_seconds + BEYOND_S)]
+    room = None
+    if spec.max_seconds is not None:
+        command += ["-t", str(spec.max_seconds + BEYOND_S)]
+        room = ceil((spec.max_seconds + 2 * BEYOND_S) * RATE * 4)
     # The rate is set by the filter: as an option it would be applied before the filter that counts time.
     command += ["-af", f"{ffmpeg.FROM_ZERO},aresample={RATE}", "-ac", "1", "-f", "f32le", "pipe:1"]
     # Only for its head, which says what the track is.
     command += ["-map", "0:a:0", "-vn", "-frames:a", "1", "-c:a", "pcm_s16le", "-f", "framecrc", "pipe:3"]
-    seconds = (spec.max_seconds or 0) + BEYOND_S
-    limits = Limits(cpu_s=DECODE_S, memory=ffmpeg.DECODE.memory, output=ceil(seconds * RATE * 4) + 2**20)
+    limits = replace(ffmpeg.DECODE, cpu_s=DECODE_S, output=room)
     with path.open("rb") as source, target.open("wb") as out, TemporaryFile() as log, TemporaryFile() as head:
         with start(Program(command), limits, (source, out, log, head)) as process:
             status = process.wait(DECODE_S).status

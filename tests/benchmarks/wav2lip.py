@@ -29,6 +29,7 @@ from skimage import data
 from deployments.engine import InputFile
 from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.media.formats import MP4
+from deployments.sandbox import process as sandbox
 from deployments.wav2lip import audio, checkpoint, video
 from deployments.wav2lip.boxes import Found
 from deployments.wav2lip.centerface import CenterFace
@@ -62,9 +63,23 @@ def measured(into: Clock) -> Iterator[None]:
     into.children += _children() - children
 
 
+#: What the sandbox said about programs that ended there: they are not children of this process.
+_told: dict[int, tuple[bytes | None, sandbox.Ended]] = {}
+_plain = sandbox._ended
+
+
+def _noted(told: bytes | None) -> sandbox.Ended:
+    ended = _plain(told)
+    # The same answer is read more than once.
+    _told[id(told)] = told, ended
+    return ended
+
+
+sandbox._ended = _noted
+
+
 def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return sum(ended.cpu_s for _, ended in _told.values())
 
 
 def talking_head(path: Path, seconds: float, fps: int = 25, size: tuple[int, int] = SIZE) -> Path:

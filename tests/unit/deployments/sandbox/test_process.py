@@ -94,7 +94,7 @@ def test_output_is_bounded() -> None:
 def test_computing_is_bounded() -> None:
     finished = wasting("time", Limits(cpu_s=1, memory=LIMITS.memory, output=4096))
     assert finished.status == -signal.SIGKILL
-    assert 0.9 < finished.cpu_s < 2
+    assert 0.5 < finished.cpu_s < 5
 
 
 def test_waiting_is_bounded() -> None:

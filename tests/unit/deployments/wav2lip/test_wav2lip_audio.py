@@ -1,5 +1,6 @@
 """The mel against the original's numbers, which librosa made, and sound in all shapes."""
 
+import os
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +13,18 @@ from hypothesis import strategies as st
 from deployments.faults import Fault
 from deployments.wav2lip import audio
 from deployments.wav2lip.spec import SPEC
+from tests.fakes.sandboxed import left
 from tests.unit.deployments.wav2lip.clips import GOLDEN, ffmpeg, input_file, pattern, tone
 
 
 def decode(path: Path, workdir: Path) -> audio.Speech:
     """As the engine calls it, for a file whose name says what it is."""
+    return decode_both(path, workdir)[0]
+
+
+def decode_both(path: Path, workdir: Path) -> tuple[audio.Speech, audio.Track]:
     spec = SPEC.input("audio")
-    return audio.decode(path, input_file(path).format(spec), spec, workdir)[0]
+    return audio.decode(path, input_file(path).format(spec), spec, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,39 @@ def test_any_format_has_its_true_length(tmp_path: Path, suffix: str, rate: int, 
     middle = speech.part(4000, 12000)
     assert np.argmax(np.abs(np.fft.rfft(middle))) == 150
     assert 0.05 < np.abs(middle).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "channels", "kept"),
+    [
+        *(("wav", 8000, 1, (8000, 1)), ("wav", 96_000, 6, (96_000, 6)), ("mp3", 44_100, 2, (44_100, 2))),
+        *(("m4a", 48_000, 6, (48_000, 6)), ("mkv", 22_050, 2, (22_050, 2))),
+        # More than an mp4 holds.
+        *(("wav", 384_000, 1, (48_000, 1)), ("wav", 48_000, 16, (48_000, 2))),
+    ],
+)
+def test_the_outputs_sound_has_the_inputs_rate_and_channels(
+    tmp_path: Path, suffix: str, rate: int, channels: int, kept: tuple[int, int]
+) -> None:
+    speech, track = decode_both(tone(tmp_path / f"a.{suffix}", 1, rate, channels), tmp_path)
+    assert (track.rate, track.channels) == kept
+    with track.play() as sound:
+        played = b""
+        while part := os.read(sound.file, 2**20):  # type: ignore[arg-type]
+            played += part
+    assert len(played) / (4 * track.rate * track.channels) == pytest.approx(float(speech.seconds), abs=0.05)
+    wave_form = np.frombuffer(played, "<f4").reshape(-1, track.channels)[: track.rate // 2].sum(axis=1)
+    assert np.argmax(np.abs(np.fft.rfft(wave_form))) == 150
+    assert left() == []
+
+
+def test_sound_that_is_too_long_is_not_decoded_to_its_end(tmp_path: Path) -> None:
+    """What intake said about it does not matter."""
+    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=8000:cl=mono:d=7200", tmp_path / "a.mp3")
+    with pytest.raises(Fault, match="at most 1200 s are allowed") as caught:
+        decode(tmp_path / "a.mp3", tmp_path)
+    assert (caught.value.code, caught.value.transient) == ("media_too_long", False)
+    assert (tmp_path / "speech.f32").stat().st_size < 1210 * 16000 * 4
 
 
 def test_the_sound_of_a_video_keeps_its_place(tmp_path: Path) -> None:

@@ -194,6 +194,14 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[Frame]]:
     return opened
 
 
+def test_a_picture_made_too_small_for_a_face_is_said_to_be(tmp_path: Path) -> None:
+    video, sound = pattern(tmp_path / "v.mp4", 1, size="320x240"), tone(tmp_path / "a.wav", 0.2)
+    for factor, hint in ((1, "Give face_box if there is one."), (4, "or a smaller resize_factor than 4.")):
+        with pytest.raises(Fault, match=r"^Input 'video': No face was found\.") as caught:
+            make(tmp_path, video, sound, detector=Nowhere(), resize_factor=factor)
+        assert caught.value.message.endswith(hint)
+
+
 @pytest.mark.parametrize("policy", ["passthrough", "hold", "error"])
 def test_no_face_at_all(tmp_path: Path, policy: str, encoded: list[list[Frame]]) -> None:
     inputs = pattern(tmp_path / "v.mp4", 1), tone(tmp_path / "a.wav", 2)

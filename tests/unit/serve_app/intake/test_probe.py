@@ -1,6 +1,8 @@
 """Real files, good and bad, through the real decoders."""
 
+import io
 import struct
+import time
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deployments.engine import InputSpec
 from deployments.media.packets import Packets
 from serve_app.intake import container
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.probe import MediaProbe, probe
+from serve_app.intake.probe import MediaProbe, probe, require
 from tests.fakes.media import PICTURE, SOUND, cut, film, make, tone
 
 
@@ -215,6 +218,75 @@ async def test_junk(tmp_path: Path, data: bytes, code: str) -> None:
     path = tmp_path / "junk.mp4"
     path.write_bytes(data)
     assert await refusal(path) == code
+
+
+# What a model takes
+
+VIDEO = InputSpec(name="video", kinds=("video", "image"), description="", max_bytes=1, max_seconds=3)
+SOUND_OR_FILM = InputSpec(name="audio", kinds=("audio", "video"), description="", max_bytes=1, max_seconds=3)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+async def test_a_moving_picture_is_no_video(tmp_path: Path, kind: str) -> None:
+    """It would be filmed as the still image that its first frame is, which nobody meant."""
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green")]
+    path = tmp_path / "a"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(IntakeError) as caught:
+        await probe(path, VIDEO.kinds)
+    name = {"WEBP": "WebP", "PNG": "PNG"}[kind]
+    assert caught.value.code == "unsupported_media"
+    assert caught.value.message == (
+        f"This is an animated {name}, of which only a still one is taken. "
+        "Send a video (MP4, MOV, WebM or MKV) or an image (JPEG, PNG or WebP)."
+    )
+    # As the first picture of a film to be made it is as good as any.
+    assert (await probe(path, ("image",))).width == 64
+
+
+async def test_a_bomb_of_scans_costs_nothing(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 4000), "teal").save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(data[:-2] + scan * 3000 + b"\xff\xd9")
+    began = time.perf_counter()
+    assert await refusal(tmp_path / "a.jpg") == "invalid_media"
+    # It took 20 s of computing; the bound is wide, for machines that are busy.
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "probed", "message"),
+    [
+        (
+            VIDEO,
+            MediaProbe(kind="audio", content_type="audio/mpeg", extension="mp3", size=1, duration_s=1),
+            "The file holds sound but no picture. "
+            "Send a video (MP4, MOV, WebM or MKV) or an image (JPEG, PNG or WebP).",
+        ),
+        (
+            SOUND_OR_FILM,
+            MediaProbe(kind="image", content_type="image/webp", extension="webp", size=1),
+            "This is an image (WebP). Send sound (WAV, MP3 or M4A) or a video (MP4, MOV, WebM or MKV).",
+        ),
+        (
+            SOUND_OR_FILM,
+            MediaProbe(kind="video", content_type="video/mp4", extension="mp4", size=1, duration_s=1),
+            "The file holds no sound. Send sound (WAV, MP3 or M4A) or a video (MP4, MOV, WebM or MKV) with an audio "
+            "track.",
+        ),
+        (
+            VIDEO,
+            MediaProbe(kind="video", content_type="video/mp4", extension="mp4", size=1, duration_s=3.2),
+            "It is 3.2 s long; at most 3 s are allowed. Send a shorter clip.",
+        ),
+    ],
+)
+def test_what_is_wrong_and_what_to_send(spec: InputSpec, probed: MediaProbe, message: str) -> None:
+    with pytest.raises(IntakeError) as caught:
+        require(spec, probed)
+    assert caught.value.message == message
 
 
 # What ffmpeg prints
