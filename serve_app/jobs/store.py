@@ -228,7 +228,7 @@ class JobStore:
             await db.execute(update(jobs).where(unstarted).values(stage="queued", not_before=again, **NO_LEASE))
             await notify(db, "work")
 
-    async def postpone(self, lease: Lease, timings: Mapping[str, float] | None = None) -> Verdict:
+    async def postpone(self, lease: Lease, timings: Mapping[str, float] | None = None) -> None:
         """Give a job back since our own store stands in the way: nobody's fault and no attempt, but a longer wait each
         time. ``timings`` are those of a run that was under way."""
         async with self._engine.begin() as db:
@@ -246,7 +246,6 @@ class JobStore:
                     "timings": sum_timings(job, timings or {}),
                 }
                 await requeue(db, job, values)
-        return Verdict.LEASE_LOST
 
     # ---------------------------------------------------------------- reports of a worker
 
@@ -316,7 +315,8 @@ class JobStore:
     async def unverified(self, limit: int = 20) -> Sequence[Outcome]:
         """Reports of videos that are held, with leases under which they can be completed or failed now."""
         async with self._engine.connect() as db:
-            kept = select(jobs).where(jobs.c.outcome.is_not(None)).order_by(jobs.c.id).limit(limit)
+            # In any order, so that none which cannot be verified stands in the way of the others.
+            kept = select(jobs).where(jobs.c.outcome.is_not(None)).order_by(func.random()).limit(limit)
             found = readable((await db.execute(kept)).mappings())
         reports = []
         for job in found:
