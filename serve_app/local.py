@@ -58,17 +58,17 @@ def running(config: Path) -> Iterator[Endpoints]:
     settings = Settings.load("local")
     preflight.require(settings)
     with ExitStack() as stack:
-        stack.enter_context(_private_files(settings.data_dir))
-        stack.enter_context(_sole_user(settings.data_dir))
-        _require_free(settings.port)
-        if not settings.database_url:
-            os.environ["DATABASE_URL"] = stack.enter_context(embedded.running(settings.data_dir))
-        # Replicas inherit the environment: they must agree with us, wherever they run.
-        os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
-        scratch = stack.enter_context(_scratch(settings.data_dir))
-        dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
-        wanted = read_config(config, settings.port)
-        asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
+        with _private_files(settings.data_dir):
+            stack.enter_context(_sole_user(settings.data_dir))
+            _require_free(settings.port)
+            if not settings.database_url:
+                os.environ["DATABASE_URL"] = stack.enter_context(embedded.running(settings.data_dir))
+            # Replicas inherit the environment: they must agree with us, wherever they run.
+            os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
+            scratch = stack.enter_context(_scratch(settings.data_dir))
+            dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
+            wanted = read_config(config, settings.port)
+            asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
         yield Endpoints(
             api_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
@@ -80,7 +80,7 @@ def running(config: Path) -> Iterator[Endpoints]:
 
 @contextmanager
 def _private_files(data_dir: Path) -> Iterator[None]:
-    """What this process and its children write is for this user alone: inputs, videos and secrets lie in there."""
+    """What the processes write that are started meanwhile is for this user alone: inputs, videos, secrets."""
     before = os.umask(0o077)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
