@@ -18,6 +18,7 @@ from dotenv import load_dotenv
 
 from serve_app import embedded, local_cluster, preflight
 from serve_app.deploy import deploy, read_config
+from serve_app.local_cluster import exported
 from serve_app.settings import ConfigurationError, Settings
 
 DEPLOY_TIMEOUT_S = 180
@@ -62,9 +63,10 @@ def running(config: Path) -> Iterator[Endpoints]:
             stack.enter_context(_sole_user(settings.data_dir))
             _require_free(settings.port)
             if not settings.database_url:
-                os.environ["DATABASE_URL"] = stack.enter_context(embedded.running(settings.data_dir))
+                url = stack.enter_context(embedded.running(settings.data_dir))
+                stack.enter_context(exported("DATABASE_URL", url))
             # Replicas inherit the environment: they must agree with us, wherever they run.
-            os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
+            stack.enter_context(exported("VIDEO_API_DATA_DIR", str(settings.data_dir)))
             scratch = stack.enter_context(_scratch(settings.data_dir))
             dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
             wanted = read_config(config, settings.port)

@@ -33,14 +33,17 @@ def running(folder: Path, token: str) -> Iterator[str]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers start when they are needed, not one per CPU in advance: on two cores that costs seconds.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # Ray replaces a loopback address that it is given by one that others reach, unless it is told so: on a Mac it is by
-    # default. It also spares a search for the way out, by a connection to 8.8.8.8.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import psutil
 
     strangers = frozenset(psutil.Process().children(recursive=True))
-    # Temporary files of all that Ray starts: who is killed leaves them, and they go with the folder.
-    with _variable("TMPDIR", str(folder)):
+    with (
+        # Temporary files of all that Ray starts: who is killed leaves them, and they go with the folder.
+        exported("TMPDIR", str(folder)),
+        # Ray replaces a loopback address that it is given by one that others reach, unless it is told not to; on a Mac
+        # it is by default. That also spares a search for the way out, by a connection to 8.8.8.8. It reads this when it
+        # is first imported: in a process that has done so, its address is the machine's.
+        exported("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"),
+    ):
         try:
             yield f"http://{_started(folder, strangers)}"
         finally:
@@ -98,8 +101,8 @@ def _last_line(error: Exception) -> str:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set in the environment that children get."""
+def exported(name: str, value: str) -> Iterator[None]:
+    """A variable in the environment that children get, while the body runs."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

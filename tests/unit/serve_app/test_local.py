@@ -127,3 +127,12 @@ def test_a_ray_that_starts_at_the_second_try_is_good(tmp_path: Path, monkeypatch
     with local_cluster.running(tmp_path, "token") as dashboard:
         assert dashboard == "http://127.0.0.1:8266"
     assert ended == [True, True]
+
+
+def test_a_variable_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SET", "before")
+    monkeypatch.delenv("UNSET", raising=False)
+    with local_cluster.exported("SET", "meanwhile"), local_cluster.exported("UNSET", "meanwhile"):
+        assert (os.environ["SET"], os.environ["UNSET"]) == ("meanwhile", "meanwhile")
+    assert os.environ["SET"] == "before"
+    assert "UNSET" not in os.environ
