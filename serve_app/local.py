@@ -18,6 +18,7 @@ from dotenv import load_dotenv
 
 from serve_app import embedded, local_cluster, preflight
 from serve_app.deploy import deploy, read_config
+from serve_app.local_cluster import exported
 from serve_app.settings import ConfigurationError, Settings
 
 DEPLOY_TIMEOUT_S = 180
@@ -58,17 +59,18 @@ def running(config: Path) -> Iterator[Endpoints]:
     settings = Settings.load("local")
     preflight.require(settings)
     with ExitStack() as stack:
-        stack.enter_context(_private_files(settings.data_dir))
-        stack.enter_context(_sole_user(settings.data_dir))
-        _require_free(settings.port)
-        if not settings.database_url:
-            os.environ["DATABASE_URL"] = stack.enter_context(embedded.running(settings.data_dir))
-        # Replicas inherit the environment: they must agree with us, wherever they run.
-        os.environ["VIDEO_API_DATA_DIR"] = str(settings.data_dir)
-        scratch = stack.enter_context(_scratch(settings.data_dir))
-        dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
-        wanted = read_config(config)
-        asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
+        with _private_files(settings.data_dir):
+            stack.enter_context(_sole_user(settings.data_dir))
+            _require_free(settings.port)
+            if not settings.database_url:
+                url = stack.enter_context(embedded.running(settings.data_dir))
+                stack.enter_context(exported("DATABASE_URL", url))
+            # Replicas inherit the environment: they must agree with us, wherever they run.
+            stack.enter_context(exported("VIDEO_API_DATA_DIR", str(settings.data_dir)))
+            scratch = stack.enter_context(_scratch(settings.data_dir))
+            dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
+            wanted = read_config(config)
+            asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
         yield Endpoints(
             api_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
@@ -80,7 +82,7 @@ def running(config: Path) -> Iterator[Endpoints]:
 
 @contextmanager
 def _private_files(data_dir: Path) -> Iterator[None]:
-    """What this process and its children write is for this user alone: inputs, videos and secrets lie in there."""
+    """What the processes write that are started meanwhile is for this user alone: inputs, videos, secrets."""
     before = os.umask(0o077)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Quick to start: nothing of the service is imported before a command needs it.
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,10 @@ class Commands(TyperGroup):
             raise _failed(str(error), Code.UNREACHABLE) from None
         except WaitTimedOut as error:
             raise _failed(str(error), Code.WAIT_TIMED_OUT) from None
+        except BrokenPipeError:
+            # Whoever read our output has enough of it. Python would write what is left at its end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(Code.OK) from None
         except (InvalidArguments, UsageProblem, OSError) as error:
             raise _failed(str(error), Code.USAGE) from None
         except Interrupted as interrupted:

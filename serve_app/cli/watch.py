@@ -11,8 +11,6 @@ from serve_app.client import ApiError, Client, Unreachable
 EVERY_S = 3.0
 #: A question that is not answered in this time is not answered. The service gives its own parts five seconds.
 ANSWER_S = 15.0
-#: So many questions in a row without an answer mean more than that the machine is busy.
-MISSED = 2
 
 #: Told of each change: the part or model, and why it is down; None when it works again.
 Say = Callable[[str, str | None], object]
@@ -28,25 +26,28 @@ def watching(url: str, say: Say, every_s: float = EVERY_S) -> Iterator[None]:
 
     def watch() -> None:
         known: Mapping[str, str] | None = None
-        missed = 0
+        before: Mapping[str, str] = {}
         with Client(url, "", timeout_s=ANSWER_S) as client:
             while not done.wait(every_s):
                 try:
                     answer = client.health()
-                    missed = 0
+                except (ApiError, Unreachable) as error:
+                    if known is None:
+                        continue
+                    cause = error.reason if isinstance(error, Unreachable) else str(error)
+                    # Of the parts nothing is known now, so nothing new.
+                    found = {**before, "api": f"no answer from {url}: {cause}"}
+                else:
                     if known is None and "database" not in answer:
                         # A head that waits for its turn; the service is not there yet.
                         continue
                     found = problems(answer)
-                except (ApiError, Unreachable) as error:
-                    missed += 1
-                    if known is None or missed < MISSED:
-                        continue
-                    cause = error.reason if isinstance(error, Unreachable) else str(error)
-                    found = {"api": f"no answer from {url}: {cause}"}
-                for part, reason in changes(known or {}, found).items():
+                # Once may be a moment in which the machine was busy.
+                lasting = {part: reason for part, reason in found.items() if part in before}
+                before = found
+                for part, reason in changes(known or {}, lasting).items():
                     say(part, reason)
-                known = found
+                known = lasting
 
     thread = threading.Thread(target=watch, name="watch", daemon=True)
     thread.start()

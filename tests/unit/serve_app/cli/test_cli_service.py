@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -113,6 +114,22 @@ def test_help_lists_the_exit_codes() -> None:
 
     for code in ("0 ok", "1 the job failed", "2 usage", "3 API unreachable", "4 API refused", "5 the job was", "124"):
         assert code in shown
+
+
+def test_a_reader_that_has_enough_is_no_error(service: LiveService) -> None:
+    """``video-api list | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app.cli", "--url", service.url, "--key", API_KEY, "models"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_starts_without_the_service() -> None:

@@ -1,10 +1,12 @@
 """What ``up`` and ``head`` say of a running service: each change once, by the answers of ``/health``."""
 
+import json
 import queue
 import socket
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,65 @@ def test_a_service_that_is_gone_is_said(database_url: str, tmp_path: Path) -> No
     assert reason.startswith(f"no answer from {service.url}: ")
     # Words for who calls a service that somebody else has started.
     assert "--url" not in reason
+
+
+def test_a_service_that_is_gone_is_no_news_of_its_parts(database_url: str, tmp_path: Path) -> None:
+    said: queue.Queue[Said] = queue.Queue()
+    with capture_logs(), ExitStack() as rest:
+        with LiveService(database_url, tmp_path) as service:
+            service.cluster.states = {}
+            rest.enter_context(watching(service.url, lambda part, reason: said.put((part, reason)), every_s=0.02))
+            assert said.get(timeout=SOON_S)[0] == "ray"
+        assert said.get(timeout=SOON_S)[0] == "api"
+    assert said.empty()
+
+
+@contextmanager
+def answering(*answers: Mapping[str, Any]) -> Iterator[tuple[str, "queue.Queue[None]"]]:
+    """A server that gives these answers one after another, the last one for ever; a queue with an entry for each."""
+    left, asked = list(answers), queue.Queue[None]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(left.pop(0) if len(left) > 1 else left[0]).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            asked.put(None)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_moment_is_not_said() -> None:
+    said: queue.Queue[Said] = queue.Queue()
+    busy = HEALTHY | {"ray": "down", "details": {"ray": "TimeoutError"}}
+    with (
+        answering(HEALTHY, busy, HEALTHY, busy, HEALTHY) as (url, asked),
+        watching(url, lambda part, reason: said.put((part, reason)), every_s=0.02),
+    ):
+        for _ in range(10):
+            asked.get(timeout=SOON_S)
+    assert said.empty()
+
+
+def test_a_head_that_waits_for_its_turn_is_not_watched_yet() -> None:
+    said: queue.Queue[Said] = queue.Queue()
+    broken = HEALTHY | {"storage": "down"}
+    with (
+        answering({"api": "standby", "details": {"x": "y"}}, {"error": "The service restarts."}, broken) as (url, _),
+        watching(url, lambda part, reason: said.put((part, reason)), every_s=0.02),
+    ):
+        assert said.get(timeout=SOON_S) == ("storage", "down")
+    assert said.empty()
 
 
 def test_a_service_that_has_never_answered_is_not_said() -> None:
