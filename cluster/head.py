@@ -25,7 +25,7 @@ import uvloop
 import yaml
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cluster.briefing import Briefing, serving
+from cluster.briefing import Briefing
 from cluster.ghosts import lay_revoked
 from cluster.leader import LeadershipLost, leading
 from cluster.mesh.counters import Stats
@@ -121,11 +121,10 @@ class Head:
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(settings.mesh_secret)
             registry = PostgresRegistry(engine)
-            hub = Hub(identity, registry, port=settings.mesh_port)
+            briefing = Briefing.of_this_head(settings.ray_token)
+            hub = Hub(identity, registry, port=settings.mesh_port, told={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
-            briefing = Briefing.of_this_head(settings.ray_token)
-            await parts.enter_async_context(serving(briefing))
             ray = await self._start_ray()
             parts.push_async_callback(ray.stop)
             sweeping = asyncio.create_task(lay_revoked(registry, briefing.address, briefing.token))

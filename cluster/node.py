@@ -180,7 +180,7 @@ class Node:
         assert self._agent is not None
         while True:
             try:
-                briefing = await fetch()
+                briefing = await fetch(self._agent)
                 if wrong := briefing.mismatch():
                     raise Unfit(f"this node does not match its head: {wrong}")
                 await ghosts.lay(briefing.address, briefing.token, self._agent.slot.address)

@@ -136,11 +136,11 @@ def token(
     from cluster.mesh.registry import NoFreeSlot, invite
 
     settings = _settings("production")
-    fingerprint = HubIdentity.derived(settings.mesh_secret).fingerprint
+    identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
         async with _registry(settings) as registry:
-            slot, invitation = await invite(registry, fingerprint, name, ttl * 60)
+            slot, invitation = await invite(registry, identity, name, ttl * 60)
             return slot, invitation.token()
 
     try:

@@ -14,7 +14,6 @@ import psycopg
 import pytest
 import yaml
 
-from cluster import briefing
 from cluster.briefing import BadBriefing, Briefing
 from cluster.head import Application, Autoscaling, Head, HeadOptions, autoscaling, redis_environment, redis_flags
 from cluster.leader import LEADING, LeadershipLost, leading
@@ -125,11 +124,9 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, monkeyp
 # ---------------------------------------------------------------- briefing
 
 
-async def test_a_node_learns_what_its_head_is() -> None:
-    port = free_port()
+def test_a_node_learns_what_its_head_is() -> None:
     told = Briefing.of_this_head("secret")
-    async with briefing.serving(told, "127.0.0.1", port):
-        heard = await briefing.fetch("127.0.0.1", port)
+    heard = Briefing.parse(told.text())
     assert heard == told
     assert heard.mismatch() is None
     assert "secret" not in repr(heard)
@@ -142,15 +139,11 @@ def test_a_node_of_other_versions_is_no_node() -> None:
     assert "Python is" in str(dataclasses.replace(told, python="3.8").mismatch())
 
 
-async def test_nonsense_instead_of_a_briefing_is_an_error_to_retry() -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'{"ray": "2')
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+@pytest.mark.parametrize("text", [b"", b'{"ray": "2', b"[]", b"{}", b'{"ray": "2", "odd": 1}', b"\xff"])
+def test_nonsense_instead_of_a_briefing_is_an_error_to_retry(text: bytes) -> None:
     with pytest.raises(BadBriefing):
-        await briefing.fetch("127.0.0.1", server.sockets[0].getsockname()[1])
-    server.close()
+        Briefing.parse(text)
+    assert issubclass(BadBriefing, OSError)
 
 
 # ---------------------------------------------------------------- what Ray is told

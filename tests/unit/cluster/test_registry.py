@@ -32,7 +32,7 @@ async def registries(
     """One registry whose slots are never free again, and one on the same nodes without any quarantine."""
     if request.param == "memory":
         registry, hasty = MemoryRegistry(), MemoryRegistry(quarantine_s=0)
-        hasty._nodes, hasty._tokens = registry._nodes, registry._tokens
+        hasty._nodes = registry._nodes
         yield registry, hasty
         return
     yield PostgresRegistry(engine), PostgresRegistry(engine, quarantine_s=0)
