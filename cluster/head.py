@@ -12,7 +12,7 @@ policy begins anew: with ``REDIS_URL`` set, GPU nodes and their replicas live th
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,14 +26,16 @@ import yaml
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cluster.briefing import Briefing
+from cluster.environment import ray_environment
 from cluster.ghosts import lay_revoked
+from cluster.isolation import RayUser, Unsafe, own
 from cluster.leader import LeadershipLost, leading
 from cluster.mesh.counters import Stats
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity
 from cluster.mesh.plan import HEAD
 from cluster.mesh.registry import PostgresRegistry
-from cluster.ray_process import RayProcess, environment
+from cluster.ray_process import RayProcess
 from cluster.standby import Standby
 from serve_app.settings import ConfigurationError, Settings
 
@@ -62,6 +64,10 @@ class Application:
     migrate: Callable[[], None]
     #: Deploys through the dashboard at that URL and returns when all of it runs.
     deploy: Callable[[str], Awaitable[None]]
+    #: The variables that its processes get, all of them. Whatever runs on Ray, from any node, can read them.
+    environment: Mapping[str, str] = field(repr=False)
+    #: Where it keeps files.
+    data_dir: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,8 @@ class HeadOptions:
     #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
     cluster: Path | None = None
     drain_s: float = DRAIN_S
+    #: Whom Ray's processes run as; None: as this one.
+    user: RayUser | None = None
 
 
 def run(settings: Settings, application: Application, options: HeadOptions) -> int:
@@ -84,7 +92,7 @@ def run(settings: Settings, application: Application, options: HeadOptions) -> i
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             await Head(settings, application, options).run(stop)
-        except (PartLost, LeadershipLost, ConfigurationError) as error:
+        except (PartLost, LeadershipLost, ConfigurationError, Unsafe) as error:
             log.error("head.failed", reason=str(error))
             return 1
         return 0
@@ -103,8 +111,12 @@ class Head:
         self._autoscaling = autoscaling(options.cluster)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost or ConfigurationError, with everything ended."""
+        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost, ConfigurationError or Unsafe, with everything
+        ended."""
         settings = self._settings
+        if self._options.user is not None:
+            self._options.user.check()
+        own(self._application.data_dir, self._options.user, whole=True)
         stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as parts:
             parts.callback(stopping.cancel)
@@ -152,7 +164,6 @@ class Head:
         flags = [
             "--head",
             *HEAD.ray_flags(),
-            f"--temp-dir={options.temp_dir}",
             f"--object-store-memory={options.object_store_bytes}",
             # What runs here is placed by the resource that only a head has, and asks for no CPU: a replica of a model
             # must never land here.
@@ -161,14 +172,17 @@ class Head:
             *self._autoscaling.flags,
             *redis_flags(settings.redis_url),
         ]
-        extra = {
-            **environment(settings.ray_token, options.drain_s),
+        environment = {
+            **self._application.environment,
+            **ray_environment(settings.ray_token, options.drain_s),
             **self._autoscaling.environment,
             **redis_environment(settings.redis_url),
             "AUTOSCALER_METRIC_PORT": str(HEAD.autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
         }
-        return await RayProcess.start(flags, extra, options.drain_s)
+        return await RayProcess.start(
+            flags, environment, temp_dir=options.temp_dir, drain_s=options.drain_s, user=options.user
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``video-api head``, ``node …`` and ``nodes``: a cluster across machines. Wires ``cluster`` and the service."""
 
 import asyncio
+import getpass
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -17,14 +18,24 @@ from rich.table import Table
 from serve_app.cli.terminal import Session, UsageProblem
 
 if TYPE_CHECKING:
+    from cluster.isolation import RayUser
     from cluster.mesh.registry import Node, PostgresRegistry
     from serve_app.settings import Environment, Settings
 
 DEPLOY_TIMEOUT_S = 300
+#: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
+RAY_USER = "ray"
+#: Settings that only the launcher needs. What runs on Ray, from any node, can read all others.
+_LAUNCHER_ONLY = frozenset(("environment", "cluster_secret", "redis_url", "mesh_port"))
 #: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
 RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
+
+PassEnv = Annotated[
+    list[str] | None,
+    typer.Option("--pass-env", metavar="NAME", help="One more variable for what runs on Ray.", show_default=False),
+]
 
 
 def head(
@@ -38,22 +49,37 @@ def head(
     temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
     object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 100,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for requests in progress after SIGTERM.")] = 10.0,
+    ray_user: Annotated[
+        str,
+        typer.Option(help=f"Whom Ray's processes run as, if root starts it. Default: {RAY_USER}.", show_default=False),
+    ] = "",
+    pass_env: PassEnv = None,
 ) -> None:
     """Be the head of a cluster until SIGTERM: Ray, the nodes' way in and the service. Configured by the environment."""
     from cluster.head import Application, HeadOptions, run
     from cluster.init import run_as_init
+    from cluster.isolation import close_launcher
     from deployments.logs import configure
     from serve_app.deploy import deploy, environment_of, read_config
     from serve_app.jobs.database import migrate
 
+    close_launcher()
     configure("head")
     settings = _settings(environment_of(config))
     wanted = read_config(config, settings.port)
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
+        environment=_environment(pass_env or []),
+        data_dir=settings.data_dir,
     )
-    options = HeadOptions(object_store_bytes=object_store_mb << 20, temp_dir=temp_dir, cluster=cluster, drain_s=drain)
+    options = HeadOptions(
+        object_store_bytes=object_store_mb << 20,
+        temp_dir=temp_dir,
+        cluster=cluster,
+        drain_s=drain,
+        user=_ray_user(ray_user),
+    )
     raise typer.Exit(run_as_init(partial(run, settings, application, options)))
 
 
@@ -84,6 +110,7 @@ def join(
     end_command: Annotated[
         str, typer.Option(envvar="NODE_END_COMMAND", help="Run at the end, e.g. to give the machine back.")
     ] = "",
+    pass_env: PassEnv = None,
 ) -> None:
     """Make this machine a node of a cluster, until SIGTERM. All it needs is a way out to the head's TCP port.
 
@@ -91,10 +118,12 @@ def join(
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
     from cluster.init import run_as_init
+    from cluster.isolation import close_launcher
     from cluster.mesh.dialer import HubAddress
     from cluster.node import NodeOptions, run
     from deployments.logs import configure
 
+    close_launcher()
     configure("node")
     try:
         address = HubAddress.parse(hub)
@@ -114,6 +143,7 @@ def join(
         disk_gib=disk,
         patience_s=patience,
         drain_s=drain,
+        variables=frozenset(_passed(pass_env or []) | _model_variables()),
         end_command=end_command,
     )
     raise typer.Exit(run_as_init(partial(run, options)))
@@ -211,6 +241,60 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
         table.add_row(str(row["slot"]), row["name"] or "-", row["state"], seen, *traffic)
     return table
+
+
+def _environment(more: Sequence[str]) -> dict[str, str]:
+    """What Ray's processes on the head get of the environment: the settings, but for those of the launcher."""
+    from cluster.environment import KEPT, inherited
+    from serve_app.settings import Settings
+
+    fields = {name: field for name, field in Settings.model_fields.items() if name not in _LAUNCHER_ONLY}
+    settings = {str(field.validation_alias or name).upper() for name, field in fields.items()}
+    # As pydantic reads them: in capitals or not.
+    names = {name for name in os.environ if name.upper() in settings}
+    # What the driver of PostgreSQL reads by itself.
+    names |= {name for name in os.environ if name.startswith("PG")}
+    return inherited(os.environ, names - KEPT | _passed(more) | _model_variables())
+
+
+def _model_variables() -> set[str]:
+    """What the models read, on the head and on nodes."""
+    from deployments.registry import MODELS
+
+    weights = {spec.weights_variable for spec in MODELS.values()}
+    return {*weights, "WAV2LIP_S3FD_PATH", "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
+
+
+def _passed(names: Sequence[str]) -> set[str]:
+    from cluster.environment import KEPT
+
+    if refused := sorted(KEPT.intersection(names)):
+        raise UsageProblem(f"--pass-env: {', '.join(refused)} stays in this process: any node can read what Ray's have")
+    return set(names)
+
+
+def _ray_user(name: str) -> "RayUser | None":
+    """The user for Ray's processes; None: this one. Says so, if that gives them more than they should have."""
+    import structlog
+
+    from cluster.isolation import RayUser, Unsafe
+
+    try:
+        user = RayUser.find(name or RAY_USER) if name or os.geteuid() == 0 else None
+    except Unsafe as error:
+        raise UsageProblem(str(error)) from None
+    log = structlog.get_logger()
+    if user is not None:
+        log.info("head.ray_user", name=user.name)
+    elif name and name != getpass.getuser():
+        raise UsageProblem(f"no user {name} on this machine: useradd --system {name}")
+    else:
+        hint = f"useradd --system {RAY_USER}" if os.geteuid() == 0 else "start it as root, with such a user"
+        log.warning("head.ray_shares_user", hint=f"{hint}: then what runs on Ray can't touch this process")
+    secrets = Path(".env")
+    if secrets.exists() and secrets.stat().st_mode & 0o077:
+        log.warning("head.open_file", path=str(secrets.absolute()), hint="chmod 600: what runs on Ray can read it")
+    return user
 
 
 def _settings(environment: "Environment") -> "Settings":

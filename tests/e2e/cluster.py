@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import psycopg
@@ -23,8 +24,14 @@ from tests.fakes.netns import PUBLIC_PORT, Network, network
 APP = "video-api"
 COMMAND = (sys.executable, "-m", "serve_app.cli")
 API = f"http://{HEAD.address}:{HEAD.http}"
-REDIS_PORT = 6379
+REDIS_PORT, POSTGRES_PORT = 6379, 5432
+#: What the head reaches on its platform's private network.
+PRIVATE = (REDIS_PORT, POSTGRES_PORT)
 DATABASE = "cluster"
+#: Whom Ray's processes on the head run as; every system has it.
+RAY_USER = "nobody"
+#: What the head's launcher knows and nothing else may.
+LAUNCHERS = {"VAST_API_KEY": "key-of-the-provider"}
 #: What an LTX-2 node and a Wav2Lip node call themselves in ``configs/production.yaml``.
 CLASSES = {"gpu1": "a100", "gpu2": "4090"}
 ENDED = ("completed", "failed", "cancelled")
@@ -46,8 +53,13 @@ class Cluster:
 
     def boot_head(self) -> None:
         places = ("--temp-dir", str(self.head.folder / "ray"))
-        redis = f"redis://{self.network.gateway(self.head.machine)}:{REDIS_PORT}"
-        self.head.boot((*COMMAND, "head", *places, "--drain", "5"), {**self.environment, "REDIS_URL": redis})
+        private = self.network.gateway(self.head.machine)
+        addresses = {
+            "REDIS_URL": f"redis://{private}:{REDIS_PORT}",
+            "DATABASE_URL": f"postgresql://postgres@{private}:{POSTGRES_PORT}/{DATABASE}",
+        }
+        command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER)
+        self.head.boot(command, {**self.environment, **addresses, **LAUNCHERS})
 
     def redeploy(self) -> Container:
         """Start the next head beside this one, as a platform does. From now on ``head`` and the clients mean that one;
@@ -141,6 +153,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         db.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
         db.execute(f"CREATE DATABASE {DATABASE}")
     environment = {
+        # For commands on this machine; a head reaches it over the network.
         "DATABASE_URL": postgres.replace("/postgres?", f"/{DATABASE}?"),
         "API_KEY": "key-of-the-test",
         "WEBHOOK_SECRET": "secret-of-the-test",
@@ -156,8 +169,10 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
     with network() as net, ExitStack() as running_parts:
         redis = ("--port", str(REDIS_PORT), "--save", "", "--dir", str(folder / "redis"), "--logfile", "log")
         # Of the heads' networks alone, as a platform's private one.
-        reached = ("--protected-mode", "no", "--bind", *(net.gateway(machine) for machine in ("head", "head2")))
-        net.start("internet", [str(get_binary_path()), *redis, *reached])
+        private = tuple(net.gateway(machine) for machine in ("head", "head2"))
+        net.start("internet", [str(get_binary_path()), *redis, "--protected-mode", "no", "--bind", *private])
+        folder_of_socket = parse_qs(urlsplit(postgres).query)["host"][0]
+        net.forward(f"{folder_of_socket}/.s.PGSQL.5432", POSTGRES_PORT, *private)
         head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
         for container in (gpu1, gpu2):
             running_parts.callback(container.kill)

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.mesh.plan import HEAD, slot
 from serve_app.cli import samples
-from tests.e2e.cluster import REDIS_PORT, Cluster, wait_until
+from tests.e2e.cluster import PRIVATE, Cluster, wait_until
 from tests.fakes.netns import PUBLIC_PORT
 
 GPU1, GPU2 = slot(2).address, slot(3).address
@@ -106,7 +106,7 @@ def test_a_link_that_is_cut_for_a_minute(cluster: Cluster, make: Callable[..., s
     # At the head's cable, so for all nodes at once.
     cut, mend = {
         "reset": (net.cut_by_reset, net.start_forwarder),
-        "blackhole": (partial(net.black_hole, "head", True, REDIS_PORT), partial(net.black_hole, "head", False)),
+        "blackhole": (partial(net.black_hole, "head", True, *PRIVATE), partial(net.black_hole, "head", False)),
     }[kind]
     before = pids(cluster)
     job_id = make("ltx2", **LONG)
