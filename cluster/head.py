@@ -48,6 +48,15 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 DRAIN_S = 10.0
 #: Ray brings Serve's controller and proxy back by itself; it gets so long.
 SILENCE_S = 120.0
+#: How long the database may take, in libpq's words: to be reached, for a statement, and to say that it is there at all.
+DATABASE_LIMITS = {
+    "connect_timeout": 5,
+    "options": "-c statement_timeout=10000 -c lock_timeout=5000",
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15000,
+}
 #: What this head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 
@@ -129,7 +138,14 @@ class Head:
                     return
                 lost = entering.result().lost
             await asyncio.to_thread(self._application.migrate)
-            engine = create_async_engine(settings.database_url, pool_size=2, pool_pre_ping=True, hide_parameters=True)
+            engine = create_async_engine(
+                settings.database_url,
+                pool_size=2,
+                pool_pre_ping=True,
+                pool_timeout=5,
+                hide_parameters=True,
+                connect_args=DATABASE_LIMITS,
+            )
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(settings.mesh_secret)
             registry = PostgresRegistry(engine)

@@ -85,7 +85,10 @@ def own(folder: Path, user: RayUser | None, *, whole: bool = False) -> None:
     """Make the folder, if need be, and make it that user's alone (None: this process's); ``whole``: with what is in it,
     if it was root's until now. Raises :class:`Unsafe` if somebody else has it."""
     uid, gid = (user.uid, user.gid) if user is not None else (os.geteuid(), os.getegid())
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        raise Unsafe(f"{folder} is not a folder: remove it") from None
     if folder.lstat().st_uid not in (uid, os.geteuid()):
         # In a folder like /tmp it may be anybody's, or a link of theirs to something of ours.
         raise Unsafe(f"{folder} belongs to user {folder.lstat().st_uid}: remove it, or name another folder")

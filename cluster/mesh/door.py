@@ -3,8 +3,8 @@
 A connection says who it is and what for in its first frame. Until it has been let in it costs little and not for long,
 whatever it does: three stages, each with room for so many.
 
-- **Silent**: a socket and nothing else. Who is honest sends TLS's first message at once, however far away it is, so a
-  flood of connections that say nothing pushes out its own kind.
+- **Silent**: a socket and nothing else, until TLS's first message is there. Who is honest sends it whole and at once,
+  however far away it is, so a flood of connections that say nothing, or a byte, pushes out its own kind.
 - **Spoken**: waits for TLS's dear part, which is begun for a few at each turn of the loop: under a flood of handshakes
   those that were let in go on meanwhile.
 - **Pending**: within TLS, the first frame, or the answer to it. A stranger who has been refused stays here until it is
@@ -21,7 +21,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 import structlog
 
-from cluster.mesh import counters
+from cluster.mesh import counters, sockets
 from cluster.mesh.control import Opening
 from cluster.mesh.counters import Counters
 from cluster.mesh.crowd import Crowd
@@ -35,11 +35,15 @@ log = structlog.get_logger()
 _BACKLOG = 1024
 #: Connections that are taken from the kernel, and handshakes that are begun, at one turn of the loop.
 _ACCEPTED, _BEGUN = 64, 4
+#: TLS's first message: the byte it begins with, where its length stands, and what is long enough in any case.
+_HANDSHAKE, _HEADER_BYTES, _ENOUGH = 22, 5, 4096
+#: Seconds after which one that has only begun to speak is looked at again; twice as long each time.
+_AGAIN_S = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class _Stranger:
-    """A connection that has said nothing yet, or not been listened to."""
+    """A connection that has said nothing yet, or not all that it has to, or has not been listened to."""
 
     connection: socket.socket = field(repr=False)
     source: str
@@ -116,11 +120,11 @@ class Door:
                 return
             connection.setblocking(False)
             stranger = _Stranger(connection, _source(address[0]), self._loop.time() + self._handshake_s)
-            self._loop.add_reader(connection, self._on_spoken, stranger)
             self._deadlines[stranger] = self._loop.call_at(stranger.until, self._dismiss, stranger, counters.SLOW)
             crowded_out = self._silent.add(stranger, stranger.source)
             if crowded_out is not None:
                 self._dismiss(crowded_out, counters.CROWDED)
+            self._look(stranger)
 
     def _accept_again(self, server: socket.socket) -> None:
         if server.fileno() >= 0:
@@ -132,7 +136,7 @@ class Door:
         if reason is not None:
             self._counters.refused[reason] += 1
         self._loop.remove_reader(stranger.connection)
-        stranger.connection.close()
+        sockets.hang_up(stranger.connection)
 
     def _forget(self, stranger: _Stranger) -> None:
         self._silent.remove(stranger)
@@ -140,12 +144,32 @@ class Door:
 
     # Spoken
 
-    def _on_spoken(self, stranger: _Stranger) -> None:
+    def _on_byte(self, stranger: _Stranger) -> None:
         """It says something, or has left."""
         self._loop.remove_reader(stranger.connection)
-        if not self._spoken:
-            self._loop.call_soon(self._begin_some)
-        self._spoken.append(stranger)
+        self._look(stranger)
+
+    def _look(self, stranger: _Stranger, again_s: float = _AGAIN_S) -> None:
+        """Whether it has said enough. All of it stays in the kernel."""
+        if stranger not in self._silent:
+            return
+        try:
+            said = stranger.connection.recv(_ENOUGH, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._loop.add_reader(stranger.connection, self._on_byte, stranger)
+            return
+        except OSError:
+            said = b""
+        if not said:
+            self._dismiss(stranger, counters.LEFT)
+        elif said[0] != _HANDSHAKE:
+            self._dismiss(stranger, counters.NOT_TLS)
+        elif len(said) < min(_HEADER_BYTES + int.from_bytes(said[3:_HEADER_BYTES].ljust(2, b"\xff")), _ENOUGH):
+            self._loop.call_later(again_s, self._look, stranger, 2 * again_s)
+        else:
+            if not self._spoken:
+                self._loop.call_soon(self._begin_some)
+            self._spoken.append(stranger)
 
     def _begin_some(self) -> None:
         begun = 0

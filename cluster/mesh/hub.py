@@ -100,7 +100,8 @@ class Hub:
         )
         self._listeners = Listeners(self._switchboard.local, listen_on)
         self._listened_for: frozenset[Slot] = frozenset()
-        self._reading = asyncio.Lock()
+        #: Turns of those who ask the registry.
+        self._reading, self._reporting = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._redeeming = asyncio.Semaphore(self._limits.joining)
         #: Nodes that have joined since the list was last asked for. It may be older than that, and must not undo it.
         self._joined: dict[int, Node] = {}
@@ -143,7 +144,7 @@ class Hub:
             await self._report()
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
-        # Questions that hang are not waited for.
+        # Questions that hang: called off, but not waited for.
         for task in tuple(self._tasks):
             task.cancel()
 
@@ -173,35 +174,41 @@ class Hub:
 
         Raises TimeoutError if it takes too long, and the registry's own errors.
         """
-        await self._ask(self._read())
+        await self._ask(self._reading, self._read)
         await self._listen()
 
     async def _read(self) -> None:
-        async with self._reading:
-            self._joined.clear()
-            nodes = {node.slot: node for node in await self._registry.nodes()}
-            for number, node in self._joined.items():
-                if number not in nodes or nodes[number].key_hash != node.key_hash:
-                    nodes[number] = node
-            self._set_nodes(nodes)
+        self._joined.clear()
+        nodes = {node.slot: node for node in await self._registry.nodes()}
+        for number, node in self._joined.items():
+            if number not in nodes or nodes[number].key_hash != node.key_hash:
+                nodes[number] = node
+        self._set_nodes(nodes)
 
-    async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
-        """What the registry answers. TimeoutError after ``registry_s``, even if the question can't be called off then:
-        a driver may wait for a database that hangs."""
-        asking = self._start(question)
-        try:
-            done, _ = await asyncio.wait({asking}, timeout=self._limits.registry_s)
-            if not done:
-                raise TimeoutError("the registry takes too long")
-            return asking.result()
-        finally:
-            _call_off(asking)
+    async def _ask(self, turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the registry answers; TimeoutError after ``registry_s``.
+
+        Once asked, a question is not called off, neither then nor when nobody needs the answer any more: a driver may
+        wait for a database that hangs, whatever it is told. But its turn lasts until it has ended, so a registry that
+        hangs is asked no more questions than there are turns.
+        """
+        async with asyncio.timeout(self._limits.registry_s):
+            await turns.acquire()
+            asking = self._start(question())
+            asking.add_done_callback(lambda _: turns.release())
+            return await asyncio.shield(asking)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
         return task
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever waits for it hears of it; nobody may.
+            task.exception()
 
     # Admission
 
@@ -259,8 +266,8 @@ class Hub:
             log.error("mesh.registry_failed", error=type(error).__name__)
             self._refuse(opening, Reason.UNAVAILABLE)
         finally:
-            _call_off(joining)
-            _call_off(leaving)
+            joining.cancel()
+            leaving.cancel()
 
     def _is_known(self, secret: bytes) -> bool:
         """Whether there has been such an invitation. Whoever makes tokens up costs no question to the registry."""
@@ -268,12 +275,8 @@ class Hub:
         return self._identity.has_made(secret) or digest(secret) in {node.token_hash for node in self._nodes.values()}
 
     async def _redeem(self, frame: Join) -> Node:
-        async def redeem() -> Node:
-            # Held until the registry has let go, so that one that hangs is asked no more than so many questions.
-            async with self._redeeming:
-                return await self._registry.redeem(digest(frame.secret), frame.key_hash, frame.name)
-
-        node = await self._ask(redeem())
+        redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)
+        node = await self._ask(self._redeeming, redeem)
         self._joined[node.slot] = node
         self._set_nodes(self._nodes | {node.slot: node})
         await self._listen()
@@ -344,7 +347,7 @@ class Hub:
             if node.key_hash is not None and (self._switchboard.line(node.slot) is not None or now != last):
                 sightings.append(Sighting(node.slot, node.key_hash, now[0] - last[0], now[1] - last[1]))
         counted = self.stats().totals()
-        await self._ask(self._registry.report(sightings, counted - self._counted))
+        await self._ask(self._reporting, partial(self._registry.report, sightings, counted - self._counted))
         self._reported.update(traffic)
         self._counted = counted
 
@@ -359,9 +362,3 @@ class Hub:
                     line.control.abort()
                     self._counters.dead += self._switchboard.cut(number)
             self._switchboard.cut_dead(loop.time())
-
-
-def _call_off(task: asyncio.Task[Any]) -> None:
-    """Nobody needs it any more, nor is interested in how it ends."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())

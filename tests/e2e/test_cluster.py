@@ -7,6 +7,7 @@ import asyncio
 import pwd
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -131,6 +132,8 @@ def test_code_on_the_head_learns_nothing_of_the_launcher(cluster: Cluster) -> No
     assert head["uid"] == pwd.getpwnam(RAY_USER).pw_uid
     assert set(map(tuple, head["launcher"].values())) == {("PermissionError",)}
     assert head["be_root"] == "PermissionError"
+    for folder in (cluster.head.folder / "ray", Path(cluster.environment["VIDEO_API_DATA_DIR"])):
+        assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (head["uid"], 0o700)
     # Said in docs/security.md.
     assert {"API_KEY", "DATABASE_URL", "WEBHOOK_SECRET", "RAY_AUTH_TOKEN"} <= head["variables"].keys()
     assert not {"REDIS_URL", "MESH_PORT", *LAUNCHERS} & head["variables"].keys()

@@ -1,8 +1,8 @@
 """Somebody at the hub's door who means no good, as a program of his own: ``python -m tests.integration.mesh.flood …``.
 
 ``joins PORT COUNT SECRET``: so many TLS connections that ask to join, by turns with this token's secret and with one
-that is made up. ``silence PORT RATE``: so many TCP connections a second that say nothing. He holds what he gets until
-his input ends; ``ready`` says that all of it is under way.
+that is made up. ``silence PORT RATE``: so many TCP connections a second that say nothing, or one byte, by turns. He
+holds what he gets until his input ends; ``ready`` says that all of it is under way.
 """
 
 import asyncio
@@ -45,6 +45,7 @@ async def silence(port: int, rate: int) -> None:
         while made < (time.monotonic() - begun) * rate:
             with contextlib.suppress(OSError):
                 held.append((await asyncio.open_connection("127.0.0.1", port))[1])
+                held[-1].write(b"\x16" if made % 2 else b"")
             made += 1
             if made == rate:
                 print("ready", flush=True)

@@ -103,6 +103,7 @@ async def loopback_mesh(
     limits: HubLimits | None = None,
     told: Mapping[int, bytes] | None = None,
     registry: NodeRegistry | None = None,
+    patience_s: float = 90,
 ) -> AsyncIterator[LoopbackMesh]:
     """A hub with slots 2, 3, … connected."""
     limits, told = limits or HubLimits(sync_s=0.2, report_s=0.2), told or {}
@@ -111,7 +112,7 @@ async def loopback_mesh(
         mesh = LoopbackMesh(state, make_hub(registry, 0, limits, told), limits, told, registry)
         await mesh.hub.start()
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(patience_s):
                 for credentials in [await mesh.enrol() for _ in range(nodes)]:
                     await mesh.start(credentials)
                 # A test that hangs says where.
