@@ -232,12 +232,18 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         )
         made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard, secrets.ray_token)
         running_parts.callback(lambda: made.head.kill())
-        made.boot_head()
-        wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 120)
-        for node in (gpu1, gpu2):
-            if node.machine in nodes:
-                made.boot_node(node)
-        wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 120)
+        try:
+            made.boot_head()
+            wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 240)
+            for node in (gpu1, gpu2):
+                if node.machine in nodes:
+                    made.boot_node(node)
+            wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 240)
+        except AssertionError:
+            for container in (head, gpu1, gpu2):
+                if container.process is not None:
+                    print(f"--- {container.machine}\n{container.log()[-5000:]}")
+            raise
         yield made
 
 
