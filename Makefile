@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-head clean constraints
+.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-hostile bench-head clean constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -33,6 +33,9 @@ bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of
 
 bench-mesh: $(STAMP)  ## Against a cable and OpenSSH, in network namespaces; as root
 	$(BIN)/python tests/benchmarks/mesh.py
+
+bench-hostile: $(STAMP)  ## What hostile clients cost everybody else
+	$(BIN)/python tests/benchmarks/hostile.py
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py

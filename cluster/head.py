@@ -46,7 +46,7 @@ log = structlog.get_logger()
 OBJECT_STORE_BYTES = 100 * 1024**2
 #: Seconds that Serve's proxy gets to finish requests after SIGTERM.
 DRAIN_S = 10.0
-#: Ray brings Serve's controller and proxy back by itself; it gets so long.
+#: Serve brings its controller and the API back by itself; it gets so long.
 SILENCE_S = 120.0
 #: How long the database may take, in libpq's words: to be reached, for a statement, and to say that it is there at all.
 DATABASE_LIMITS = {
@@ -251,15 +251,15 @@ def _tell(stats: Stats) -> None:
 
 
 async def _silence(port: int) -> None:
-    """Returns when Serve's proxy has not answered for too long. No platform asks once a deployment is healthy."""
+    """Returns when the API has not answered for too long. No platform asks once a deployment is healthy."""
     loop = asyncio.get_running_loop()
     heard = loop.time()
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as proxy:
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as api:
         while loop.time() - heard < SILENCE_S:
             await asyncio.sleep(5)
-            # The proxy's own page: a database that is away is no reason to start anew.
+            # Not /health: a database that is away is no reason to start anew.
             with contextlib.suppress(httpx.HTTPError):
-                if (await proxy.get(f"http://127.0.0.1:{port}/-/healthz")).is_success:
+                if (await api.get(f"http://127.0.0.1:{port}/livez")).is_success:
                     heard = loop.time()
 
 

@@ -13,6 +13,11 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from deployments.contract import MediaFacts, MediaKind
+from deployments.faults import Fault
+from deployments.media.formats import Format, by_content_type, wanted
+
+#: Seconds by which a replica may find a clip longer than intake did: samples are counted there, and packets here.
+LONGER_S = 1.0
 
 
 class Params(BaseModel):
@@ -32,6 +37,29 @@ class InputSpec:
     #: Longest clip in seconds; None for images.
     max_seconds: float | None = None
 
+    def require_length(self, seconds: float, grace_s: float = LONGER_S) -> None:
+        """Raise ``Fault('media_too_long')`` for a clip of ``seconds``, give or take ``grace_s``."""
+        if self.max_seconds is not None and seconds > self.max_seconds + grace_s:
+            raise Fault(
+                "media_too_long",
+                f"It is {seconds:.1f} s long; at most {self.max_seconds:g} s are allowed. Send a shorter clip.",
+            )
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input on the replica's disk, and what intake found it to be."""
+
+    path: Path
+    content_type: str
+
+    def format(self, spec: InputSpec) -> Format:
+        """How to read it. Raises ``Fault('unsupported_media')`` if ``spec`` does not take it."""
+        format = by_content_type(self.content_type)
+        if format is None or format.kind not in spec.kinds:
+            raise Fault("unsupported_media", f"This is {self.content_type}. Send {wanted(spec.kinds)}.")
+        return format
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -49,6 +77,10 @@ class ModelSpec:
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model.
     weights_variable: str
+
+    def input(self, name: str) -> InputSpec:
+        """The input of this name."""
+        return next(spec for spec in self.inputs if spec.name == name)
 
     def load_engine(self) -> "Engine":
         """Import the engine and load its weights (minutes for a real checkpoint)."""
@@ -76,13 +108,14 @@ class Engine(Protocol):
     """A loaded model. ``prepare`` and ``publish`` run in CPU threads beside other jobs; ``run`` has the GPU alone.
 
     All three may raise :class:`~deployments.faults.Fault`. ``workdir`` belongs to the job and is removed afterwards.
+    An input is a stranger's file: it is opened as the format that it is said to have, in the sandbox, and nowhere else.
     """
 
     #: True when the weights are random, i.e. the output is noise.
     random_weights: bool
 
-    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> Any:
-        """Decode the inputs into what ``run`` needs."""
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Any:
+        """Decode the inputs into what ``run`` needs, held to the limits of their :class:`InputSpec` once more."""
 
     def run(self, prepared: Any, step: Step) -> Any:
         """Compute on the device."""

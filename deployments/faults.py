@@ -4,6 +4,9 @@
 ``internal_error`` (transient, so that a lucky second try is given).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Fault(Exception):
     """The run cannot go on. ``transient`` says whether another attempt may succeed."""
@@ -13,6 +16,19 @@ class Fault(Exception):
         self.code = code
         self.message = message
         self.transient = transient
+
+    def of_input(self, name: str) -> "Fault":
+        """The same fault, saying which input it is about."""
+        return Fault(self.code, f"Input '{name}': {self.message}", transient=self.transient)
+
+
+@contextmanager
+def about_input(name: str) -> Iterator[None]:
+    """Faults of the body are about this input."""
+    try:
+        yield
+    except Fault as fault:
+        raise fault.of_input(name) from fault
 
 
 class OutOfMemory(Fault):

@@ -11,11 +11,11 @@ owns the device; the event loop stays free for reports and health checks.
 """
 
 import asyncio
+import atexit
 import contextvars
 import gc
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +27,13 @@ from ray import serve
 
 from deployments import logs
 from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
-from deployments.engine import Rendered
+from deployments.engine import InputFile, Rendered
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.registry import MODELS
 from deployments.run import Reporter, Run, RunStopped
+from deployments.sandbox.report import log_layers
+from deployments.sandbox.secrecy import close_to_others
+from deployments.scratch import Scratch
 from deployments.transfer import Transfer
 
 log = structlog.get_logger()
@@ -67,11 +70,16 @@ class Replica:
 
     def __init__(self, model: str, reporter: Reporter | None = None) -> None:
         logs.configure(f"replica.{model}")
+        # It holds Ray's token, and runs decoders of strangers' files as the same user where it is not root.
+        close_to_others()
+        log_layers()
         started = time.monotonic()
         self._model = model
         self._engine = MODELS[model].load_engine()
         self._reporter = reporter or DispatcherReporter()
         self._transfer = Transfer()
+        self._scratch = Scratch()
+        atexit.register(self._scratch.close)
         self._gpu = asyncio.Lock()
         self._gpu_thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
         self._cpu_threads = ThreadPoolExecutor(SLOTS, thread_name_prefix="cpu")
@@ -126,8 +134,8 @@ class Replica:
         heartbeat = asyncio.create_task(run.heartbeat())
         report: Outcome | Failure | Stopped | None
         try:
-            with tempfile.TemporaryDirectory(prefix="video-api-") as workdir:
-                report = await self._stages(task, run, Path(workdir))
+            with self._scratch.job() as workdir:
+                report = await self._stages(task, run, workdir)
         except RunStopped:
             report = Stopped(lease=lease, timings=run.timings) if run.verdict is Verdict.CANCELLED else None
         except Fault as fault:
@@ -144,11 +152,11 @@ class Replica:
 
     async def _stages(self, task: Task, run: Run, workdir: Path) -> Outcome:
         with _timed(run, "prepare"):
-            paths = {name: workdir / name for name in task.inputs}
+            inputs = {name: InputFile(workdir / name, item.content_type) for name, item in task.inputs.items()}
             for name, item in task.inputs.items():
-                await run.unless_stopped(self._transfer.get(item.url, paths[name]))
+                await run.unless_stopped(self._transfer.get(item.url, inputs[name].path))
             run.step("preparing", PREPARED / 2)
-            prepared = await self._in_cpu(run, self._engine.prepare, task.params, paths, workdir)
+            prepared = await self._in_cpu(run, self._engine.prepare, task.params, inputs, workdir)
             run.step("waiting_for_gpu", PREPARED)
         with _timed(run, "wait"):
             await run.unless_stopped(self._gpu.acquire(), own=False)

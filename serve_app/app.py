@@ -6,6 +6,7 @@ one per model of the registry, which the YAML gives GPUs and limits.
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import structlog
@@ -14,21 +15,23 @@ from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
+from deployments.sandbox.report import log_layers
+from deployments.sandbox.secrecy import close_to_others
 from serve_app.api.asgi import create_asgi
+from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import migrate
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.local import with_database
+from serve_app.outbound.pool import WorkerPool
 from serve_app.services import Services
 from serve_app.settings import Environment, Settings
 
@@ -36,14 +39,18 @@ log = structlog.get_logger()
 
 #: The head runs what is ours; a GPU node must never be asked to. ``ray start --head`` gives itself this resource.
 ON_HEAD = {"node:__internal_head__": 0.001}
+#: Of the dispatcher, for what blocks.
+THREADS = 24
 
 
 class AppArgs(BaseModel):
-    """``args`` in the Serve YAML. Secrets and addresses come from the environment."""
+    """``args`` in the Serve YAML. Secrets and addresses of others come from the environment."""
 
     model_config = ConfigDict(extra="forbid")
 
     environment: Environment = "local"
+    #: Where the API listens, on ``PORT``.
+    host: str = "127.0.0.1"
     #: Most replicas by model; 1 where nothing is said.
     max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
@@ -55,19 +62,28 @@ class AppArgs(BaseModel):
         return value
 
 
-@serve.ingress()
 class Api:
-    """HTTP. Stateless; scale it by ``num_replicas``."""
+    """HTTP, on a port of its own (``api/server.py`` says why). Stateless; scale it by ``num_replicas``."""
 
-    def __init__(self, environment: Environment, dispatcher: DeploymentHandle) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, environment: Environment, host: str, dispatcher: DeploymentHandle
+    ) -> None:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
-        settings = with_database(Settings.load(environment))
+        close_to_others()
+        settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         self._services = Services.build(settings, ServeState())
+        self._server = HttpServer(create_asgi(self._services), host, settings.port)
+        await self._server.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_asgi(self._services)
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends the replica."""
+        await self._server.stop()
+
+    async def check_health(self) -> None:
+        """Called by Serve in the event loop that serves: when that stands still, so does this. Raises RuntimeError."""
+        self._server.check()
 
 
 class DispatcherDeployment:
@@ -77,18 +93,23 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
+        close_to_others()
+        await asyncio.to_thread(log_layers)
+        # Copies to and from the store and waits for decoders each hold one; Serve's loop has five.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
         cluster = ServeState()
         services = Services.build(settings, cluster)
-        client = SafeClient(allow_networks=settings.allow_networks)
+        self._outbound = WorkerPool(settings.allow_networks)
+        await self._outbound.start()
         self._dispatcher = Dispatcher(
             database_url=settings.database_url,
             store=services.store,
             storage=services.storage,
-            intake=Intake(services.storage, client, settings.data_dir / "intake"),
+            intake=Intake(services.storage, self._outbound, settings.data_dir / "intake"),
             workers=ServeWorkers(models, cluster),
-            deliveries=Deliveries(services.engine, client, settings.webhook_signing_secret, services.result_url),
+            deliveries=Deliveries(services.engine, self._outbound, settings.signing_secret, services.result_url),
             retention=Retention(
                 services.engine,
                 services.storage,
@@ -106,6 +127,7 @@ class DispatcherDeployment:
         """Serve awaits this before it ends the replica."""
         self._loops.cancel()
         await asyncio.wait({self._loops})
+        await self._outbound.aclose()
 
     async def report(self, report: Report) -> Verdict:
         return await self._dispatcher.report(report)
@@ -174,7 +196,7 @@ def build(args: AppArgs) -> serve.Application:
         Api,
         name="api",
         num_replicas=1,
-        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=DRAIN_S + 5,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )
-    return api.bind(args.environment, dispatcher)
+    return api.bind(args.environment, args.host, dispatcher)

@@ -1,13 +1,23 @@
-"""Who may call: bearer keys for clients, a shared secret for workers outside the cluster. Compared in constant time."""
+"""Who may call: bearer keys for clients, a shared secret for workers outside the cluster. Compared in constant time.
+
+The gate (``api/gate.py``) asks before a request's body is read. The routes ask once more whether it has: for OpenAPI,
+and so that a route which no gate stands before is closed.
+"""
 
 import secrets
 from typing import Annotated
 
-from fastapi import Depends, Header, Security
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from serve_app.errors import Unauthorized
-from serve_app.services import ServicesOf
+from serve_app.settings import Settings
+
+_CHALLENGE = {"www-authenticate": "Bearer"}
+#: Where a request's scope says what it has shown.
+_SHOWN = "video_api.shown"
 
 _bearer = HTTPBearer(auto_error=False, description="The service's `API_KEY`.")
 
@@ -17,20 +27,33 @@ def same(given: str, expected: str) -> bool:
     return secrets.compare_digest(given.encode(), expected.encode())
 
 
-def require_api_key(
-    services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> None:
-    challenge = {"www-authenticate": "Bearer"}
-    if credentials is None:
-        raise Unauthorized("Missing authorization header", headers=challenge)
-    if not same(credentials.credentials, services.settings.api_key.get_secret_value()):
-        raise Unauthorized("Invalid API key", headers=challenge)
+def admit_client(scope: Scope, settings: Settings) -> None:
+    """Look at the headers for an API key. Raises :class:`Unauthorized`."""
+    scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given:
+        raise Unauthorized("Missing authorization header", headers=_CHALLENGE)
+    if not same(given, settings.api_key.get_secret_value()):
+        raise Unauthorized("Invalid API key", headers=_CHALLENGE)
+    scope[_SHOWN] = "key"
 
 
-def require_webhook_secret(services: ServicesOf, x_webhook_secret: Annotated[str, Header()] = "") -> None:
-    if not same(x_webhook_secret, services.settings.webhook_secret.get_secret_value()):
+def admit_worker(scope: Scope, settings: Settings) -> None:
+    """Look at the headers for the secret of workers outside the cluster. Raises :class:`Unauthorized`."""
+    given = Headers(scope=scope).get("x-webhook-secret", "")
+    if not same(given, settings.worker_secret):
+        raise Unauthorized("Invalid webhook secret")
+    scope[_SHOWN] = "worker"
+
+
+def _require_key(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None) -> None:
+    if request.scope.get(_SHOWN) != "key":
+        raise Unauthorized(headers=_CHALLENGE)
+
+
+def _require_worker(request: Request, x_webhook_secret: Annotated[str, Header()] = "") -> None:
+    if request.scope.get(_SHOWN) != "worker":
         raise Unauthorized("Invalid webhook secret")
 
 
-ApiKey = Depends(require_api_key)
-WorkerSecret = Depends(require_webhook_secret)
+ApiKey = Depends(_require_key)
+WorkerSecret = Depends(_require_worker)

@@ -18,17 +18,15 @@ _PATH = "/api/serve/applications/"
 _AGAIN_S = 0.5
 
 
-def read_config(path: Path, port: int) -> dict[str, Any]:
-    """A Serve YAML, with the proxy on ``port``."""
+def read_config(path: Path) -> dict[str, Any]:
+    """A Serve YAML."""
     wanted: dict[str, Any] = yaml.safe_load(path.read_text())
-    wanted["http_options"]["port"] = port
     return wanted
 
 
-def environment_of(path: Path) -> Environment:
-    """Which environment the YAML's application is for."""
-    applications = yaml.safe_load(path.read_text())["applications"]
-    environment: Environment = applications[0].get("args", {}).get("environment", "local")
+def environment_of(wanted: dict[str, Any]) -> Environment:
+    """Which environment the application is for."""
+    environment: Environment = wanted["applications"][0].get("args", {}).get("environment", "local")
     return environment
 
 

@@ -7,6 +7,7 @@
     ├── JobNotFound             404 job_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
+    ├── RequestTimeout          408 request_timeout
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
     ├── InvalidRequest          422 invalid_request
@@ -78,6 +79,13 @@ class MethodNotAllowed(VideoApiError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(VideoApiError):
+    """The request did not arrive in time. Send it again, without pauses."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class JobNotFinished(VideoApiError):
     """The job is still running. Cancel it, or wait for it to end."""
 
@@ -113,7 +121,7 @@ class SignatureRejected(VideoApiError):
 
 
 class PayloadTooLarge(VideoApiError):
-    """The upload is larger than allowed."""
+    """The body is larger than allowed."""
 
     status = 413
     code = "payload_too_large"

@@ -69,14 +69,14 @@ def running(config: Path) -> Iterator[Endpoints]:
         dashboard_port = _free_port(8265)
         stack.enter_context(_ray(dashboard_port, settings.ray_token))
         dashboard_url = f"http://127.0.0.1:{dashboard_port}"
-        wanted = read_config(config, settings.port)
+        wanted = read_config(config)
         asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
         yield Endpoints(
             api_url=settings.base_url,
             api_key=settings.api_key.get_secret_value(),
             dashboard_url=dashboard_url,
             dashboard_token=settings.ray_token,
-            webhook_secret=settings.webhook_secret.get_secret_value(),
+            webhook_secret=settings.worker_secret,
         )
 
 

@@ -17,6 +17,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Environment = Literal["local", "production"]
 
+#: Characters of a secret that others follow from.
+LEAST_SECRET = 32
+
 
 class ConfigurationError(Exception):
     """The environment does not make a runnable service; the message names each variable at fault."""
@@ -34,8 +37,15 @@ class Settings(BaseSettings):
     public_url: str = ""
 
     api_key: SecretStr = SecretStr("")
+    #: The root that the secrets below follow from where they are not given. Nobody else ever gets to see it.
+    secret_key: SecretStr = SecretStr("")
+    #: What workers outside the cluster show.
     webhook_secret: SecretStr = SecretStr("")
-    #: Ray's token and the mesh's certificate follow from it; unset, from WEBHOOK_SECRET.
+    #: What receivers verify webhooks with (Standard Webhooks form, ``whsec_…``).
+    webhook_signing_secret: SecretStr = SecretStr("")
+    #: Key of the local store's links.
+    link_secret: SecretStr = SecretStr("")
+    #: Ray's token and the mesh's certificate follow from it.
     cluster_secret: SecretStr = SecretStr("")
     database_url: str = ""
     redis_url: str = ""
@@ -100,8 +110,13 @@ class Settings(BaseSettings):
     def _complete(self) -> Self:
         faults = []
         if self.environment == "production":
-            required = ("api_key", "webhook_secret", "database_url", "public_url")
+            required = ["api_key", "database_url", "public_url"]
+            # Until the next version WEBHOOK_SECRET may be the root; and what the head starts is given all but the root.
+            if not self._is_set("webhook_secret"):
+                required.append("secret_key")
             faults += [f"{name.upper()}: required in production" for name in required if not self._is_set(name)]
+        if 0 < len(self.secret_key.get_secret_value()) < LEAST_SECRET:
+            faults.append(f"SECRET_KEY: at least {LEAST_SECRET} characters, e.g. of `openssl rand -hex 32`")
         if self.r2_endpoint:
             keys = ("r2_access_key", "r2_secret_key")
             faults += [f"{name.upper()}: required with R2_ENDPOINT" for name in keys if not self._is_set(name)]
@@ -129,21 +144,31 @@ class Settings(BaseSettings):
         return settings.model_copy(update=_local_defaults(settings))
 
     @property
+    def deprecations(self) -> tuple[str, ...]:
+        """What works for the last time in this version; for whoever starts the service to say."""
+        old_root = not self._is_set("secret_key") and not self._is_set("link_secret")
+        return ("SECRET_KEY is not set: the next version derives nothing of WEBHOOK_SECRET",) if old_root else ()
+
+    @property
     def base_url(self) -> str:
         return self.public_url.rstrip("/") or f"http://127.0.0.1:{self.port}"
 
     @property
-    def signing_key(self) -> bytes:
-        """Key of the local store's links."""
-        return self._derive("storage links")
+    def worker_secret(self) -> str:
+        """What workers outside the cluster show in ``X-Webhook-Secret``."""
+        return self.webhook_secret.get_secret_value() or self._derive("worker secret").hex()
 
     @property
-    def webhook_signing_secret(self) -> str:
-        """Secret that receivers verify webhooks with (Standard Webhooks form, ``whsec_…``).
+    def signing_key(self) -> bytes:
+        """Key of the local store's links."""
+        given = self.link_secret.get_secret_value()
+        return bytes.fromhex(given) if given else self._derive("storage links")
 
-        Derived from ``WEBHOOK_SECRET``, so that a receiver who can verify cannot pose as a worker.
-        """
-        return "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
+    @property
+    def signing_secret(self) -> str:
+        """What receivers verify webhooks with. Who has it cannot pose as a worker."""
+        given = self.webhook_signing_secret.get_secret_value()
+        return given or "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
 
     @property
     def mesh_secret(self) -> bytes:
@@ -155,9 +180,40 @@ class Settings(BaseSettings):
         """What every process of the Ray cluster shows to the others."""
         return self._derive("ray token", self.cluster_secret).hex()
 
-    def _derive(self, purpose: str, secret: SecretStr | None = None) -> bytes:
-        key = (secret and secret.get_secret_value()) or self.webhook_secret.get_secret_value()
+    @property
+    def database_secret(self) -> str:
+        """Password of the database role that ``Api`` and ``Dispatcher`` have."""
+        return self._derive("database role").hex()
+
+    def _derive(self, purpose: str, root: SecretStr | None = None) -> bytes:
+        key = (root and root.get_secret_value()) or self.secret_key.get_secret_value()
+        # As in the versions without SECRET_KEY: what was handed out then still holds.
+        key = key or self.webhook_secret.get_secret_value()
         return hmac.new(key.encode(), purpose.encode(), hashlib.sha256).digest()
+
+    def for_service(self, database_url: str) -> dict[str, str]:
+        """The variables that ``Api`` and ``Dispatcher`` need in another process: everything that is set, and of the
+        secrets what they use but not what it follows from."""
+        kept = {
+            name: os.environ[variable]
+            for name in type(self).model_fields
+            if name not in _OF_THE_LAUNCHER and (variable := _variable(name)) in os.environ
+        }
+        return {_variable(name): value for name, value in kept.items()} | {
+            "DATABASE_URL": database_url,
+            "API_KEY": self.api_key.get_secret_value(),
+            "WEBHOOK_SECRET": self.worker_secret,
+            "WEBHOOK_SIGNING_SECRET": self.signing_secret,
+            "LINK_SECRET": self.signing_key.hex(),
+        }
+
+
+#: Fields that nobody but the launcher of a head has a use for.
+_OF_THE_LAUNCHER = frozenset({"environment", "secret_key", "cluster_secret", "redis_url", "mesh_port"})
+
+
+def _variable(field: str) -> str:
+    return str(Settings.model_fields[field].validation_alias or field).upper()
 
 
 def _local_defaults(settings: Settings) -> dict[str, object]:
@@ -165,10 +221,13 @@ def _local_defaults(settings: Settings) -> dict[str, object]:
     update: dict[str, object] = {}
     if not settings.allow_networks:
         update["allow_networks"] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-    unset = [name for name in ("api_key", "webhook_secret") if not getattr(settings, name).get_secret_value()]
+    unset = [name for name in ("api_key", "secret_key") if not getattr(settings, name).get_secret_value()]
     if unset:
         invented = _invented_secrets(settings.data_dir)
-        update |= {name: SecretStr(invented[name]) for name in unset}
+        update |= {name: SecretStr(invented[name]) for name in unset if name in invented}
+        if "secret_key" not in invented and not settings.webhook_secret.get_secret_value():
+            # Written by an earlier version.
+            update["webhook_secret"] = SecretStr(invented["webhook_secret"])
     return update
 
 
@@ -179,9 +238,7 @@ def _invented_secrets(data_dir: Path) -> dict[str, str]:
         data_dir.mkdir(parents=True, exist_ok=True)
         draft = data_dir / f"secrets.{os.getpid()}.{secrets.token_hex(4)}"
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump(
-                {"api_key": "local-" + secrets.token_urlsafe(24), "webhook_secret": secrets.token_urlsafe(32)}, out
-            )
+            json.dump({"api_key": "local-" + secrets.token_urlsafe(24), "secret_key": secrets.token_hex(32)}, out)
         # link() fails where another process was first; theirs counts then.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.contract import MediaFacts
-from deployments.engine import Rendered, Step
+from deployments.engine import InputFile, Rendered, Step
+from deployments.faults import about_input
 from deployments.ltx2 import picture
 from deployments.ltx2.checkpoint import CheckpointError
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
-from deployments.media import Mp4Encoder, write_wav
+from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 
 #: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
 #: seconds of it in about two.
@@ -49,15 +50,18 @@ class LTX2Engine:
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
 
-    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open. Raises ``Fault('invalid_media')``."""
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
+        """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
         wish = LTX2Params.model_validate(params)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
+        with about_input("image"):
+            given = inputs["image"]
+            image = picture.read(given.path, given.format(SPEC.input("image")))
         return Shot(
             prompt=wish.prompt,
             negative_prompt=wish.negative_prompt,
-            image=picture.fit(picture.read(inputs["image"]), width, height, wish.fit),
+            image=picture.fit(image, width, height, wish.fit),
             width=width,
             height=height,
             frames=num_frames(wish.duration, wish.fps),
@@ -75,13 +79,15 @@ class LTX2Engine:
         """Encode the clip, its sound cut or padded to the length of the picture."""
         shot, clip = result.shot, result.clip
         rate = Fraction(shot.fps)
-        wav: Path | None = None
-        if clip.audio is not None:
-            wav = workdir / "sound.wav"
-            write_wav(wav, fit_length(clip.audio, round(shot.frames * clip.rate / rate)), clip.rate)
         path = workdir / "output.mp4"
-        with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=wav) as encoder:
-            encoder.write(clip.frames)
+        with contextlib.ExitStack() as opened:
+            sound: Sound | None = None
+            if clip.audio is not None:
+                samples = workdir / "sound.f32"
+                write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
+                sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
+            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound) as encoder:
+                encoder.write(clip.frames)
         return Rendered(
             path=path,
             media=MediaFacts(
@@ -89,7 +95,7 @@ class LTX2Engine:
                 height=shot.height,
                 fps=f"{rate.numerator}/{rate.denominator}",
                 frames=shot.frames,
-                has_audio=wav is not None,
+                has_audio=clip.audio is not None,
             ),
             notes={
                 "seed": shot.seed,

@@ -5,17 +5,27 @@ Recipe: pre-emphasis 0.97; STFT of 800 samples every 200, periodic Hann window, 
 spread over -4..4. 80 columns a second. Works on blocks, so only the result grows with the length: 26 kB a second.
 """
 
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deployments.engine import InputSpec
 from deployments.faults import Fault
-from deployments.wav2lip import ffmpeg
+from deployments.media import ffmpeg
+from deployments.media.formats import Format
+from deployments.media.mp4 import Sound
+from deployments.sandbox.process import Limits, Program, Stream, start
 from deployments.wav2lip.network import BANDS, COLUMNS
 
 RATE = 16000
@@ -29,10 +39,12 @@ REFERENCE_DB, FLOOR_DB, LEVELS = 20.0, -100.0, 4.0
 PIECE = COLUMNS * HOP
 #: Columns computed at a time: 5 s of sound, a few MB.
 BLOCK = 400
-#: Sound longer than this is refused rather than decoded to the disk's end.
-LONGEST_S = 4 * 3600.0
-#: Keeps a track that starts late late. Used for the mel and for the output's sound, so that both have one time line.
-FROM_ZERO = "aresample=async=1:first_pts=0"
+#: Seconds decoded beyond what is allowed, to see that it is too long.
+BEYOND_S = 5.0
+#: Seconds that decoding may take.
+DECODE_S = 600
+#: Rates and numbers of channels that the output's encoder is given as they are.
+RATES, MOST_CHANNELS, USUAL_RATE = range(1000, 192_001), 8, 48_000
 
 Wave = NDArray[np.float32]
 Mel = NDArray[np.float32]
@@ -57,21 +69,80 @@ class Speech:
         return np.pad(wave, (0, stop - start - len(wave)))
 
 
-def decode(path: Path, workdir: Path) -> Speech:
-    """Decode the first sound track of ``path``, of any format, rate and layout. Raises ``Fault('invalid_media')``."""
+@dataclass(frozen=True)
+class Track:
+    """The first sound track of a file that was decoded once, to its end."""
+
+    path: Path
+    format: Format
+    #: Samples a second, and channels, that the output's sound has.
+    rate: int
+    channels: int
+
+    @contextmanager
+    def play(self) -> Iterator[Sound]:
+        """The track from its beginning, as raw sound on a pipe, on the same time line as the mel."""
+        command = [
+            *ffmpeg.reading(self.format),
+            "-map",
+            "0:a:0",
+            "-vn",
+            "-af",
+            f"{ffmpeg.FROM_ZERO},aresample={self.rate}",
+        ]
+        command += ["-ac", str(self.channels), "-f", "f32le", "pipe:1"]
+        with self.path.open("rb") as source, Stream(Program(command), ffmpeg.DECODE, source) as stream:
+            yield Sound(self.rate, self.channels, stream.pipe.fileno())
+            # Killed by us where the sound is longer than the picture. A decoder that crashed left silence.
+            status = stream.process.kill().status
+            if status is not None and status < 0 and status != -signal.SIGKILL:
+                raise Fault("encode_failed", f"the decoder of the sound ended with {status}")
+
+
+def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[Speech, Track]:
+    """Decode the first sound track of ``path``, of any rate and layout, into a file in ``workdir``.
+
+    Raises ``Fault``: ``invalid_media``, or ``media_too_long`` by the limit of ``spec``.
+    """
     target = workdir / "speech.f32"
-    command = ffmpeg.reading(path)
-    command += ["-map", "0:a:0", "-vn", "-t", str(LONGEST_S), "-af", f"{FROM_ZERO},aresample={RATE}", "-ac", "1"]
+    command = [*ffmpeg.reading(format), "-map", "0:a:0", "-vn"]
+    command += [] if spec.max_seconds is None else ["-t", str(spec.max_seconds + BEYOND_S)]
     # The rate is set by the filter: as an option it would be applied before the filter that counts time.
-    done = ffmpeg.run([*command, "-f", "f32le", "-y", str(target)], timeout_s=600)
+    command += ["-af", f"{ffmpeg.FROM_ZERO},aresample={RATE}", "-ac", "1", "-f", "f32le", "pipe:1"]
+    # Only for its head, which says what the track is.
+    command += ["-map", "0:a:0", "-vn", "-frames:a", "1", "-c:a", "pcm_s16le", "-f", "framecrc", "pipe:3"]
+    seconds = (spec.max_seconds or 0) + BEYOND_S
+    limits = Limits(cpu_s=DECODE_S, memory=ffmpeg.DECODE.memory, output=ceil(seconds * RATE * 4) + 2**20)
+    with path.open("rb") as source, target.open("wb") as out, TemporaryFile() as log, TemporaryFile() as head:
+        with start(Program(command), limits, (source, out, log, head)) as process:
+            status = process.wait(DECODE_S).status
+        log.seek(0)
+        head.seek(0)
+        said, facts = log.read(64 * 1024), head.read(64 * 1024).decode(errors="replace")
+    if status is None or status < 0:
+        raise Fault("invalid_media", "Its sound takes too long to decode. Export it as WAV and upload it again.")
     # Sound cut off or damaged at its end still plays in every player, so only a file without any is refused.
-    if not target.exists() or target.stat().st_size < 4:
-        raise ffmpeg.invalid("the audio cannot be decoded", done.stderr)
+    if target.stat().st_size < 4:
+        raise ffmpeg.invalid("Its sound cannot be decoded", said)
     speech = Speech(target)
-    for start in range(0, speech.samples, RATE * 10):
-        if not np.isfinite(speech.part(start, start + RATE * 10)).all():
-            raise Fault("invalid_media", "the audio holds samples that are not numbers (NaN or infinite)")
-    return speech
+    spec.require_length(float(speech.seconds))
+    for begin in range(0, speech.samples, RATE * 10):
+        if not np.isfinite(speech.part(begin, begin + RATE * 10)).all():
+            raise Fault("invalid_media", "Its sound holds samples that are not numbers (NaN or infinite).")
+    return speech, Track(path, format, *_shape(facts))
+
+
+def _shape(head: str) -> tuple[int, int]:
+    """Rate and channels for the output's sound, by a list of 16-bit frames: usual ones where they are odd."""
+    rate = re.search(r"^#sample_rate 0: (\d{1,9})$", head, re.MULTILINE)
+    # stream, decoding time, presentation time, samples, bytes
+    frame = re.search(r"^0, *-?\d+, *-?\d+, *(\d{1,9}), *(\d{1,9}),", head, re.MULTILINE)
+    samples_a_second = int(rate[1]) if rate else 0
+    channels = int(frame[2]) // (2 * int(frame[1])) if frame and int(frame[1]) else 0
+    return (
+        samples_a_second if samples_a_second in RATES else USUAL_RATE,
+        channels if 1 <= channels <= MOST_CHANNELS else 2,
+    )
 
 
 def frames_for(seconds: Fraction, fps: Fraction) -> int:

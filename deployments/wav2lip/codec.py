@@ -1,9 +1,9 @@
 """How the output is encoded: on the card where it has an encoder, else by x264; always tagged as BT.709."""
 
-import subprocess
 from functools import cache
 
-from deployments.media import X264, ffmpeg_path
+from deployments.media.mp4 import X264, VideoCodec
+from deployments.sandbox.process import Limits, run
 
 #: RGB has to be told which YUV it becomes. Without the tags players guess by the size, and guess wrong.
 #: Without accurate rounding every level comes out half a step too dark.
@@ -13,22 +13,21 @@ COLOURS = (
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv",
 )
 #: Visually on a par with X264 (CRF 18).
-NVENC = ("-c:v", "h264_nvenc", "-preset", "p4", "-rc", "vbr", "-cq", "19", "-b:v", "0")
+NVENC = VideoCodec(("-c:v", "h264_nvenc", "-preset", "p4", "-rc", "vbr", "-cq", "19", "-b:v", "0"), on_card=True)
 #: Sides that NVENC's H.264 takes.
 NVENC_SIDES = range(160, 4097)
 
 
-def video_codec(width: int, height: int, *, cuda: bool) -> tuple[str, ...]:
-    """ffmpeg's options for a video of this size."""
+def video_codec(width: int, height: int, *, cuda: bool) -> VideoCodec:
+    """How to encode a video of this size."""
     on_card = cuda and width in NVENC_SIDES and height in NVENC_SIDES and nvenc_works()
-    return (*COLOURS, *(NVENC if on_card else X264))
+    codec = NVENC if on_card else X264
+    return VideoCodec((*COLOURS, *codec.options), codec.on_card)
 
 
 @cache
 def nvenc_works() -> bool:
     """Whether this machine's card encodes H.264. Only trying tells: A100 and H100 have no encoder."""
-    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", "nullsrc=s=256x256", "-frames:v", "2"]
-    try:
-        return subprocess.run([*command, *NVENC, "-f", "null", "-"], capture_output=True, timeout=30).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+    frames = ["-f", "lavfi", "-i", "nullsrc=s=256x256", "-frames:v", "2"]
+    trial = NVENC.program([*frames, *NVENC.options, "-f", "null", "-"])
+    return run(trial, Limits(cpu_s=30, memory=None, output=2**20), None, timeout_s=30).status == 0

@@ -11,8 +11,8 @@ import torch
 
 from deployments import accelerator
 from deployments.contract import MediaFacts
-from deployments.engine import Rendered, Step
-from deployments.faults import Fault
+from deployments.engine import InputFile, Rendered, Step
+from deployments.faults import Fault, about_input
 from deployments.wav2lip import audio, checkpoint, lipsync, video
 from deployments.wav2lip.centerface import CenterFace
 from deployments.wav2lip.codec import video_codec
@@ -61,22 +61,26 @@ class Wav2LipEngine:
         self._generator = generator
         self._detectors = dict(detectors) if detectors is not None else self._load_detectors()
 
-    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> Prepared:
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Prepared:
         """Probe the video and turn the sound into a mel. Raises ``Fault`` for what cannot be used."""
         asked = Wav2LipParams.model_validate(dict(params))
         if asked.detector not in self._detectors:
             raise Fault(
                 "detector_unavailable",
-                f"this service has no weights for the detector {asked.detector}; its operator sets {S3FD_VARIABLE}",
+                f"This service has no weights for the detector {asked.detector}. Its operator sets {S3FD_VARIABLE}.",
             )
-        source = video.probe(inputs["video"], asked.resize_factor)
-        with tempfile.TemporaryDirectory(dir=workdir) as room:
-            speech = audio.decode(inputs["audio"], Path(room))
+        footage, sound = inputs["video"], inputs["audio"]
+        with about_input("video"):
+            spec = SPEC.input("video")
+            source = video.probe(footage.path, footage.format(spec), spec, asked.resize_factor)
+        with about_input("audio"), tempfile.TemporaryDirectory(dir=workdir) as room:
+            spec = SPEC.input("audio")
+            speech, track = audio.decode(sound.path, sound.format(spec), spec, Path(room))
             frames = audio.frames_for(speech.seconds, source.fps)
             if asked.sync_mode == "cut" and not source.still:
                 frames = min(frames, source.frames)
             mel = audio.mel_for(speech, frames, source.fps)
-        job = Job(source=source, audio=inputs["audio"], mel=mel, frames=frames, params=asked)
+        job = Job(source=source, track=track, mel=mel, frames=frames, params=asked)
         if asked.face_box is not None:
             # Refused here, before the device is busy.
             lipsync.face_box(job)

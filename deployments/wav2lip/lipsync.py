@@ -16,8 +16,8 @@ import numpy as np
 
 from deployments.engine import Step
 from deployments.faults import Fault
-from deployments.media import Mp4Encoder
-from deployments.wav2lip.audio import FROM_ZERO, Mel, window_start
+from deployments.media.mp4 import Mp4Encoder, VideoCodec
+from deployments.wav2lip.audio import Mel, Track, window_start
 from deployments.wav2lip.boxes import Box
 from deployments.wav2lip.generator import Generator
 from deployments.wav2lip.lanes import Ahead, Behind
@@ -44,8 +44,8 @@ class Job:
     """One video to make: everything decided, nothing computed on the device."""
 
     source: Source
-    #: The client's file, from which the output's sound is taken.
-    audio: Path
+    #: From which the output's sound is taken.
+    track: Track
     #: Of the whole output, see :func:`deployments.wav2lip.audio.mel_for`.
     mel: Mel
     #: Frames of the output.
@@ -62,13 +62,11 @@ class Tally:
     untouched: int
 
 
-def render(
-    job: Job, generator: Generator, detector: Detector, step: Step, target: Path, codec: tuple[str, ...]
-) -> Tally:
+def render(job: Job, generator: Generator, detector: Detector, step: Step, target: Path, codec: VideoCodec) -> Tally:
     """Write the mp4 ``target``. When anything raises, ``step`` included, processes, threads and files are gone.
 
     A video without any face fails after the detection: the encoder is not started before a face was seen.
-    Raises ``Fault``: ``no_face_found``, ``face_missing``, ``invalid_media``, ``encode_failed``.
+    Raises ``Fault``: ``no_face_found``, ``face_missing`` and ``invalid_media`` about the video, ``encode_failed``.
     """
     depth = _queue_depth(job.source)
     done = untouched = 0
@@ -176,12 +174,12 @@ def face_box(job: Job) -> Box:
     if rows[1] > source.height + 1 or columns[1] > source.width + 1:
         raise Fault(
             "face_box_outside",
-            f"face_box reaches beyond the picture of {round(source.width * source.scale_x)} x "
-            f"{round(source.height * source.scale_y)} pixels",
+            f"Input 'video': face_box reaches beyond its picture of {round(source.width * source.scale_x)} x "
+            f"{round(source.height * source.scale_y)} pixels.",
         )
     box = (rows[0], min(rows[1], source.height), columns[0], min(columns[1], source.width))
     if box[1] - box[0] < 2 or box[3] - box[2] < 2:
-        raise Fault("face_box_outside", "face_box is too small at this resize_factor")
+        raise Fault("face_box_outside", "Input 'video': face_box is too small at this resize_factor.")
     return box
 
 
@@ -208,7 +206,8 @@ def _found(
             continue
         # Only once a face was seen it is clear that this is a frame without one and not a video without any.
         if missing is not None and params.on_missing_face == "error":
-            raise Fault("face_missing", f"no face in frame {missing}, at {float(missing / source.fps):.2f} s")
+            at = float(missing / source.fps)
+            raise Fault("face_missing", f"Input 'video': There is no face in frame {missing}, at {at:.2f} s.")
         if last is None and number > 0:
             with Ahead(read(source, number), depth) as again:
                 for faceless in again:
@@ -217,7 +216,10 @@ def _found(
         yield frame, last if params.on_missing_face == "hold" else box
     if last is None:
         which = "" if params.face_index is None else f" with face_index {params.face_index}"
-        raise Fault("no_face_found", f"no face was found in the video{which}; give face_box if there is one")
+        advice = "Give face_box if there is one."
+        if params.resize_factor > 1:
+            advice = f"Give face_box if there is one, or a smaller resize_factor than {params.resize_factor}."
+        raise Fault("no_face_found", f"Input 'video': No face was found{which}. {advice}")
 
 
 class _Boxes:
@@ -239,17 +241,20 @@ def _queue_depth(source: Source) -> int:
 
 
 @contextmanager
-def _encoder(job: Job, target: Path, codec: tuple[str, ...]) -> Iterator[Callable[[Frame], None]]:
+def _encoder(job: Job, target: Path, codec: VideoCodec) -> Iterator[Callable[[Frame], None]]:
     """Takes frames and writes them beside the sound, which is made exactly as long as the picture."""
     seconds = float(job.frames / job.source.fps)
-    with Mp4Encoder(
-        target,
-        width=job.source.width,
-        height=job.source.height,
-        fps=job.source.fps,
-        pixel_format="bgr24",
-        audio=job.audio,
-        audio_filter=f"{FROM_ZERO},apad,atrim=end={seconds:.6f}",
-        video_codec=codec,
-    ) as encoder:
+    with (
+        job.track.play() as sound,
+        Mp4Encoder(
+            target,
+            width=job.source.width,
+            height=job.source.height,
+            fps=job.source.fps,
+            pixel_format="bgr24",
+            audio=sound,
+            audio_filter=f"apad,atrim=end={seconds:.6f}",
+            codec=codec,
+        ) as encoder,
+    ):
         yield lambda frame: encoder.write(frame[None])

@@ -1,26 +1,25 @@
 """The source picture: what it is, and its frames one after the other at a constant rate, upright and of even size.
 
-Everything is read by the ffmpeg binary in a process of its own: a hostile file can at worst end that process.
+Videos are read by ffmpeg and still images by Pillow, both in the sandbox: a hostile file can at worst end that process.
 """
 
-import contextlib
-import fcntl
 import re
-import select
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from io import FileIO
 from math import floor, sqrt
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from deployments.faults import Fault
-from deployments.wav2lip import ffmpeg
+from deployments.engine import InputSpec
+from deployments.faults import Fault, about_input
+from deployments.media import ffmpeg, packets, picture
+from deployments.media.formats import MAX_FRAME_PIXELS, Format
+from deployments.media.packets import Packets
+from deployments.sandbox.process import Program, Stream, run
 
 #: A picture, uint8 BGR of shape (height, width, 3): the order of channels that Wav2Lip was trained with.
 Frame = NDArray[np.uint8]
@@ -37,10 +36,10 @@ COMMON_FPS = tuple(Fraction(n) for n in (12, 15, 24, 25, 30, 48, 50, 60)) + tupl
 LARGEST_VIDEO, LARGEST_STILL = 3840 * 2160, 1920 * 1080
 #: Frames smaller than this hold no face worth the name, and encoders refuse them.
 SMALLEST_SIDE = 16
-#: ffmpeg's mark for a time stamp that is missing.
-NO_TIME = -(2**63)
-#: Seconds that the reading of the packets (no decoding) may take.
-SCAN_S = 300
+#: Bytes that the head of a YUV4MPEG stream has at least, frame included, and within which all we ask for lies.
+HEAD_BYTES = 100
+#: Seconds that reading the packets (no decoding) may take.
+SCAN_S = 120
 #: Seconds after which a decoder that gives nothing is taken to hang.
 STALLED_S = 60
 
@@ -50,6 +49,7 @@ class Source:
     """A probed video or still image, and how it will be read."""
 
     path: Path
+    format: Format
     #: Pixels of a frame as decoded: upright, square pixels, even.
     width: int
     height: int
@@ -60,7 +60,9 @@ class Source:
     #: Frames at that rate. 1 for a still image.
     frames: int
     #: ffmpeg's filters that bring a frame to this size and rate.
-    filters: str
+    filters: str = ""
+    #: The one frame of a still image.
+    picture: Frame | None = None
 
     @property
     def still(self) -> bool:
@@ -73,18 +75,26 @@ class Source:
         return self.width * self.height * 3
 
 
-def probe(path: Path, resize_factor: int = 1) -> Source:
-    """Find out what ``path`` is. Raises ``Fault('invalid_media')`` for anything but a whole video or image."""
-    width, height, declared, aspect = _first_frame(path)
-    times = _packets(path)
+def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -> Source:
+    """Find out what ``path`` is. Raises ``Fault``.
+
+    ``invalid_media`` for anything but a whole video or image of that format, ``media_too_long`` or ``too_many_pixels``
+    for one beyond the limits.
+    """
+    if format.kind == "image":
+        return _still(path, format, resize_factor)
+    width, height, declared, aspect = _first_frame(path, format)
+    if width * height > MAX_FRAME_PIXELS:
+        raise Fault("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
+    times = _packets(path, format)
+    spec.require_length(float(times.seconds))
+    times.require_rate()
+    # One frame is filmed like a still image.
     still = times.count == 1
     fps = STILL_FPS if still else _rate(declared, times)
     # A pixel that is not square is widened or heightened, never shrunk.
-    square_w, square_h = (width * aspect, Fraction(height)) if aspect > 1 else (Fraction(width), height / aspect)
-    shrink = resize_factor * max(1.0, sqrt(square_w * square_h / (LARGEST_STILL if still else LARGEST_VIDEO)))
-    out_w, out_h = (floor(side / shrink) // 2 * 2 for side in (square_w, square_h))
-    if min(out_w, out_h) < SMALLEST_SIDE:
-        raise Fault("invalid_media", f"a picture of {width} x {height} pixels is too small for a face")
+    square = (width * aspect, Fraction(height)) if aspect > 1 else (Fraction(width), height / aspect)
+    out_w, out_h = _output_size(*square, LARGEST_STILL if still else LARGEST_VIDEO, resize_factor)
     filters = [] if still else [f"fps={fps}:eof_action=round"]
     if (out_w, out_h) == (width // 2 * 2, height // 2 * 2):
         # 4:2:0 needs even sizes; a line at the right or lower edge is cut off rather than the whole picture blurred.
@@ -97,6 +107,7 @@ def probe(path: Path, resize_factor: int = 1) -> Source:
     filters += [f"scale={out_w}:{out_h}:flags=bicubic", "setsar=1"]
     return Source(
         path=path,
+        format=format,
         width=out_w,
         height=out_h,
         scale_x=scale_x,
@@ -114,111 +125,104 @@ def read(source: Source, limit: int) -> Iterator[Frame]:
     ``Fault('invalid_media')`` when much is missing: more than a second and a twentieth of the whole.
     """
     wanted = min(limit, source.frames)
+    if source.picture is not None:
+        yield from [source.picture.copy()][:wanted]
+        return
     shape = (source.height, source.width, 3)
-    command = [*ffmpeg.reading(source.path), "-map", "0:V:0", "-an", "-sn", "-vf", source.filters]
+    command = [*ffmpeg.reading(source.format), "-map", "0:V:0", "-an", "-sn", "-vf", source.filters]
     command += ["-frames:v", str(wanted), "-pix_fmt", "bgr24", "-f", "rawvideo", "pipe:1"]
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(command, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
-        assert isinstance(process.stdout, FileIO)
-        # A megabyte instead of 64 kB: a frame in a few reads. Not granted everywhere, and only a matter of speed.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1024**2)
-        try:
-            done = 0
-            frame: Frame | None = None
-            while done < wanted:
-                following = np.empty(shape, np.uint8)
-                if not _fill(process.stdout, memoryview(following.reshape(-1).data)):
-                    break
-                frame = following
-                done += 1
-                yield frame
-            missing = wanted - done
-            if frame is None or (missing > source.fps and missing * 20 > wanted):
-                process.kill()
-                stderr.seek(0)
-                raise ffmpeg.invalid(f"only {done} of {wanted} frames of the video can be decoded", stderr.read())
-            for _ in range(missing):
-                yield frame.copy()
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+    with (
+        about_input("video"),
+        source.path.open("rb") as file,
+        Stream(Program(command), ffmpeg.DECODE, file) as stream,
+    ):
+        done = 0
+        frame: Frame | None = None
+        while done < wanted:
+            following = np.empty(shape, np.uint8)
+            if _fill(stream, memoryview(following.reshape(-1).data)) < source.frame_bytes:
+                break
+            frame = following
+            done += 1
+            yield frame
+        missing = wanted - done
+        if frame is None or (missing > source.fps and missing * 20 > wanted):
+            raise ffmpeg.invalid(f"Only {done} of {wanted} frames of the video can be decoded", stream.log())
+        for _ in range(missing):
+            yield frame.copy()
 
 
-def _fill(pipe: FileIO, room: memoryview) -> bool:
-    """Fill ``room``, or say that the pipe ended before. A decoder that hangs is a fault: nobody else would notice."""
-    while len(room):
-        if not select.select([pipe], [], [], STALLED_S)[0]:
-            raise Fault("invalid_media", f"the video's decoder did nothing for {STALLED_S} s")
-        count = pipe.readinto(room)
-        if not count:
-            return False
-        room = room[count:]
-    return True
+def _still(path: Path, format: Format, resize_factor: int) -> Source:
+    found, pixels = picture.decode(path, format)
+    width, height = _output_size(Fraction(found.width), Fraction(found.height), LARGEST_STILL, resize_factor)
+    image = Image.frombuffer("RGB", (found.width, found.height), pixels, "raw", "RGB", 0, 1)
+    if even := (width, height) == (found.width // 2 * 2, found.height // 2 * 2):
+        image = image.crop((0, 0, width, height))
+    else:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return Source(
+        path=path,
+        format=format,
+        width=width,
+        height=height,
+        scale_x=1.0 if even else found.width / width,
+        scale_y=1.0 if even else found.height / height,
+        fps=STILL_FPS,
+        frames=1,
+        picture=np.ascontiguousarray(np.asarray(image)[:, :, ::-1]),
+    )
 
 
-def _first_frame(path: Path) -> tuple[int, int, Fraction, Fraction]:
+def _output_size(width: Fraction, height: Fraction, largest: int, resize_factor: int) -> tuple[int, int]:
+    """Even numbers of pixels, ``largest`` at most. Raises ``Fault('invalid_media')`` if no face can be seen on them."""
+    shrink = resize_factor * max(1.0, sqrt(width * height / largest))
+    made = floor(width / shrink) // 2 * 2, floor(height / shrink) // 2 * 2
+    if min(made) < SMALLEST_SIDE:
+        hint = f" Ask for a smaller resize_factor than {resize_factor}." if resize_factor > 1 else " Send a larger one."
+        raise Fault(
+            "invalid_media", f"A picture of {round(width)} x {round(height)} pixels is too small for a face.{hint}"
+        )
+    return made
+
+
+def _fill(stream: Stream, room: memoryview) -> int:
+    try:
+        return stream.fill(room, STALLED_S)
+    except TimeoutError as error:
+        raise Fault("invalid_media", f"The video's decoder did nothing for {STALLED_S} s. Export it as MP4.") from error
+
+
+def _first_frame(path: Path, format: Format) -> tuple[int, int, Fraction, Fraction]:
     """Width, height, rate and pixel aspect of the first frame as ffmpeg decodes it, i.e. after rotation."""
-    command = [*ffmpeg.reading(path), "-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p"]
-    done = ffmpeg.run([*command, "-strict", "-1", "-f", "yuv4mpegpipe", "pipe:1"], timeout_s=120)
-    header = done.stdout[:200].split(b"\n")[0].decode(errors="replace")
-    found = re.match(r"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) \S+ A(\d+):(\d+)", header)
-    if not found:
-        raise ffmpeg.invalid("the video cannot be decoded", done.stderr)
+    command = [*ffmpeg.reading(format, "-threads", "1"), "-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p"]
+    command += ["-threads", "1", "-strict", "-1", "-f", "yuv4mpegpipe", "pipe:1"]
+    with path.open("rb") as file, Stream(Program(command), ffmpeg.SCAN, file) as stream:
+        # Written once the frame is decoded; the frame itself is not needed.
+        head = bytearray(HEAD_BYTES)
+        _fill(stream, memoryview(head))
+        found = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) \S+ A(\d+):(\d+)", head)
+        if not found:
+            raise ffmpeg.invalid("The video cannot be decoded", stream.log())
     width, height, *rest = (int(number) for number in found.groups())
     rate, aspect = Fraction(rest[0], max(1, rest[1])), Fraction(rest[2] or 1, rest[3] or 1)
     return width, height, rate, aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
 
 
-@dataclass(frozen=True)
-class _Times:
-    """When the packets of a stream are shown."""
-
-    count: int
-    seconds: Fraction
-    #: Rounding of one time stamp.
-    tick: Fraction
-
-
-def _packets(path: Path) -> _Times:
-    """Read all packets without decoding: the only way to know the true length, and that the file is whole."""
-    command = [*ffmpeg.reading(path), "-map", "0:V:0", "-c", "copy", "-f", "framecrc", "pipe:1"]
-    # -xerror: a file that was cut off ends with an error instead of a warning.
-    command.insert(1, "-xerror")
-    tick, count, first, last, end = Fraction(1, 1000), 0, 0, 0, 0
-    with tempfile.TemporaryFile() as out:
-        try:
-            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=SCAN_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise Fault("invalid_media", f"reading the video took longer than {SCAN_S} s") from error
-        out.seek(0)
-        for line in out:
-            if line.startswith(b"#tb 0:"):
-                numerator, denominator = line.split(b":")[1].split(b"/")
-                tick = Fraction(int(numerator), int(denominator))
-            elif not line.startswith(b"#"):
-                # stream, decoding time, presentation time, duration, size, checksum
-                decoded, shown, duration = (int(field) for field in line.split(b",")[1:4])
-                if shown == NO_TIME:
-                    shown = decoded
-                if shown == NO_TIME:
-                    raise Fault("invalid_media", "the video's frames have no time stamps; convert it to MP4")
-                first = shown if count == 0 else min(first, shown)
-                last = shown if count == 0 else max(last, shown)
-                end = max(end, shown + duration) if count else shown + duration
-                count += 1
-    if done.returncode != 0 or b"ended prematurely" in done.stderr or b"partial file" in done.stderr:
-        raise ffmpeg.invalid("the video is damaged or cut off", done.stderr)
-    if count == 0:
-        raise ffmpeg.invalid("the video has no frames", done.stderr)
-    if end <= last and count > 1:
-        # No duration in the container: the last frame is shown as long as the others on average.
-        end = last + (last - first) // (count - 1)
-    return _Times(count, (end - first) * tick, tick)
+def _packets(path: Path, format: Format) -> Packets:
+    command = [*ffmpeg.reading(format), "-map", "0:V:0", *packets.LISTED]
+    with path.open("rb") as file:
+        done = run(Program(command), ffmpeg.SCAN, file, timeout_s=SCAN_S)
+    if done.status is None:
+        raise Fault("invalid_media", f"Reading the video took longer than {SCAN_S} s. Send a shorter one.")
+    if done.status != 0 or ffmpeg.cut_off(done.stderr):
+        raise ffmpeg.invalid("The video is damaged or cut off", done.stderr)
+    found = packets.read(done.stdout).get("video")
+    if found is None:
+        raise ffmpeg.invalid("The video has no frames", done.stderr)
+    return found
 
 
-def _rate(declared: Fraction, times: _Times) -> Fraction:
+def _rate(declared: Fraction, times: Packets) -> Fraction:
     """Constant rate to read a video at: its own, for a variable one the mean, snapped to a common one, 60 at most."""
     mean = times.count / times.seconds if times.seconds > 0 else declared
     # What a container declares is exact where it agrees with the packets, and a guess where it does not.

@@ -5,6 +5,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
+from serve_app.api.gate import Gate
 from serve_app.errors import InternalError, Unavailable
 from serve_app.request_id import RequestIdMiddleware
 from serve_app.schemas import Problem
@@ -31,12 +32,13 @@ def create_asgi(services: Services) -> ASGIApp:
     )
     app.state.services = services
     problems.install(app)
-    for part in (generate, jobs, presign, webhooks, health, files):
-        app.include_router(part.router)
+    routers = [part.router for part in (generate, jobs, presign, webhooks, health, files)]
+    for router in routers:
+        app.include_router(router)
     _document_problems(app)
-    # Around the application and not in it, so that the answer to a crash has these headers too.
+    # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
-        app,
+        Gate(app, services.settings, routers),
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
+from serve_app.api.gate import streams
 from serve_app.api.problems import documented
-from serve_app.errors import InvalidRequest, NotFound, PayloadTooLarge, SignatureRejected
+from serve_app.errors import InvalidRequest, NotFound, PayloadTooLarge, RequestTimeout, SignatureRejected
 from serve_app.services import Services, ServicesOf
 from serve_app.storage.base import InvalidKey, ObjectTooLarge
 from serve_app.storage.local import LocalStorage, content_type_of
@@ -16,6 +17,8 @@ router = APIRouter(prefix="/files", tags=["media"])
 
 #: Largest upload. Intake applies each model's own, smaller limit.
 MAX_UPLOAD_BYTES = 2 * 1024**3
+#: An upload may take as long as its link lives.
+UPLOAD_S = 3600.0
 
 
 @router.get(
@@ -24,6 +27,7 @@ MAX_UPLOAD_BYTES = 2 * 1024**3
     response_class=FileResponse,
     responses=documented(SignatureRejected, NotFound, InvalidRequest),
 )
+@streams()
 async def read_file(key: str, request: Request, services: ServicesOf) -> FileResponse:
     """Read an object; understands `Range`."""
     grant, storage = _granted("GET", key, request, services)
@@ -37,8 +41,9 @@ async def read_file(key: str, request: Request, services: ServicesOf) -> FileRes
     "/{key:path}",
     operation_id="write_file",
     status_code=200,
-    responses=documented(SignatureRejected, PayloadTooLarge, InvalidRequest),
+    responses=documented(SignatureRejected, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )
+@streams(max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
 async def write_file(key: str, request: Request, services: ServicesOf) -> Response:
     """Write an object whole."""
     grant, storage = _granted("PUT", key, request, services)

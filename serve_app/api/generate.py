@@ -9,7 +9,15 @@ from fastapi import APIRouter, Body
 from deployments.registry import MODELS
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
-from serve_app.errors import InvalidRequest, JobNotFound, JobNotUploading, Unauthorized, UploadMissing
+from serve_app.errors import (
+    InvalidRequest,
+    JobNotFound,
+    JobNotUploading,
+    PayloadTooLarge,
+    RequestTimeout,
+    Unauthorized,
+    UploadMissing,
+)
 from serve_app.jobs.job import Job
 from serve_app.request_id import current_request_id
 from serve_app.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
@@ -25,7 +33,9 @@ router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
     "/generate",
     status_code=201,
     operation_id="generate",
-    responses=documented(Unauthorized, InvalidRequest, UploadMissing, JobNotFound, JobNotUploading),
+    responses=documented(
+        Unauthorized, InvalidRequest, UploadMissing, JobNotFound, JobNotUploading, PayloadTooLarge, RequestTimeout
+    ),
 )
 async def generate(request: Annotated[GenerateRequest, Body()], services: ServicesOf) -> Created:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""

@@ -29,6 +29,12 @@ T = TypeVar("T")
 CHECK_TIMEOUT_S = 5.0
 
 
+@router.get("/livez", operation_id="livez", response_class=Response)
+async def livez() -> Response:
+    """That this process serves, whatever else works."""
+    return Response("ok", media_type="text/plain")
+
+
 @router.get("/health", operation_id="health", responses={503: {"model": Health, "description": "A part is down."}})
 async def health(services: ServicesOf, response: Response) -> Health:
     """Whether every part works, and how many jobs there are."""

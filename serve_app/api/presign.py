@@ -5,7 +5,15 @@ from fastapi import APIRouter
 from serve_app.api.jobs import JobPath
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey
-from serve_app.errors import InvalidRequest, JobNotFound, JobNotUploading, NotFound, Unauthorized
+from serve_app.errors import (
+    InvalidRequest,
+    JobNotFound,
+    JobNotUploading,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    Unauthorized,
+)
 from serve_app.jobs.job import Status
 from serve_app.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.services import ServicesOf
@@ -18,7 +26,9 @@ DOWNLOAD_LINK_S = 24 * 3600
 
 
 @router.post(
-    "/upload", operation_id="presign_upload", responses=documented(Unauthorized, InvalidRequest, JobNotUploading)
+    "/upload",
+    operation_id="presign_upload",
+    responses=documented(Unauthorized, InvalidRequest, JobNotUploading, PayloadTooLarge, RequestTimeout),
 )
 async def presign_upload(request: UploadRequest, services: ServicesOf) -> UploadTicket:
     """Get a URL to PUT an input file to. Then call `generate` with the `job_id` instead of a URL."""

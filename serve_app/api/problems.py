@@ -75,7 +75,8 @@ def install(app: FastAPI) -> None:
     async def unavailable(request: Request, error: Exception) -> Response:
         if isinstance(error, StorageError) and not error.transient:
             return await crash(request, error)
-        log.error("part_unavailable", exc_info=error)
+        # A line and no stack: while a part is away, every request comes here.
+        log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
         return answer(Unavailable())
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {

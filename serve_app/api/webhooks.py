@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from serve_app.api.problems import documented
 from serve_app.auth import ApiKey, WorkerSecret
-from serve_app.errors import InvalidRequest, JobNotFound, Unauthorized
+from serve_app.errors import InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
 from serve_app.schemas import Success, WebhookSecret, WorkerReport
 from serve_app.services import ServicesOf
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["webhooks"])
     "/webhook/complete",
     operation_id="worker_report",
     dependencies=[WorkerSecret],
-    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
+    responses=documented(Unauthorized, JobNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
 async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
     """A worker outside the cluster ends a job. The job's own webhook is sent as for any other."""
@@ -37,4 +37,4 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
 )
 async def webhook_secret(services: ServicesOf) -> WebhookSecret:
     """The secret that webhooks are signed with."""
-    return WebhookSecret(secret=services.settings.webhook_signing_secret)
+    return WebhookSecret(secret=services.settings.signing_secret)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import structlog
 import typer
 from dotenv import load_dotenv
 from rich.table import Table
@@ -65,8 +66,10 @@ def head(
 
     close_launcher()
     configure("head")
-    settings = _settings(environment_of(config))
-    wanted = read_config(config, settings.port)
+    wanted = read_config(config)
+    settings = _settings(environment_of(wanted))
+    for deprecated in settings.deprecations:
+        structlog.get_logger().warning("deprecated", what=deprecated)
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),

@@ -1,43 +1,38 @@
 """What a video or sound file really holds, measured by ffmpeg in the sandbox.
 
-There is no ffprobe in the package we get ffmpeg from. One pass copies the packets of the first picture and sound stream
-to nowhere, which reads the whole file without decoding: a header that lies about the duration is found out. Then the
-first frame and the first second of sound are decoded. The demuxer is forced to what the first bytes say, so no file is
-taken for a playlist, and only files may be opened.
+There is no ffprobe in the package we get ffmpeg from. One pass lists the packets of the first picture and sound stream,
+which reads the whole file without decoding: a header that lies about the duration is found out. Then the first frame
+and the first second of sound are decoded.
 """
 
+import asyncio
 import re
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
-
+from deployments.faults import Fault
+from deployments.media import ffmpeg, packets
+from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, MP3, WAV, Format
+from deployments.sandbox.process import Finished, Program, finish
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.sandbox import Finished, Limits, run_limited
-from serve_app.intake.sniff import M4A, MKV, MOV, MP3, MP4, WAV, WEBM, MediaType
 
-_DEMUXERS = {MP4: "mov", MOV: "mov", M4A: "mov", WEBM: "matroska", MKV: "matroska", WAV: "wav", MP3: "mp3"}
-#: 4K and a little, either way up.
-MAX_FRAME_PIXELS = 4096 * 2304
-#: Slow motion of phones.
-MAX_FPS = 240
-_MAX_STREAMS = 16
 #: Ends of a program that used up its time: by our clock, or by the kernel's.
 _OVERDRAWN = (None, -signal.SIGKILL, -signal.SIGXCPU)
-_LIMITS = Limits(cpu_s=30, wall_s=60, memory=1024 * 2**20, output=256 * 1024)
+_TIMEOUT_S = 60
+#: What is decoded is listed, too.
+_DECODED = ("-f", "framecrc", "pipe:1")
+#: As models want it: sound without a place in time, or of a rate that nobody can convert, is none.
+_RESAMPLED = ("-af", f"{ffmpeg.FROM_ZERO},aresample=16000", "-ac", "1")
 #: A file may end this much before its header says, relatively and in seconds: edit lists, a track a bit longer.
 _SHORT_RATIO = 0.05
 _SHORT_S = 0.25
 
 # ffmpeg indents streams by two spaces. Metadata, which the file's author controls, is indented by four or more.
-_STREAM = re.compile(r"^  Stream #0:\d+\S*: (Video|Audio): (.*)$", re.MULTILINE)
+_PICTURE = re.compile(r"^  Stream #0:\d+\S*: Video: (?!.*\(attached pic\))(.*)$", re.MULTILINE)
 _DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?),", re.MULTILINE)
-_SIZE = re.compile(r", (\d{1,6})x(\d{1,6})(?=[ ,\[]|$)")
 _FPS = re.compile(r", (\d+(?:\.\d+)?)(k?) fps")
-_ROTATION = re.compile(r"^ +[Dd]isplay ?[Mm]atrix: rotation of (-?\d+(?:\.\d+)?) degrees", re.MULTILINE)
-_TIME = re.compile(r"^out_time_us=(\d+)$", re.MULTILINE)
-_FRAMES = re.compile(r"^frame=(\d+)$", re.MULTILINE)
+_SIZE = re.compile(rb"^#dimensions 0: (\d{1,6})x(\d{1,6})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,71 +50,89 @@ class Container:
     has_audio: bool
 
 
-async def measure(path: Path, media: MediaType) -> Container:
+async def measure(path: Path, media: Format) -> Container:
     """Measure the file. Raises :class:`IntakeError`: ``invalid_media`` or ``too_many_pixels``."""
-    walked = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy")
-    container, promised_s = read_report(walked.stdout, walked.stderr)
-    if walked.status != 0:
-        raise _invalid("can't be read to its end")
-    _check_complete(path, media, container.duration_s, promised_s)
-    if container.width is not None:
-        decoded = await _ffmpeg(path, media, "error", "-map", "0:V:0", "-frames:v", "1")
-        if not _last(_FRAMES, decoded.stdout):
-            raise _invalid("holds no picture that can be decoded")
-    if container.has_audio:
-        decoded = await _ffmpeg(path, media, "error", "-map", "0:a:0", "-t", "1")
-        if not _last(_TIME, decoded.stdout):
-            if container.width is None:
-                raise _invalid("holds no sound that can be decoded")
-            # The picture is good, and a model may need no more than that.
-            return replace(container, has_audio=False)
-    return container
-
-
-def read_report(progress: str, log: str) -> tuple[Container, float | None]:
-    """What a copying pass said: the container, and the duration in seconds that its header promises."""
-    # The output section repeats the streams.
-    about_input = re.split(r"^(?:Stream mapping:|Output #0)", log, maxsplit=1, flags=re.MULTILINE)[0]
-    pictures = [text for kind, text in _STREAM.findall(about_input) if kind == "Video" and "(attached pic)" not in text]
-    has_audio = any(kind == "Audio" for kind, _ in _STREAM.findall(about_input))
-    if not pictures and not has_audio:
+    listed = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", *packets.LISTED)
+    # Half a million lines at worst.
+    streams = await asyncio.to_thread(_read, listed.stdout)
+    log = listed.stderr.decode(errors="replace")
+    picture, sound = streams.get("video"), streams.get("audio")
+    if not picture and not sound:
         raise _invalid("holds neither picture nor sound that can be read")
-    width = height = fps = None
-    duration_s = (_last(_TIME, progress) or 0) / 1e6
-    if pictures:
-        width, height = _frame_size(pictures[0], about_input)
-        frames = _last(_FRAMES, progress) or 0
-        fps = _frame_rate(pictures[0], frames, duration_s)
+    if listed.status != 0:
+        raise _invalid("can't be read to its end")
+    # From the beginning, also for a picture that begins before it.
+    duration_s = float(max(max(stream.end, stream.seconds) for stream in streams.values()))
     if duration_s <= 0:
         raise _invalid("holds nothing to play")
-    found = _DURATION.search(about_input)
-    promised = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
-    return Container(duration_s=duration_s, width=width, height=height, fps=fps, has_audio=has_audio), promised
+    # Sound that was cut off still plays.
+    if picture and ffmpeg.cut_off(listed.stderr):
+        raise _invalid("ends too early")
+    _check_complete(path, media, duration_s, _promised(log))
+    width = height = fps = None
+    if picture:
+        _require_rate(picture)
+        width, height = await _first_frame(path, media)
+        fps = _frame_rate(log, picture)
+    has_audio = sound is not None and await _can_be_heard(path, media)
+    if not picture and not has_audio:
+        raise _invalid("holds no sound that can be decoded")
+    # Where the picture is good and the sound is not, a model may need no more than that.
+    return Container(duration_s=duration_s, width=width, height=height, fps=fps, has_audio=has_audio)
 
 
-def _frame_size(stream: str, log: str) -> tuple[int, int]:
-    found = _SIZE.search(stream)
-    if not found or not int(found[1]) or not int(found[2]):
-        raise _invalid("does not say how large its picture is")
-    width, height = int(found[1]), int(found[2])
+async def _first_frame(path: Path, media: Format) -> tuple[int, int]:
+    """Width and height as decoded and displayed, whatever the header says."""
+    decoded = await _ffmpeg(path, media, "error", "-map", "0:V:0", "-frames:v", "1", *_DECODED)
+    size = _SIZE.search(decoded.stdout)
+    if size is None or "video" not in _read(decoded.stdout):
+        raise _invalid("holds no picture that can be decoded")
+    width, height = int(size[1]), int(size[2])
     if width * height > MAX_FRAME_PIXELS:
         raise IntakeError("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
-    turned = _ROTATION.search(log)
-    return (height, width) if turned and round(float(turned[1]) / 90) % 2 else (width, height)
+    return width, height
 
 
-def _frame_rate(stream: str, frames: int, duration_s: float) -> float:
-    counted = frames / duration_s if duration_s > 0 else 0.0
-    # What is counted decides about refusal: frames cost memory whatever the header calls their rate. Not for clips of
-    # a few frames, where the division is coarse.
-    if counted > MAX_FPS and frames > MAX_FPS:
-        raise _invalid(f"has more than {MAX_FPS} frames a second")
-    found = _FPS.search(stream)
+async def _can_be_heard(path: Path, media: Format) -> bool:
+    decoded = await _ffmpeg(path, media, "error", "-map", "0:a:0", "-t", "1", *_RESAMPLED, *_DECODED)
+    return "audio" in _read(decoded.stdout)
+
+
+def _read(listing: bytes) -> dict[str, packets.Packets]:
+    try:
+        return packets.read(listing)
+    except Fault as fault:
+        raise IntakeError("invalid_media", fault.message) from fault
+
+
+def _require_rate(picture: packets.Packets) -> None:
+    try:
+        picture.require_rate()
+    except Fault as fault:
+        raise IntakeError("invalid_media", fault.message) from fault
+
+
+def _promised(log: str) -> float | None:
+    """Seconds that the header says."""
+    found = _DURATION.search(_about_input(log))
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+
+
+def _frame_rate(log: str, picture: packets.Packets) -> float:
+    """Frames per second: what the header says if it can be, else as counted."""
+    stream = _PICTURE.search(_about_input(log))
+    found = _FPS.search(stream[1]) if stream else None
     nominal = float(found[1]) * (1000 if found[2] else 1) if found else 0.0
+    counted = float(picture.count / picture.seconds) if picture.seconds > 0 else 0.0
     return nominal if 0 < nominal <= MAX_FPS else round(counted, 3)
 
 
-def _check_complete(path: Path, media: MediaType, duration_s: float, promised_s: float | None) -> None:
+def _about_input(log: str) -> str:
+    # The output section repeats the streams.
+    return re.split(r"^(?:Stream mapping:|Output #0)", log, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def _check_complete(path: Path, media: Format, duration_s: float, promised_s: float | None) -> None:
     """Refuse a file that ends before its header says. MP3 has no such header."""
     if media == WAV:
         with path.open("rb") as file:
@@ -135,26 +148,15 @@ def _check_complete(path: Path, media: MediaType, duration_s: float, promised_s:
         raise _invalid("ends too early")
 
 
-async def _ffmpeg(path: Path, media: MediaType, level: str, *output: str) -> Finished:
-    """Run one pass over the file that writes nothing but its progress and its log of ``level``."""
-    finished = await run_limited(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(),
-            *("-hide_banner", "-nostdin", "-nostats", "-v", level, "-progress", "pipe:1"),
-            *("-protocol_whitelist", "file,pipe", "-max_streams", str(_MAX_STREAMS), "-threads", "1"),
-            *("-f", _DEMUXERS[media], "-i", f"file:{path}"),
-            *(*output, "-threads", "1", "-f", "null", "-"),
-        ],
-        _LIMITS,
-    )
+async def _ffmpeg(path: Path, media: Format, level: str, *output: str) -> Finished:
+    """Run one pass over the file, with a log of ``level``."""
+    command = [*ffmpeg.reading(media, "-threads", "1", level=level), "-threads", "1", *output]
+    with path.open("rb") as source:
+        finished = await finish(Program(command), ffmpeg.SCAN, source, timeout_s=_TIMEOUT_S)
+    ffmpeg.check(finished.stderr)
     if finished.status in _OVERDRAWN:
         raise _invalid("takes too long to read")
     return finished
-
-
-def _last(pattern: re.Pattern[str], text: str) -> int | None:
-    values = pattern.findall(text)
-    return int(values[-1]) if values else None
 
 
 def _invalid(what: str) -> IntakeError:

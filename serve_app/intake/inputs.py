@@ -1,27 +1,32 @@
 """The gate: from a client's URLs and uploads to stored inputs that a GPU node can rely on."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
 from deployments.contract import MediaKind
 from deployments.engine import InputSpec
-from serve_app.intake.errors import IntakeError
-from serve_app.intake.fetch import SafeClient
-from serve_app.intake.probe import MediaProbe, probe
-from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage
+from serve_app.fair import FairSlots
+from serve_app.intake.errors import Code, IntakeError
+from serve_app.intake.probe import MediaProbe, probe, require
+from serve_app.intake.workdir import Workdir
+from serve_app.outbound.base import Outbound, OutboundError, Reason
+from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage, StorageError
 
-#: Seconds by which a clip may exceed its limit: encoders pad the last packet.
-_GRACE_S = 0.1
-#: Decoders at a time in this process; one may take over 1 GB.
-_PROBES = 2
-_FORMATS: Mapping[MediaKind, str] = {
-    "image": "an image (JPEG, PNG, WebP)",
-    "video": "a video (MP4, MOV, WebM)",
-    "audio": "sound (WAV, MP3, M4A)",
+#: Decoders at a time in this process; one may take over 1 GB, and half a minute if its file is made for that. So an
+#: owner never holds them all, not even while nobody else waits: the next who comes would wait for him. Nor do several
+#: whose files have been like that.
+_PROBES, _PROBES_SHARE, _PROBES_SPARE = 2, 1, 1
+#: Copies from and to the object store at a time; each holds a thread.
+_COPIES, _COPIES_SHARE = 8, 4
+_CODES: Mapping[Reason, Code] = {
+    "unreachable": "source_unreachable",
+    "rejected": "source_rejected",
+    "forbidden": "source_forbidden",
+    "too_large": "input_too_large",
 }
 
 
@@ -49,29 +54,36 @@ class StoredInput(BaseModel):
 class Intake:
     """Fetches, judges and stores the inputs of jobs. Safe for concurrent use."""
 
-    def __init__(self, storage: Storage, client: SafeClient, workdir: Path) -> None:
+    def __init__(self, storage: Storage, outbound: Outbound, workdir: Path) -> None:
         """``workdir`` needs room for the inputs of the jobs under way; nothing stays there."""
-        workdir.mkdir(parents=True, exist_ok=True)
         self._storage = storage
-        self._client = client
-        self._workdir = workdir.resolve()
-        self._probes = asyncio.Semaphore(_PROBES)
+        self._outbound = outbound
+        self._workdir = Workdir(workdir)
+        self._probes = FairSlots(_PROBES, _PROBES_SHARE, spare=_PROBES_SPARE)
+        self._copies = FairSlots(_COPIES, _COPIES_SHARE)
 
     async def admit(
-        self, job_id: str, specs: tuple[InputSpec, ...], sources: Mapping[str, str], uploads: Mapping[str, str]
+        self,
+        job_id: str,
+        specs: tuple[InputSpec, ...],
+        sources: Mapping[str, str],
+        uploads: Mapping[str, str],
+        *,
+        owner: str = "",
     ) -> dict[str, StoredInput]:
         """All inputs of a job, by name: from a URL in ``sources`` or a storage key in ``uploads``.
 
         Idempotent: a second call stores the same objects again. Raises :class:`IntakeError` about the first input that
-        fails, or :class:`~serve_app.storage.base.StorageError` if our store does; both have ``code``, ``message`` and
-        ``transient``.
+        fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
+        :class:`~serve_app.outbound.base.OutboundUnavailable`: neither of those is an attempt. ``owner`` is the user
+        with whom others share the work fairly, ``""`` if unknown.
         """
         tasks: dict[str, asyncio.Task[StoredInput]] = {}
-        with TemporaryDirectory(prefix="intake-", dir=self._workdir, ignore_cleanup_errors=True) as folder:
+        with _our_disk(), self._workdir.folder() as folder:
             try:
                 async with asyncio.TaskGroup() as group:
                     for spec in specs:
-                        coroutine = self._admit_one(job_id, spec, sources, uploads, Path(folder))
+                        coroutine = self._admit_one(job_id, spec, sources, uploads, folder, owner)
                         tasks[spec.name] = group.create_task(coroutine)
             except ExceptionGroup as failures:
                 # The first one cancelled its siblings; should two have failed at once, the final verdict counts.
@@ -79,18 +91,25 @@ class Intake:
         return {name: task.result() for name, task in tasks.items()}
 
     async def _admit_one(
-        self, job_id: str, spec: InputSpec, sources: Mapping[str, str], uploads: Mapping[str, str], folder: Path
+        self,
+        job_id: str,
+        spec: InputSpec,
+        sources: Mapping[str, str],
+        uploads: Mapping[str, str],
+        folder: Path,
+        owner: str,
     ) -> StoredInput:
         path = folder / spec.name
         try:
             if spec.name in sources:
-                await self._client.download(sources[spec.name], path, spec.max_bytes)
+                await self._fetch_source(sources[spec.name], path, spec, owner)
             else:
-                await self._fetch_upload(uploads.get(spec.name, ""), path, spec)
-            probed = await self._judge(path, spec)
+                await self._fetch_upload(uploads.get(spec.name, ""), path, spec, owner)
+            probed = await self._judge(path, spec, owner)
             # An upload too: its URL can still be written to, and what a GPU reads has to be what was judged.
             key = f"inputs/{job_id}/verified/{spec.name}.{probed.extension}"
-            await self._storage.put_file(key, path, probed.content_type)
+            async with self._copies.hold(owner):
+                await self._storage.put_file(key, path, probed.content_type)
         except IntakeError as error:
             raise error.of_input(spec.name) from error
         return StoredInput(
@@ -105,11 +124,18 @@ class Intake:
             has_audio=probed.has_audio,
         )
 
-    async def _fetch_upload(self, key: str, path: Path, spec: InputSpec) -> None:
+    async def _fetch_source(self, url: str, path: Path, spec: InputSpec, owner: str) -> None:
+        try:
+            await self._outbound.download(url, path, spec.max_bytes, owner=owner)
+        except OutboundError as error:
+            raise IntakeError(_CODES[error.reason], error.message, transient=error.transient) from error
+
+    async def _fetch_upload(self, key: str, path: Path, spec: InputSpec, owner: str) -> None:
         if not key:
             raise IntakeError("upload_missing", "There is neither a URL nor an upload. Give one of them.")
         try:
-            await self._storage.get_file(key, path, spec.max_bytes)
+            async with self._copies.hold(owner):
+                await self._storage.get_file(key, path, spec.max_bytes)
         except ObjectMissing as error:
             raise IntakeError(
                 "upload_missing", "Nothing was uploaded. PUT the file to the upload URL before asking for the video."
@@ -120,31 +146,20 @@ class Intake:
                 f"The upload is larger than the {spec.max_bytes / 2**20:g} MiB allowed. Send a smaller one.",
             ) from error
 
-    async def _judge(self, path: Path, spec: InputSpec) -> MediaProbe:
-        async with self._probes:
-            probed = await probe(path)
+    async def _judge(self, path: Path, spec: InputSpec, owner: str) -> MediaProbe:
+        async with self._probes.hold(owner):
+            probed = await probe(path, spec.kinds)
         require(spec, probed)
         return probed
 
 
-def require(spec: InputSpec, probed: MediaProbe) -> None:
-    """Hold a file against what the model takes.
-
-    Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``media_too_long``.
-    """
-    if probed.kind not in spec.kinds:
-        if probed.kind == "audio" and "video" in spec.kinds:
-            raise IntakeError("invalid_media", "The file holds sound but no picture. Send a video.")
-        wanted = " or ".join(_FORMATS[kind] for kind in spec.kinds)
-        raise IntakeError("unsupported_media", f"The file is of kind {probed.kind}. Send {wanted}.")
-    # A video may be sent for its sound where the model says so; then it must have some.
-    if "audio" in spec.kinds and not probed.has_audio:
-        raise IntakeError("invalid_media", "The file holds no sound. Send one with an audio track.")
-    if spec.max_seconds is not None and (probed.duration_s or 0) > spec.max_seconds + _GRACE_S:
-        raise IntakeError(
-            "media_too_long",
-            f"It is {probed.duration_s:.1f} s long; at most {spec.max_seconds:g} s are allowed. Send a shorter clip.",
-        )
+@contextmanager
+def _our_disk() -> Iterator[None]:
+    """A full disk, or no process to be had, is no fault of the input."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"Our own disk failed: {error.strerror or error}.", transient=True) from error
 
 
 def _weightiest(failures: ExceptionGroup[Exception]) -> Exception:

@@ -1,29 +1,22 @@
 """What a file really is: recognised by its first bytes, then read by a decoder in the sandbox."""
 
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from deployments.contract import MediaKind
+from deployments.engine import InputSpec
+from deployments.faults import Fault
+from deployments.media import picture
+from deployments.media.formats import MAX_IMAGE_PIXELS, MP4, NOUNS, by_content_type, sound_only, wanted
 from serve_app.intake.container import measure
-from serve_app.intake.errors import IntakeError
-from serve_app.intake.sandbox import Limits, run_limited
-from serve_app.intake.sniff import HEAD_BYTES, JPEG, M4A, MKV, MOV, MP4, PNG, WEBM, WEBP, MediaType, sniff
+from serve_app.intake.errors import Code, IntakeError
+from serve_app.intake.sniff import HEAD_BYTES, sniff
 
-MAX_IMAGE_PIXELS = 50_000_000
-
-_PICTURE = Path(__file__).with_name("picture.py")
-_PILLOW_FORMATS = {JPEG: "JPEG", PNG: "PNG", WEBP: "WEBP"}
-#: 50 MP of WebP take 770 MB to decode, the other formats a third of that.
-_IMAGE_LIMITS = Limits(cpu_s=20, wall_s=40, memory=1536 * 2**20, output=64 * 1024)
-#: The same containers without a picture stream.
-_SOUND_ONLY = {
-    MP4: M4A,
-    MOV: M4A,
-    WEBM: MediaType("audio", "audio/webm", "webm"),
-    MKV: MediaType("audio", "audio/x-matroska", "mka"),
-}
+#: Seconds by which a clip may exceed its limit: encoders pad the last packet.
+_GRACE_S = 0.1
+_ANYTHING: Sequence[MediaKind] = ("image", "video", "audio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +39,35 @@ class MediaProbe:
     has_audio: bool = False
 
 
-async def probe(path: Path, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> MediaProbe:
-    """Judge the file at ``path`` (absolute) without decoding it in this process.
+async def probe(
+    path: Path, kinds: Sequence[MediaKind] = _ANYTHING, *, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> MediaProbe:
+    """Judge the file at ``path`` without decoding it in this process. ``kinds`` are what it should be.
 
     Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``too_many_pixels``.
     """
     size, head = _glance(path)
-    media = sniff(head)
+    media = sniff(head, kinds)
     if media.kind == "image":
-        width, height = await _judge_image(path, media, max_image_pixels)
+        try:
+            image = await picture.judge(path, media, max_image_pixels)
+        except Fault as fault:
+            raise IntakeError(cast("Code", fault.code), fault.message) from fault
+        if image.animated and "image" in kinds and "video" in kinds:
+            # Where it could have been a video, one picture of many is not what was meant.
+            what = f"This is an animated {media.name}, of which only a still one is taken."
+            raise IntakeError("unsupported_media", f"{what} Send {wanted(kinds)}.")
         return MediaProbe(
             kind="image",
             content_type=media.content_type,
             extension=media.extension,
             size=size,
-            width=width,
-            height=height,
+            width=image.width,
+            height=image.height,
         )
     found = await measure(path, media)
     if found.width is None:
-        media = _SOUND_ONLY.get(media, media)
+        media = sound_only(media)
     elif media.kind == "audio":
         # A film under a sound file's brand, as some converters write it.
         media = MP4
@@ -87,22 +89,21 @@ def _glance(path: Path) -> tuple[int, bytes]:
         return path.stat().st_size, file.read(HEAD_BYTES)
 
 
-async def _judge_image(path: Path, media: MediaType, max_pixels: int) -> tuple[int, int]:
-    """Width and height as displayed."""
-    # -B: the limit on what it may write would leave Pillow's bytecode cut short, for everybody who imports it after.
-    finished = await run_limited(
-        [sys.executable, "-I", "-B", str(_PICTURE), str(path), _PILLOW_FORMATS[media], str(max_pixels)], _IMAGE_LIMITS
-    )
-    verdict = json.loads(finished.stdout) if finished.status == 0 else {"error": "invalid"}
-    match verdict.get("error"):
-        case None:
-            return int(verdict["width"]), int(verdict["height"])
-        case "pixels":
-            raise IntakeError(
-                "too_many_pixels", f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one."
-            )
-        case _:
-            raise IntakeError(
-                "invalid_media",
-                "The image can't be decoded. It may be damaged or cut short: export and upload it again.",
-            )
+def require(spec: InputSpec, probed: MediaProbe) -> None:
+    """Hold a file against what the model takes.
+
+    Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``media_too_long``.
+    """
+    if probed.kind not in spec.kinds:
+        if probed.kind == "audio" and "video" in spec.kinds:
+            raise IntakeError("invalid_media", f"The file holds sound but no picture. Send {wanted(spec.kinds)}.")
+        found = by_content_type(probed.content_type)
+        name = found.name if found and found.name else probed.content_type
+        raise IntakeError("unsupported_media", f"This is {NOUNS[probed.kind]} ({name}). Send {wanted(spec.kinds)}.")
+    # A video may be sent for its sound where the model says so; then it must have some.
+    if "audio" in spec.kinds and not probed.has_audio:
+        raise IntakeError("invalid_media", f"The file holds no sound. Send {wanted(spec.kinds)} with an audio track.")
+    try:
+        spec.require_length(probed.duration_s or 0.0, _GRACE_S)
+    except Fault as fault:
+        raise IntakeError("media_too_long", fault.message) from fault

@@ -4,36 +4,14 @@ A short list of what is let in; everything else is refused, by name where it is 
 to ffmpeg they are media, and they may point at local files or private addresses.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from deployments.contract import MediaKind
+from deployments.media.formats import JPEG, M4A, MKV, MOV, MP3, MP4, PNG, WAV, WEBM, WEBP, Format, wanted
 from serve_app.intake.errors import IntakeError
 
 #: How many leading bytes :func:`sniff` looks at.
 HEAD_BYTES = 64
-
-
-@dataclass(frozen=True)
-class MediaType:
-    """A container or image format that is let in."""
-
-    #: For containers the usual content; a probe may find that an MP4 holds only sound.
-    kind: MediaKind
-    content_type: str
-    #: Without dot.
-    extension: str
-
-
-JPEG = MediaType("image", "image/jpeg", "jpg")
-PNG = MediaType("image", "image/png", "png")
-WEBP = MediaType("image", "image/webp", "webp")
-MP4 = MediaType("video", "video/mp4", "mp4")
-MOV = MediaType("video", "video/quicktime", "mov")
-WEBM = MediaType("video", "video/webm", "webm")
-MKV = MediaType("video", "video/x-matroska", "mkv")
-WAV = MediaType("audio", "audio/wav", "wav")
-MP3 = MediaType("audio", "audio/mpeg", "mp3")
-M4A = MediaType("audio", "audio/mp4", "m4a")
 
 
 def _brands(words: str) -> frozenset[bytes]:
@@ -47,41 +25,41 @@ _M4A_BRANDS = frozenset((b"M4A ", b"M4B "))
 #: Pictures and camera raws in the same box format; some also list ``isom`` among their compatible brands.
 _STILL_BRANDS = _brands("heic heix heim heis hevc hevx mif1 msf1 avif avis") | {b"crx "}
 
-#: What people send by mistake, or to try us, and what to tell them.
+#: What people send by mistake, or to try us.
 _REFUSED = (
-    (b"<!doctype", "a web page; link to the file itself"),
-    (b"<html", "a web page; link to the file itself"),
-    (b"<svg", "an SVG drawing; send JPEG, PNG or WebP"),
+    (b"<!doctype", "a web page, not the file itself"),
+    (b"<html", "a web page, not the file itself"),
+    (b"<svg", "an SVG drawing"),
     (b"<?xml", "XML"),
-    (b"<", "a web page or XML; link to the file itself"),
-    (b"#extm3u", "a playlist; link to the media file itself"),
-    (b"ffconcat", "a playlist; link to the media file itself"),
-    (b"[playlist]", "a playlist; link to the media file itself"),
-    (b"gif8", "a GIF; send JPEG, PNG or WebP"),
+    (b"<", "a web page or XML, not the file itself"),
+    (b"#extm3u", "a playlist, not the media file itself"),
+    (b"ffconcat", "a playlist, not the media file itself"),
+    (b"[playlist]", "a playlist, not the media file itself"),
+    (b"gif8", "a GIF"),
     (b"%pdf", "a PDF"),
-    (b"pk\x03\x04", "a ZIP archive; send the file inside"),
-    (b"oggs", "Ogg; send WAV, MP3 or M4A"),
-    (b"flac", "FLAC; send WAV, MP3 or M4A"),
-    (b"{", "JSON; link to the file itself"),
+    (b"pk\x03\x04", "a ZIP archive, not the file inside"),
+    (b"oggs", "Ogg"),
+    (b"flac", "FLAC"),
+    (b"{", "JSON, not the file itself"),
 )
-_ADVICE = "Send an image as JPEG, PNG or WebP, a video as MP4, MOV or WebM, sound as WAV, MP3 or M4A."
 
 
-def sniff(head: bytes) -> MediaType:
-    """The type of a file that begins with ``head`` (64 bytes are enough, fewer if the file is shorter).
+def sniff(head: bytes, kinds: Sequence[MediaKind]) -> Format:
+    """The format of a file that begins with ``head`` (64 bytes are enough, fewer if the file is shorter).
 
-    Raises :class:`IntakeError` ``unsupported_media`` for all else, or ``invalid_media`` if there is nothing.
+    Raises :class:`IntakeError` ``unsupported_media`` for all else, saying which of ``kinds`` to send, or
+    ``invalid_media`` if there is nothing.
     """
     head = head[:HEAD_BYTES]
     if not head:
         raise IntakeError("invalid_media", "The file is empty. Upload it again.")
     found = _image(head) or _boxes(head) or _matroska(head) or _sound(head)
     if found is None:
-        raise IntakeError("unsupported_media", _refusal(head))
+        raise IntakeError("unsupported_media", f"{_refusal(head)} Send {wanted(kinds)}.")
     return found
 
 
-def _image(head: bytes) -> MediaType | None:
+def _image(head: bytes) -> Format | None:
     if head.startswith(b"\xff\xd8\xff"):
         return JPEG
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -89,7 +67,7 @@ def _image(head: bytes) -> MediaType | None:
     return WEBP if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
-def _boxes(head: bytes) -> MediaType | None:
+def _boxes(head: bytes) -> Format | None:
     """The MP4 family: a ``ftyp`` box of size, major brand, version and compatible brands."""
     if head[4:8] != b"ftyp":
         return None
@@ -105,7 +83,7 @@ def _boxes(head: bytes) -> MediaType | None:
     return MP4 if brands & _MP4_BRANDS else None
 
 
-def _matroska(head: bytes) -> MediaType | None:
+def _matroska(head: bytes) -> Format | None:
     """EBML: the element DocType (0x4282) says which."""
     if not head.startswith(b"\x1a\x45\xdf\xa3"):
         return None
@@ -114,7 +92,7 @@ def _matroska(head: bytes) -> MediaType | None:
     return MKV if b"\x42\x82\x88matroska" in head else None
 
 
-def _sound(head: bytes) -> MediaType | None:
+def _sound(head: bytes) -> Format | None:
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return WAV
     if head.startswith(b"ID3") or _is_mp3_frame(head):
@@ -133,9 +111,9 @@ def _is_mp3_frame(head: bytes) -> bool:
 
 def _refusal(head: bytes) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
-        return f"This is HEIC or AVIF. {_ADVICE}"
+        return "This is HEIC or AVIF."
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for prefix, name in _REFUSED:
         if text.startswith(prefix):
-            return f"This is {name}. {_ADVICE}"
-    return f"This file type is not supported. {_ADVICE}"
+            return f"This is {name}."
+    return "This file type is not supported."

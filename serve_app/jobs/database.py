@@ -1,6 +1,6 @@
 """Connections: one SQLAlchemy engine per process, migrations, and the NOTIFY channel that wakes the dispatcher."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,31 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 CHANNEL = "video_api_jobs"
 
 
+#: A server that is gone, or a way to it that drops packets, is noticed in some fifteen seconds, not in TCP's hours.
+LIVELY: Mapping[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+#: Milliseconds. No statement of ours takes a second; one that waits longer waits for somebody who has stopped.
+_PATIENCE = "-c statement_timeout=15000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000"
+
+
 def connect(url: str) -> AsyncEngine:
     """An engine for ``postgresql+psycopg://…``; connections are checked before use, so a database restart heals.
 
     Errors do not show parameters: prompts and lease tokens stay out of logs.
     """
     return create_async_engine(
-        url, pool_size=5, max_overflow=10, pool_pre_ping=True, pool_timeout=10, hide_parameters=True
+        url,
+        pool_size=5,
+        max_overflow=10,
+        pool_pre_ping=True,
+        pool_timeout=8,
+        hide_parameters=True,
+        connect_args={**LIVELY, "options": _PATIENCE},
     )
 
 
@@ -43,7 +61,7 @@ async def listen(url: str) -> AsyncIterator[str]:
     Raises:
         psycopg.OperationalError: the connection is lost; call again.
     """
-    connection = await psycopg.AsyncConnection.connect(url.replace("+psycopg", "", 1), autocommit=True)
+    connection = await psycopg.AsyncConnection.connect(url.replace("+psycopg", "", 1), autocommit=True, **LIVELY)
     async with connection:
         await connection.execute(f"LISTEN {CHANNEL}")
         yield ""

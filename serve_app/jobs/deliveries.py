@@ -7,21 +7,22 @@ original service sent, so existing receivers keep working.
 import asyncio
 import json
 import random
+import string
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import RowMapping, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
-from serve_app.intake.errors import IntakeError
-from serve_app.intake.fetch import SafeClient
 from serve_app.jobs.database import in_seconds
+from serve_app.jobs.delivery_queue import CLAIM, COME_DUE, DUE_BATCH, HOST_SHARE, USER_SHARE
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.tables import deliveries, jobs
+from serve_app.outbound.base import Outbound, OutboundError, OutboundUnavailable
 
 log = structlog.get_logger()
 
@@ -29,8 +30,11 @@ log = structlog.get_logger()
 RETRY_SCHEDULE_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 #: A delivery that is being sent is invisible to other senders for this long.
 CLAIM_S = 120
-#: A receiver gets so many seconds to answer: less than ``CLAIM_S``, so that nobody else sends the same meanwhile.
-SEND_TIMEOUT_S = 30
+#: Seconds in which the way out has to be done with it, our own queues included: less than ``CLAIM_S``, so that nobody
+#: else sends the same meanwhile. The receiver's own time is limited there.
+OUT_S = 100
+#: When it's our fault that it was not sent, it is again after so many seconds, and that was no attempt.
+OUR_FAULT_S = 5
 GONE = 410
 
 
@@ -42,60 +46,86 @@ class _Due:
     job: Job
 
 
+def _read(row: RowMapping) -> _Due | None:
+    """None for a job of another version, which must not hold up the others: it comes back with every claim's end."""
+    try:
+        # `attempts` and `url` are no columns of jobs, so the labels do not collide.
+        return _Due(row["delivery_id"], row["url"], row["attempts"], Job.from_row(row))
+    except ValueError:
+        log.exception("webhook_unreadable", job_id=row["id"], delivery=row["delivery_id"])
+        return None
+
+
 class Deliveries:
     """Sends what is due. ``video_url`` makes the link of a completed job."""
 
     def __init__(
         self,
         engine: AsyncEngine,
-        client: SafeClient,
+        outbound: Outbound,
         secret: str,
         video_url: Callable[[Job], Awaitable[str | None]],
     ) -> None:
         self._engine = engine
-        self._client = client
+        self._outbound = outbound
         self._webhook = Webhook(secret)
         self._video_url = video_url
 
-    async def claim(self, limit: int = 10) -> Sequence[_Due]:
-        """Take deliveries that are due; they come back by themselves if this process dies."""
-        due = (
-            select(deliveries.c.id)
-            .where(deliveries.c.next_attempt_at <= func.now())
-            .order_by(deliveries.c.next_attempt_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
+    async def claim(self, limit: int = 10, user_share: int = USER_SHARE) -> Sequence[_Due]:
+        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight.
+
+        They come back by themselves if this process dies.
+        """
+        await self._come_due()
+        start = "".join(random.choices(string.ascii_lowercase + string.digits, k=2))  # noqa: S311 - spreads turns
+        values = {"room": limit, "user_share": user_share, "host_share": HOST_SHARE, "start": start}
         async with self._engine.begin() as db:
-            ids = list((await db.execute(due)).scalars())
+            # One at a time, so that two dispatchers cannot give somebody two shares together.
+            await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim deliveries'))"))
+            ids = list((await db.execute(CLAIM, values)).scalars())
+            if not ids:
+                return []
             taken = update(deliveries).where(deliveries.c.id.in_(ids))
-            await db.execute(taken.values(next_attempt_at=in_seconds(CLAIM_S), attempts=deliveries.c.attempts + 1))
+            until = in_seconds(CLAIM_S)
+            attempts = deliveries.c.attempts + 1
+            await db.execute(taken.values(state="sending", next_attempt_at=until, attempts=attempts))
             columns = (deliveries.c.id.label("delivery_id"), deliveries.c.url, deliveries.c.attempts, jobs)
             rows = await db.execute(select(*columns).join(jobs).where(deliveries.c.id.in_(ids)))
-            # `attempts` and `url` are no columns of jobs, so the labels do not collide.
-            return [_Due(r["delivery_id"], r["url"], r["attempts"], Job.from_row(r)) for r in rows.mappings()]
+            return [due for row in rows.mappings() if (due := _read(row)) is not None]
+
+    async def _come_due(self) -> None:
+        while True:
+            async with self._engine.begin() as db:
+                if (await db.execute(COME_DUE, {"batch": DUE_BATCH})).rowcount < DUE_BATCH:
+                    return
 
     async def send(self, due: _Due) -> None:
         """One attempt: 2xx is success, 410 the end, anything else is tried again later."""
         status, error = None, None
         try:
             status, error = await self._post(due)
-        except IntakeError as failure:
-            error = str(failure)
-        except TimeoutError:
-            error = f"no answer within {SEND_TIMEOUT_S} s"
+        except OutboundError as failure:
+            error = failure.message
+        except (OutboundUnavailable, TimeoutError) as failure:
+            log.warning("webhook_postponed", job_id=due.job.id, delivery=due.id, error=str(failure))
+            await self._note(due, state="waiting", next_attempt_at=in_seconds(OUR_FAULT_S), attempts=due.attempts - 1)
+            return
         except Exception as failure:
             # E.g. no link can be made of the video. An attempt like any other, or it would never end.
             log.exception("webhook_crashed", job_id=due.job.id, request_id=due.job.request_id)
             error = type(failure).__name__
-        values: dict[str, Any] = {"last_status": status, "last_error": error, "next_attempt_at": None}
+        values: dict[str, Any] = {
+            "state": "waiting",
+            "last_status": status,
+            "last_error": error,
+            "next_attempt_at": None,
+        }
         if error is None:
             values["delivered_at"] = func.now()
         elif status != GONE and due.attempts <= len(RETRY_SCHEDULE_S):
             wait = RETRY_SCHEDULE_S[due.attempts - 1] * random.uniform(1, 1.2)  # noqa: S311 - spreads load
             values["next_attempt_at"] = in_seconds(wait)
-        async with self._engine.begin() as db:
-            await db.execute(update(deliveries).where(deliveries.c.id == due.id).values(values))
+        await self._note(due, **values)
         log.info(
             "webhook",
             job_id=due.job.id,
@@ -105,6 +135,12 @@ class Deliveries:
             status=status,
             error=error,
         )
+
+    async def _note(self, due: _Due, **values: Any) -> None:
+        # Not if it has been claimed again since: then that sender has the last word.
+        mine = (deliveries.c.id == due.id) & (deliveries.c.attempts == due.attempts)
+        async with self._engine.begin() as db:
+            await db.execute(update(deliveries).where(mine).values(values))
 
     async def _post(self, due: _Due) -> tuple[int, str | None]:
         """The receiver's status and, unless that is success, what it said."""
@@ -118,12 +154,12 @@ class Deliveries:
             "webhook-signature": self._webhook.sign(due.id, now, body),
             "x-request-id": due.job.request_id,
         }
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            reply = await self._client.post(due.url, body.encode(), headers)
+        async with asyncio.timeout(OUT_S):
+            reply = await self._outbound.post(due.url, body, headers, owner=due.job.user_id or "")
         if 200 <= reply.status < 300:
             return reply.status, None
         # Without NUL, which PostgreSQL does not store.
-        return reply.status, f"HTTP {reply.status}: {reply.body[:500].decode(errors='replace')}".replace("\0", "")
+        return reply.status, f"HTTP {reply.status}: {reply.text[:500]}".replace("\0", "")
 
     async def _body(self, job: Job) -> dict[str, Any]:
         body = {"job_id": job.id, "model": job.model, "status": job.status}

@@ -28,19 +28,21 @@ from serve_app.intake.errors import IntakeError
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
+from serve_app.jobs.delivery_queue import USER_SHARE
 from serve_app.jobs.job import Job
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.base import OutboundUnavailable
 from serve_app.storage.base import Storage, StorageError
 
 log = structlog.get_logger()
 
-#: Inputs fetched at the same time.
-INTAKE_SLOTS = 8
-#: How many of them one user may hold, so that nobody else waits for somebody's slow sources.
+#: Jobs whose inputs are fetched at the same time.
+INTAKE_SLOTS = 32
+#: How many of them one user may hold, so that nobody else waits for somebody's slow sources; fewer as they get scarce.
 INTAKE_SHARE = 4
 #: Webhooks sent at the same time; a receiver may take half a minute.
-DELIVERY_SLOTS = 32
+DELIVERY_SLOTS = 64
 #: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
 POLL_S = 1.0
 SWEEP_S = 2.0
@@ -217,7 +219,7 @@ class Dispatcher:
         room = INTAKE_SLOTS - len(self._intakes)
         if room <= 0:
             return 0
-        claimed = await self._store.claim_for_intake(room, INTAKE_SHARE)
+        claimed = await self._store.claim_for_intake(room, share_of(room, INTAKE_SLOTS, INTAKE_SHARE))
         for job in claimed:
             self._intakes.add(self._begin(job, self._take_in))
         return len(claimed)
@@ -242,12 +244,13 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
                 assert job.model is not None
-                inputs = await self._intake.admit(job.id, MODELS[job.model].inputs, job.sources, job.uploads)
+                specs, owner = MODELS[job.model].inputs, job.user_id or ""
+                inputs = await self._intake.admit(job.id, specs, job.sources, job.uploads, owner=owner)
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
-            except StorageError as error:
-                # Our store is down, which is neither the job's fault nor an attempt.
-                log.warning("intake_postponed", error=error.message)
+            except (StorageError, OutboundUnavailable) as error:
+                # Our store, disk or way out is down, which is neither the job's fault nor an attempt.
+                log.warning("intake_postponed", error=str(error))
                 await self._store.release(lease)
             except IntakeError as error:
                 log.info("inputs_rejected", code=error.code, error=error.message)
@@ -323,7 +326,8 @@ class Dispatcher:
 
     async def _deliver(self) -> int:
         room = DELIVERY_SLOTS - len(self._sending)
-        due = await self._deliveries.claim(room) if room > 0 else []
+        share = share_of(room, DELIVERY_SLOTS, USER_SHARE)
+        due = await self._deliveries.claim(room, share) if room > 0 else []
         for delivery in due:
             task = asyncio.create_task(self._deliveries.send(delivery))
             self._sending.add(task)
@@ -336,6 +340,11 @@ class Dispatcher:
 
     async def _retain(self) -> int:
         return await self._retention.forget_jobs() + await self._retention.delete_media()
+
+
+def share_of(room: int, slots: int, share: int) -> int:
+    """How many slots one user may hold while ``room`` of them are free: the last are for who has none yet."""
+    return min(share, 1 + room * share // slots)
 
 
 def output_key(lease: Lease) -> str:

@@ -68,22 +68,29 @@ class Retention:
 
 _FORGET = text(
     """
-    WITH old AS (
-        (SELECT id FROM jobs WHERE status = 'completed'
-            AND completed_at < now() - make_interval(secs => :completed_s) LIMIT :batch)
+    WITH owed AS NOT MATERIALIZED (SELECT job_id, attempts FROM deliveries WHERE next_attempt_at IS NOT NULL),
+    old AS (
+        -- Over age a job goes, whatever its receiver does: one that never answers can't keep media for days. Its
+        -- webhook goes with it, but has been tried once.
+        (SELECT id FROM jobs
+          WHERE status = 'completed' AND completed_at < now() - make_interval(secs => :completed_s)
+            AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
+          LIMIT :batch)
         UNION
-        (SELECT id FROM jobs WHERE status = 'completed'
-          ORDER BY completed_at DESC OFFSET :count LIMIT :batch)
+        -- Over number only, it stays until its webhook is delivered or given up: a burst of jobs should not cost any.
+        (SELECT id FROM jobs
+          WHERE status = 'completed' AND completed_at < (
+                SELECT completed_at FROM jobs WHERE status = 'completed'
+                 ORDER BY completed_at DESC OFFSET :count - 1 LIMIT 1)
+            AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
+          LIMIT :batch)
         UNION
-        (SELECT id FROM jobs WHERE status IN ('failed', 'cancelled')
-            AND completed_at < now() - make_interval(secs => :failed_s) LIMIT :batch)
+        (SELECT id FROM jobs
+          WHERE status IN ('failed', 'cancelled') AND completed_at < now() - make_interval(secs => :failed_s)
+            AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
+          LIMIT :batch)
     ),
-    gone AS (
-        -- A job whose webhook is still owed stays until that is delivered or given up.
-        DELETE FROM jobs USING old WHERE jobs.id = old.id
-           AND NOT EXISTS (SELECT FROM deliveries d WHERE d.job_id = jobs.id AND d.next_attempt_at IS NOT NULL)
-        RETURNING jobs.id
-    )
+    gone AS (DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id)
     INSERT INTO discarded_media (job_id) SELECT id FROM gone
     """
 )

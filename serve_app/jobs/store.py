@@ -25,6 +25,7 @@ from serve_app.intake.inputs import StoredInput
 from serve_app.jobs import metrics
 from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN
 from serve_app.jobs.database import CHANNEL, in_seconds
+from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.jobs.retry import delay_before_retry
 from serve_app.jobs.tables import deliveries, discarded_media, jobs
@@ -394,7 +395,7 @@ async def _end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, 
     # An upload that was never submitted is nobody's job yet.
     if status in (Status.COMPLETED, Status.FAILED) and job.model is not None:
         urls = dict.fromkeys(url for url in (job.webhook_url, webhook_url) if url)
-        rows = [{"id": f"msg_{uuid_utils.uuid7().hex}", "job_id": job.id, "url": url} for url in urls]
+        rows = [new_row(ended, url) for url in urls]
         if rows:
             await db.execute(insert(deliveries), rows)
     # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.

@@ -103,6 +103,12 @@ deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
+    #: With whom the others share fairly: the job's user, and the receiver's server as the URL names it.
+    Column("owner", Text, nullable=False, server_default=""),
+    Column("host", Text, nullable=False, server_default=""),
+    #: ``due``: whoever has room may send it. ``waiting``: until its time. ``sending``: somebody is at it; nobody is any
+    #: more if nothing is heard of it by its time.
+    Column("state", Text, nullable=False, server_default="due"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     #: Null once delivered or given up.
     Column("next_attempt_at", DateTime(timezone=True), server_default=func.now()),
@@ -110,7 +116,25 @@ deliveries = Table(
     Column("last_status", Integer),
     Column("last_error", Text),
     _timestamp("created_at", now=True),
-    Index("deliveries_due", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+    CheckConstraint("state IN ('due', 'waiting', 'sending')", name="deliveries_state_known"),
+    Index(
+        "deliveries_due",
+        "owner",
+        "host",
+        "next_attempt_at",
+        postgresql_where=text("state = 'due' AND next_attempt_at IS NOT NULL"),
+    ),
+    Index(
+        "deliveries_sending",
+        "owner",
+        "host",
+        postgresql_where=text("state = 'sending' AND next_attempt_at IS NOT NULL"),
+    ),
+    Index(
+        "deliveries_later",
+        "next_attempt_at",
+        postgresql_where=text("state <> 'due' AND next_attempt_at IS NOT NULL"),
+    ),
 )
 
 #: Monotonic counters for ``/metrics``. In the database because replicas come and go and jobs are deleted.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
+from serve_app.disk import require_room
 from serve_app.storage.base import InvalidKey, ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError, check_folder
 from serve_app.storage.signature import Grant, Signer
 
@@ -96,6 +97,7 @@ class LocalStorage:
 
         def put() -> None:
             with self._writing(key) as file, path.open("rb") as source:
+                require_room(self._root, os.fstat(source.fileno()).st_size)
                 shutil.copyfileobj(source, file, _CHUNK)
 
         await _call(put)
@@ -105,13 +107,18 @@ class LocalStorage:
         size, digest = 0, hashlib.md5(usedforsecurity=False)
         writing = self._writing(key)
         file = await _call(writing.__enter__)
+
+        def append(chunk: bytes) -> None:
+            require_room(self._root, len(chunk))
+            file.write(chunk)
+
         try:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > max_bytes:
                     raise ObjectTooLarge(key, max_bytes)
                 digest.update(chunk)
-                await _call(partial(file.write, chunk))
+                await _call(partial(append, chunk))
         except BaseException as error:
             # In a thread it could be lost to the very cancellation that brought us here.
             writing.__exit__(type(error), error, error.__traceback__)
@@ -137,8 +144,10 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise ObjectMissing(key) from None
             with source:
-                if os.fstat(source.fileno()).st_size > max_bytes:
+                size = os.fstat(source.fileno()).st_size
+                if size > max_bytes:
                     raise ObjectTooLarge(key, max_bytes)
+                require_room(path.parent, size)
                 try:
                     with path.open("wb") as target:
                         shutil.copyfileobj(source, target, _CHUNK)

@@ -15,6 +15,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from serve_app.disk import require_room
 from serve_app.storage.base import ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError, check_expiry, check_folder
 
 T = TypeVar("T")
@@ -110,6 +111,7 @@ class S3Storage:
             with closing(answer["Body"]) as body:
                 if answer["ContentLength"] > max_bytes:
                     raise ObjectTooLarge(key, max_bytes)
+                require_room(path.parent, answer["ContentLength"])
                 try:
                     with path.open("wb") as file:
                         for chunk in body.iter_chunks(_CHUNK):

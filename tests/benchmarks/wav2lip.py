@@ -26,12 +26,15 @@ import numpy as np
 import torch
 from skimage import data
 
-from deployments.media import ffmpeg_path
+from deployments.engine import InputFile
+from deployments.media.ffmpeg import program as ffmpeg_path
+from deployments.media.formats import MP4
 from deployments.wav2lip import audio, checkpoint, video
 from deployments.wav2lip.boxes import Found
 from deployments.wav2lip.centerface import CenterFace
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.generator import TorchGenerator, best_dtype
+from deployments.wav2lip.spec import SPEC
 from deployments.wav2lip.video import Frame
 
 SIZE = (854, 480)
@@ -110,7 +113,9 @@ def run_job(engine: Wav2LipEngine, source: Path, workdir: Path, params: Mapping[
     """``prepare`` and ``run`` of one job, and its frames."""
     prepare, run = Clock(), Clock()
     with measured(prepare):
-        prepared = engine.prepare(params, {"video": source, "audio": source}, workdir)
+        prepared = engine.prepare(
+            params, {"video": InputFile(source, "video/mp4"), "audio": InputFile(source, "video/mp4")}, workdir
+        )
     with measured(run):
         made = engine.run(prepared, lambda stage, fraction: None)
     return prepare, run, made.tally.frames
@@ -188,12 +193,13 @@ def speed() -> None:
 
 def parts(room: Path, clip: Path) -> None:
     """What the stages beside the networks cost on their own."""
-    source = video.probe(clip)
+    footage, voice = SPEC.input("video"), SPEC.input("audio")
+    source = video.probe(clip, MP4, footage)
     print("stages on their own, CPU s (ffmpeg's included)")
     for name, call in {
-        "probe": lambda: video.probe(clip),
+        "probe": lambda: video.probe(clip, MP4, footage),
         "decode": lambda: sum(1 for _ in video.read(source, 10**6)),
-        "sound to mel": lambda: audio.mel_for(audio.decode(clip, room), SECONDS * 25, Fraction(25)),
+        "sound to mel": lambda: audio.mel_for(audio.decode(clip, MP4, voice, room)[0], SECONDS * 25, Fraction(25)),
     }.items():
         clock = Clock()
         with measured(clock):
@@ -226,7 +232,11 @@ def one_peak(clip: Path, mode: str, real_first: bool) -> None:
     with tempfile.TemporaryDirectory() as room:
         engine = Wav2LipEngine() if real_first else Wav2LipEngine(Copying(), {"centerface": Fixed()})
         params = {"sync_mode": mode}
-        prepared = engine.prepare(params, {"video": clip, "audio": clip.with_suffix(".wav")}, Path(room))
+        inputs = {
+            "video": InputFile(clip, "video/mp4"),
+            "audio": InputFile(clip.with_suffix(".wav"), "audio/wav"),
+        }
+        prepared = engine.prepare(params, inputs, Path(room))
         frames = engine.run(prepared, lambda stage, fraction: None).tally.frames
     print(json.dumps({"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames": frames}))
 

@@ -17,16 +17,17 @@ from tests.stack import CONFIG
 
 
 def processes_of(folder: str) -> list[psutil.Process]:
-    """Those that were started with ``folder`` in their environment or command line: the service's whole family."""
-    found = []
+    """Those that were started with ``folder`` in their environment or command line, and their children, some of which
+    are given no environment: the service's whole family."""
+    found = set()
     for process in psutil.process_iter():
         try:
             told = [*process.cmdline(), *process.environ().values()]
+            if any(folder in word for word in told):
+                found |= {process, *process.children(recursive=True)}
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if any(folder in word for word in told):
-            found.append(process)
-    return found
+    return list(found)
 
 
 def test_stopping_in_the_middle_of_a_job_leaves_nothing() -> None:
@@ -56,6 +57,7 @@ def test_stopping_in_the_middle_of_a_job_leaves_nothing() -> None:
                 assert up.poll() is None
         family = processes_of(data)
         assert len(family) > 5
+        assert any("serve_app.outbound" in word for process in family for word in process.cmdline())
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=120) == 0
         _, left = psutil.wait_procs(family, timeout=30)

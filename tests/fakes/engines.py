@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.contract import MediaFacts
-from deployments.engine import ModelSpec, Params, Rendered, Step
+from deployments.engine import InputFile, ModelSpec, Params, Rendered, Step
 
 VIDEO = b"an mp4"
 FACTS = MediaFacts(width=64, height=64, fps="24/1", frames=25, has_audio=False)
@@ -46,10 +46,10 @@ class ScriptedEngine:
         self.workdirs: list[Path] = []
         self.inputs: list[Mapping[str, bytes]] = []
 
-    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, Path], workdir: Path) -> str:
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> str:
         name = str(params["name"])
         self.workdirs.append(workdir)
-        self.inputs.append({key: path.read_bytes() for key, path in inputs.items()})
+        self.inputs.append({key: file.path.read_bytes() for key, file in inputs.items()})
         self._play("prepare", name)
         return name
 

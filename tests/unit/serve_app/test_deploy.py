@@ -5,12 +5,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.deploy import deploy, read_config
+from serve_app.deploy import deploy
 from serve_app.settings import ConfigurationError
 
 WANTED = {"applications": [{"name": "a"}]}
@@ -63,9 +62,3 @@ async def test_it_waits_until_the_application_runs() -> None:
 async def test_what_does_not_come_up_is_said(states: tuple[str | int, ...], reason: str) -> None:
     with dashboard(*states) as (url, _), pytest.raises(ConfigurationError, match=reason):
         await deploy(WANTED, url, 2)
-
-
-def test_the_port_is_the_environment_s(tmp_path: Path) -> None:
-    path = tmp_path / "serve.yaml"
-    path.write_text("http_options: {host: 127.0.0.1, port: 1}\napplications: []\n")
-    assert read_config(path, 2)["http_options"] == {"host": "127.0.0.1", "port": 2}

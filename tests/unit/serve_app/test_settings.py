@@ -1,5 +1,6 @@
 """The environment as configuration: what is refused, what is derived, what a laptop is given."""
 
+import hmac
 import multiprocessing
 from ipaddress import ip_network
 from pathlib import Path
@@ -10,12 +11,16 @@ from serve_app.settings import ConfigurationError, Settings
 
 PRODUCTION = {
     "API_KEY": "k",
-    "WEBHOOK_SECRET": "s",
+    "SECRET_KEY": "0123456789abcdef0123456789abcdef",
     "DATABASE_URL": "postgres://u:p@db/x",
     "PUBLIC_URL": "https://video.example/",
 }
 OURS = (
     *PRODUCTION,
+    "WEBHOOK_SECRET",
+    "WEBHOOK_SIGNING_SECRET",
+    "LINK_SECRET",
+    "CLUSTER_SECRET",
     "PORT",
     "R2_ENDPOINT",
     "R2_ACCESS_KEY",
@@ -95,8 +100,8 @@ def test_production_with_a_bucket_still_says_why_its_own_are_required(monkeypatc
 
 
 def test_no_secret_is_printed(production: pytest.MonkeyPatch) -> None:
-    for name in ("API_KEY", "WEBHOOK_SECRET", "R2_SECRET_KEY"):
-        production.setenv(name, "do-not-print")
+    for name in ("API_KEY", "SECRET_KEY", "WEBHOOK_SECRET", "LINK_SECRET", "CLUSTER_SECRET", "R2_SECRET_KEY"):
+        production.setenv(name, "do-not-print" * 3)
     assert "do-not-print" not in repr(Settings.load("production"))
     production.setenv("PORT", "x")
     assert "do-not-print" not in refusal("production")
@@ -159,10 +164,10 @@ def test_a_laptop_needs_no_configuration(tmp_path: Path) -> None:
     assert settings.base_url == "http://127.0.0.1:8000"
     assert ip_network("127.0.0.0/8") in settings.allow_networks
     assert len(settings.api_key.get_secret_value()) > 20
-    assert len(settings.webhook_secret.get_secret_value()) > 20
+    assert len(settings.worker_secret) > 20
     assert (tmp_path / "data" / "secrets.json").stat().st_mode & 0o077 == 0
     again = Settings.load("local")
-    assert (again.api_key, again.webhook_secret) == (settings.api_key, settings.webhook_secret)
+    assert (again.api_key, again.secret_key) == (settings.api_key, settings.secret_key)
 
 
 def test_a_secret_that_is_set_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +181,7 @@ def invent(data_dir: str, start: object, found: object) -> None:
     os.environ["VIDEO_API_DATA_DIR"] = data_dir
     start.wait()
     settings = Settings.load("local")
-    found.put((settings.api_key.get_secret_value(), settings.webhook_secret.get_secret_value()))
+    found.put((settings.api_key.get_secret_value(), settings.secret_key.get_secret_value()))
 
 
 def test_processes_that_start_together_agree_on_the_secrets(tmp_path: Path) -> None:
@@ -194,12 +199,99 @@ def test_processes_that_start_together_agree_on_the_secrets(tmp_path: Path) -> N
         assert [path.name for path in data_dir.iterdir()] == ["secrets.json"], "drafts are removed"
 
 
-def test_derived_secrets_differ_by_purpose_and_give_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WEBHOOK_SECRET", "shared")
+# -------------------------------------------------------------------- secrets
+
+
+def secrets_of(settings: Settings) -> dict[str, str]:
+    """All that follow from the root."""
+    return {
+        "worker": settings.worker_secret,
+        "links": settings.signing_key.hex(),
+        "webhooks": settings.signing_secret,
+        "mesh": settings.mesh_secret.hex(),
+        "ray": settings.ray_token,
+        "database": settings.database_secret,
+    }
+
+
+def test_every_secret_follows_from_the_root_and_none_from_another(production: pytest.MonkeyPatch) -> None:
+    found = secrets_of(Settings.load("production"))
+    production.setenv("SECRET_KEY", "another root of thirty-two bytes")
+    other = secrets_of(Settings.load("production"))
+    assert len({*found.values(), *other.values()}) == 2 * len(found)
+    assert not any("another root" in secret for secret in other.values())
+
+
+def test_what_outside_workers_are_given_opens_nothing_else(production: pytest.MonkeyPatch) -> None:
+    """Once it was the root: from it alone one had Ray's token, the mesh's key and a link to every video."""
+    before = secrets_of(Settings.load("production"))
+    production.setenv("WEBHOOK_SECRET", "known to every worker")
+    assert secrets_of(Settings.load("production")) == before | {"worker": "known to every worker"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "changed"),
+    [
+        ("WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", {"webhooks"}),
+        ("LINK_SECRET", "ab" * 32, {"links"}),
+        ("CLUSTER_SECRET", "c" * 32, {"mesh", "ray"}),
+    ],
+)
+def test_a_secret_that_is_given_replaces_its_own(
+    production: pytest.MonkeyPatch, variable: str, value: str, changed: set[str]
+) -> None:
+    before = secrets_of(Settings.load("production"))
+    production.setenv(variable, value)
+    after = secrets_of(Settings.load("production"))
+    assert {name for name in after if after[name] != before[name]} == changed
+
+
+def test_without_a_root_the_old_one_holds_for_one_more_version(production: pytest.MonkeyPatch) -> None:
+    assert Settings.load("production").deprecations == ()
+    production.delenv("SECRET_KEY")
+    production.setenv("WEBHOOK_SECRET", "s" * 32)
+    settings = Settings.load("production")
+    assert "SECRET_KEY" in settings.deprecations[0]
+    assert settings.worker_secret == "s" * 32
+    # Links and signatures that are out there were made like this.
+    assert settings.signing_key == hmac.new(b"s" * 32, b"storage links", "sha256").digest()
+    assert settings.ray_token == hmac.new(b"s" * 32, b"ray token", "sha256").hexdigest()
+
+
+def test_a_root_is_not_short(production: pytest.MonkeyPatch) -> None:
+    production.setenv("SECRET_KEY", "short")
+    assert "SECRET_KEY: at least 32 characters" in refusal("production")
+
+
+def test_what_the_head_starts_gets_what_it_needs_and_no_root(production: pytest.MonkeyPatch) -> None:
+    given = {
+        "REDIS_URL": "redis://:p@r",
+        "CLUSTER_SECRET": "c" * 32,
+        "VAST_API_KEY": "v",
+        "R2_BUCKET": "b",
+        "PORT": "1",
+    }
+    for name, value in given.items():
+        production.setenv(name, value)
+    settings = Settings.load("production")
+    handed = settings.for_service("postgresql://role@db/x")
+    assert not {"SECRET_KEY", "REDIS_URL", "CLUSTER_SECRET", "VAST_API_KEY"} & handed.keys()
+    for name in (*given, *PRODUCTION):
+        production.delenv(name, raising=False)
+    for name, value in handed.items():
+        production.setenv(name, value)
+    service = Settings.load("production")
+    assert (service.r2_bucket, service.port, service.base_url) == ("b", 1, settings.base_url)
+    assert service.database_url == "postgresql+psycopg://role@db/x"
+    shared = ("worker", "links", "webhooks")
+    assert [secrets_of(service)[name] for name in shared] == [secrets_of(settings)[name] for name in shared]
+    # What the service does not hold it cannot make, either.
+    assert not {secrets_of(service)[name] for name in ("mesh", "ray")} & set(secrets_of(settings).values())
+    assert service.deprecations == ()
+
+
+def test_a_laptop_that_has_secrets_already_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "secrets.json").write_text('{"api_key": "local-k", "webhook_secret": "w"}')
     settings = Settings.load("local")
-    monkeypatch.setenv("WEBHOOK_SECRET", "other")
-    other = Settings.load("local")
-    assert settings.webhook_signing_secret != other.webhook_signing_secret
-    assert settings.signing_key.hex() not in settings.webhook_signing_secret
-    assert len(settings.signing_key) == 32
-    assert "shared" not in settings.webhook_signing_secret
+    assert (settings.api_key.get_secret_value(), settings.worker_secret) == ("local-k", "w")

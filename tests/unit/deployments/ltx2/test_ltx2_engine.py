@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.engine import InputFile
 from deployments.faults import Fault
 from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.engine import DEFAULT_SIZE, RANDOM_SIZE, LTX2Engine, fit_length
@@ -37,10 +38,10 @@ def engine(engine_of: Callable[[Version], LTX2Engine]) -> LTX2Engine:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> dict[str, Path]:
+def inputs(tmp_path: Path) -> dict[str, InputFile]:
     path = tmp_path / "input"
     Image.linear_gradient("L").convert("RGB").resize((300, 200)).save(path, "JPEG")
-    return {"image": path}
+    return {"image": InputFile(path, "image/jpeg")}
 
 
 def test_without_a_path_it_builds_random_weights_in_the_data_folder(
@@ -52,7 +53,7 @@ def test_without_a_path_it_builds_random_weights_in_the_data_folder(
     assert list((tmp_path / "data").rglob("RANDOM_WEIGHTS"))
 
 
-def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     shots = [engine.prepare({}, inputs, tmp_path) for _ in range(2)]
     assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
     assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "standard")
@@ -60,14 +61,14 @@ def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[s
 
 
 def test_real_weights_default_to_their_own_size(
-    engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "random_weights", False)
     shot = engine.prepare({}, inputs, tmp_path)
     assert (shot.width, shot.height) == DEFAULT_SIZE == shot.image.size
 
 
-def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     params = {
         "prompt": "waves",
         "negative_prompt": "rain",
@@ -90,8 +91,16 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, Path], tmp_pat
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"<html>")
     with pytest.raises(Fault) as caught:
-        engine.prepare({}, {"image": tmp_path / "input"}, tmp_path)
+        engine.prepare({}, {"image": InputFile(tmp_path / "input", "image/jpeg")}, tmp_path)
     assert (caught.value.code, caught.value.transient) == ("invalid_media", False)
+    assert caught.value.message.startswith("Input 'image': The image can't be decoded.")
+
+
+@pytest.mark.parametrize("content_type", ["video/mp4", "image/gif", "application/octet-stream"])
+def test_only_what_the_model_takes_is_opened(engine: LTX2Engine, tmp_path: Path, content_type: str) -> None:
+    with pytest.raises(Fault, match=r"^Input 'image': This is .* Send an image \(JPEG, PNG or WebP\)\.$") as caught:
+        engine.prepare({}, {"image": InputFile(tmp_path / "never opened", content_type)}, tmp_path)
+    assert caught.value.code == "unsupported_media"
 
 
 def probe(path: Path) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
     rate: int,
     fps: int,
     engine_of: Callable[[Version], LTX2Engine],
-    inputs: dict[str, Path],
+    inputs: dict[str, InputFile],
     tmp_path: Path,
 ) -> None:
     engine = engine_of(version)
@@ -150,7 +159,7 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
 
 
 def test_ltx_video_ends_as_a_silent_mp4(
-    engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, Path], tmp_path: Path
+    engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, InputFile], tmp_path: Path
 ) -> None:
     engine = engine_of(Version.LTX_VIDEO)
     params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
@@ -161,7 +170,9 @@ def test_ltx_video_ends_as_a_silent_mp4(
     assert not rendered.media.has_audio
 
 
-def test_the_noted_seed_makes_the_same_video_again(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_noted_seed_makes_the_same_video_again(
+    engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path
+) -> None:
     params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
     first = engine.run(engine.prepare(params, inputs, tmp_path), no_step)
     seed = engine.publish(first, tmp_path).notes["seed"]
@@ -178,7 +189,7 @@ def test_sound_is_cut_or_padded(samples: int) -> None:
     assert fitted.sum() == 2 * min(5, samples)
 
 
-def test_free_is_harmless(engine: LTX2Engine, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_free_is_harmless(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     engine.free()
     shot = engine.prepare({"duration": 1, "fps": 8, "width": 64, "height": 64}, inputs, tmp_path)
     assert engine.run(shot, no_step).clip.frames.any()

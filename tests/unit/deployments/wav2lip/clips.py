@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from deployments.media import ffmpeg_path
+from deployments.engine import InputFile
+from deployments.media.ffmpeg import program as ffmpeg_path
+from deployments.media.formats import FORMATS
+from deployments.wav2lip import video
 from deployments.wav2lip.boxes import NONE_FOUND, Found
-from deployments.wav2lip.video import Frame
+from deployments.wav2lip.spec import SPEC
+from deployments.wav2lip.video import Frame, Source
 
 GOLDEN = Path(__file__).parent / "golden" / "wav2lip_reference.npz"
 
@@ -22,6 +26,23 @@ GOLDEN = Path(__file__).parent / "golden" / "wav2lip_reference.npz"
 def ffmpeg(*arguments: str | Path) -> None:
     """Run ffmpeg."""
     subprocess.run([ffmpeg_path(), "-v", "error", "-y", "-nostdin", *map(str, arguments)], check=True)
+
+
+def input_file(path: Path, content_type: str = "video/mp4") -> InputFile:
+    """An input whose name says what it is; ``content_type`` where it has none."""
+    kinds = {f".{format.extension}": format.content_type for format in reversed(FORMATS)}
+    return InputFile(path, kinds.get(path.suffix, content_type))
+
+
+def inputs(footage: Path, sound: Path) -> dict[str, InputFile]:
+    """Both inputs of Wav2Lip."""
+    return {"video": input_file(footage), "audio": input_file(sound, "audio/wav")}
+
+
+def source(path: Path, resize_factor: int = 1, content_type: str = "video/mp4") -> Source:
+    """``path`` probed as the engine does it."""
+    file, spec = input_file(path, content_type), SPEC.input("video")
+    return video.probe(path, file.format(spec), spec, resize_factor)
 
 
 def tone(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> Path:

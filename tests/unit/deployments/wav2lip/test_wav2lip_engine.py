@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from deployments.faults import Fault
-from deployments.media import ffmpeg_path
+from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.wav2lip import checkpoint
 from deployments.wav2lip.checkpoint import CheckpointError
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.spec import SPEC, Wav2LipParams
-from tests.unit.deployments.wav2lip.clips import faceless, facts, film, moving, pattern, portrait, tone
+from tests.fakes.sandboxed import left
+from tests.unit.deployments.wav2lip.clips import faceless, facts, film, inputs, moving, pattern, portrait, tone
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def engine() -> Wav2LipEngine:
 def test_a_face_speaks(engine: Wav2LipEngine, tmp_path: Path) -> None:
     assert engine.random_weights
     frames = moving(portrait(), 10) + [faceless()] * 4
-    inputs = {"video": film(tmp_path / "v.mp4", frames), "audio": tone(tmp_path / "a.wav", 14 / 25)}
-    prepared = engine.prepare({}, inputs, tmp_path)
+    sources = inputs(film(tmp_path / "v.mp4", frames), tone(tmp_path / "a.wav", 14 / 25))
+    prepared = engine.prepare({}, sources, tmp_path)
     rendered = engine.publish(engine.run(prepared, lambda stage, fraction: None), tmp_path)
     made = facts(rendered.path)
     assert made.frames == 14
@@ -44,8 +44,8 @@ def test_a_face_speaks(engine: Wav2LipEngine, tmp_path: Path) -> None:
 
 def test_only_the_face_changes(engine: Wav2LipEngine, tmp_path: Path) -> None:
     picture = portrait()
-    inputs = {"video": film(tmp_path / "v.mp4", [picture] * 2), "audio": tone(tmp_path / "a.wav", 0.08)}
-    prepared = engine.prepare({}, inputs, tmp_path)
+    sources = inputs(film(tmp_path / "v.mp4", [picture] * 2), tone(tmp_path / "a.wav", 0.08))
+    prepared = engine.prepare({}, sources, tmp_path)
     path = engine.publish(engine.run(prepared, lambda stage, fraction: None), tmp_path).path
     command = ["-v", "error", "-i", str(path), "-frames:v", "1", "-pix_fmt", "bgr24", "-f", "rawvideo", "-"]
     raw = subprocess.run([ffmpeg_path(), *command], capture_output=True, check=True).stdout
@@ -78,15 +78,15 @@ def test_broken_inputs_leave_the_engine_usable(engine: Wav2LipEngine, tmp_path: 
     (tmp_path / "text").write_text("hello " * 500)
     (tmp_path / "cut").write_bytes(video.read_bytes()[:2000])
     for name in ("empty", "text", "cut"):
-        for inputs in ({"video": tmp_path / name, "audio": sound}, {"video": video, "audio": tmp_path / name}):
-            with pytest.raises(Fault) as caught:
-                engine.prepare({}, inputs, tmp_path)
+        for wrong, sources in (("video", inputs(tmp_path / name, sound)), ("audio", inputs(video, tmp_path / name))):
+            with pytest.raises(Fault, match=rf"^Input '{wrong}': [A-Z]") as caught:
+                engine.prepare({}, sources, tmp_path)
             assert caught.value.code == "invalid_media"
     with pytest.raises(Fault):
-        engine.prepare({}, {"video": sound, "audio": video}, tmp_path)
-    assert psutil.Process().children() == []
+        engine.prepare({}, inputs(sound, video), tmp_path)
+    assert left() == []
     assert {path.name for path in tmp_path.iterdir()} == {"v.mp4", "a.wav", "empty", "text", "cut"}
-    prepared = engine.prepare({"face_box": [0, 40, 0, 40]}, {"video": video, "audio": sound}, tmp_path)
+    prepared = engine.prepare({"face_box": [0, 40, 0, 40]}, inputs(video, sound), tmp_path)
     assert engine.run(prepared, lambda stage, fraction: None).tally.frames == 3
 
 
@@ -96,8 +96,8 @@ def test_a_video_damaged_in_the_middle_is_shown_as_players_show_it(engine: Wav2L
     middle = len(content) * 2 // 3
     content[middle : middle + 60] = bytes(60)
     video.write_bytes(content)
-    inputs = {"video": video, "audio": tone(tmp_path / "a.wav", 1)}
-    prepared = engine.prepare({"face_box": [0, 40, 0, 40]}, inputs, tmp_path)
+    sources = inputs(video, tone(tmp_path / "a.wav", 1))
+    prepared = engine.prepare({"face_box": [0, 40, 0, 40]}, sources, tmp_path)
     assert engine.run(prepared, lambda stage, fraction: None).tally.frames == 25
 
 

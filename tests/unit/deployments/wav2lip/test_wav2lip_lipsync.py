@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from deployments.faults import Fault
-from deployments.media import Mp4Encoder
+from deployments.media.mp4 import Mp4Encoder
 from deployments.wav2lip import lipsync, replay
 from deployments.wav2lip.boxes import Found
 from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.lipsync import crop, paste
 from deployments.wav2lip.tracks import Detector
-from deployments.wav2lip.video import Frame, probe, read
+from deployments.wav2lip.video import Frame, read
+from tests.fakes.sandboxed import left, running
 from tests.unit.deployments.wav2lip.clips import (
     Everywhere,
     Facts,
@@ -31,7 +31,9 @@ from tests.unit.deployments.wav2lip.clips import (
     ffmpeg,
     film,
     greys,
+    inputs,
     pattern,
+    source,
     tone,
 )
 
@@ -52,7 +54,7 @@ def make(
     """Run the whole engine and decode what it made."""
     engine = Wav2LipEngine(generator or Plain(), {"centerface": detector or Everywhere()})
     with tempfile.TemporaryDirectory(dir=tmp_path) as room:
-        prepared = engine.prepare(params, {"video": video, "audio": audio}, Path(room))
+        prepared = engine.prepare(params, inputs(video, audio), Path(room))
         rendered = engine.publish(engine.run(prepared, step), Path(room))
         result = facts(rendered.path)
         assert [path.name for path in Path(room).iterdir()] == ["output.mp4"]
@@ -200,7 +202,7 @@ def test_no_face_at_all(tmp_path: Path, policy: str, encoded: list[list[Frame]])
     for wrong in ({"detector": Nowhere()}, {"face_index": 3}):
         steps.clear()
         generator = Plain()
-        with pytest.raises(Fault, match=r"face_index 3" if "face_index" in wrong else "no face") as caught:
+        with pytest.raises(Fault, match="face_index 3" if "face_index" in wrong else "No face") as caught:
             make(tmp_path, *inputs, generator=generator, **options, **wrong)
         assert caught.value.code == "no_face_found"
         assert not caught.value.transient
@@ -239,7 +241,7 @@ def test_a_face_that_comes_late(tmp_path: Path, first: int, policy: str, mode: s
     detector = Fleeting(boxes, every=1, loose=1)
     options = {"on_missing_face": policy, "sync_mode": mode, "blend": "hard", "pads": [0, 0, 0, 0]}
     made = make(tmp_path, video, sound, detector=detector, **options)
-    frames = list(read(probe(video), 50))
+    frames = list(read(source(video), 50))
     for number, frame in enumerate(frames):
         if first <= number < (50 if policy == "hold" else 45):
             frame[8:40, 8:40] = 255
@@ -293,7 +295,7 @@ def test_colours_survive(tmp_path: Path) -> None:
     picture[:, 32:] = (180, 160, 30)
     video, sound = film(tmp_path / "v.mp4", [picture] * 5), tone(tmp_path / "a.wav", 0.2)
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
-    prepared = engine.prepare({"face_box": [0, 8, 0, 8]}, {"video": video, "audio": sound}, tmp_path)
+    prepared = engine.prepare({"face_box": [0, 8, 0, 8]}, inputs(video, sound), tmp_path)
     path = engine.publish(engine.run(prepared, lambda stage, fraction: None), tmp_path).path
     ffmpeg("-i", path, "-frames:v", "1", "-pix_fmt", "bgr24", "-f", "rawvideo", tmp_path / "out.raw")
     out = np.fromfile(tmp_path / "out.raw", np.uint8).reshape(48, 64, 3)
@@ -309,10 +311,10 @@ class Cancelled(Exception):
 def test_cancelling_while_the_face_has_not_come(tmp_path: Path, at: str, encoded: list[list[Frame]]) -> None:
     levels = [20 + 4 * n for n in range(50)]
     engine = Wav2LipEngine(Plain(), {"centerface": Scripted({216: [[8.0, 8.0, 40.0, 40.0]]}, loose=1)})
-    inputs = {"video": greys(tmp_path / "v.mp4", levels), "audio": tone(tmp_path / "a.wav", 2)}
+    sources = inputs(greys(tmp_path / "v.mp4", levels), tone(tmp_path / "a.wav", 2))
     room = tmp_path / "job"
     room.mkdir()
-    prepared = engine.prepare({}, inputs, room)
+    prepared = engine.prepare({}, sources, room)
 
     def step(stage: str, fraction: float) -> None:
         # In the search, and where the frames before the face are decoded for the second time.
@@ -322,7 +324,7 @@ def test_cancelling_while_the_face_has_not_come(tmp_path: Path, at: str, encoded
     with pytest.raises(Cancelled):
         engine.run(prepared, step)
     assert len(encoded) == (at == "lipsync")
-    assert psutil.Process().children() == []
+    assert left() == []
     assert list(room.iterdir()) == []
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("wav2lip")]
 
@@ -339,18 +341,18 @@ def test_cancelling_leaves_nothing_behind(
         (tmp_path / name).mkdir()
     video, sound = pattern(tmp_path / "v.mp4", 2, size="320x240"), tone(tmp_path / "a.wav", 4)
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
-    prepared = engine.prepare({"sync_mode": mode}, {"video": video, "audio": sound}, tmp_path / "job")
+    prepared = engine.prepare({"sync_mode": mode}, inputs(video, sound), tmp_path / "job")
 
     def step(stage: str, fraction: float) -> None:
         assert 0 <= fraction <= 1
         if fraction >= when:
             # At the last step everything is written and only ffmpeg has not ended yet.
-            assert fraction == 0 or psutil.Process().children()
+            assert fraction == 0 or running()
             raise Cancelled
 
     with pytest.raises(Cancelled):
         engine.run(prepared, step)
-    assert psutil.Process().children() == []
+    assert left() == []
     assert list((tmp_path / "tmp").iterdir()) == []
     assert list((tmp_path / "job").iterdir()) == []
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("wav2lip")]
@@ -379,11 +381,11 @@ class Broken:
 
 def test_a_defect_comes_through_and_cleans_up(tmp_path: Path) -> None:
     engine = Wav2LipEngine(Broken(), {"centerface": Everywhere()})
-    inputs = {"video": pattern(tmp_path / "v.mp4", 1), "audio": tone(tmp_path / "a.wav", 1)}
-    prepared = engine.prepare({}, inputs, tmp_path)
+    sources = inputs(pattern(tmp_path / "v.mp4", 1), tone(tmp_path / "a.wav", 1))
+    prepared = engine.prepare({}, sources, tmp_path)
     with pytest.raises(RuntimeError, match="boom"):
         engine.run(prepared, lambda stage, fraction: None)
-    assert psutil.Process().children() == []
+    assert left() == []
     assert not (tmp_path / "output.mp4").exists()
 
 
@@ -391,19 +393,19 @@ def test_an_encoder_that_fails_is_a_fault(tmp_path: Path) -> None:
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
     room = tmp_path / "room"
     room.mkdir()
-    inputs = {"video": pattern(tmp_path / "v.mp4", 2), "audio": tone(tmp_path / "a.wav", 2)}
-    prepared = engine.prepare({}, inputs, room)
+    sources = inputs(pattern(tmp_path / "v.mp4", 2), tone(tmp_path / "a.wav", 2))
+    prepared = engine.prepare({}, sources, room)
     room.rmdir()
     with pytest.raises(Fault) as caught:
         engine.run(prepared, lambda stage, fraction: None)
     assert caught.value.code == "encode_failed"
-    assert psutil.Process().children() == []
+    assert left() == []
 
 
 def test_the_output_is_tagged_and_streams(tmp_path: Path) -> None:
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
-    inputs = {"video": pattern(tmp_path / "v.mp4", 1), "audio": tone(tmp_path / "a.wav", 1)}
-    prepared = engine.prepare({}, inputs, tmp_path)
+    sources = inputs(pattern(tmp_path / "v.mp4", 1), tone(tmp_path / "a.wav", 1))
+    prepared = engine.prepare({}, sources, tmp_path)
     content = engine.publish(engine.run(prepared, lambda stage, fraction: None), tmp_path).path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
     # Primaries, transfer and matrix of BT.709.
@@ -411,4 +413,4 @@ def test_the_output_is_tagged_and_streams(tmp_path: Path) -> None:
 
 
 def test_the_codec_without_a_card_is_x264() -> None:
-    assert "libx264" in video_codec(640, 480, cuda=False)
+    assert "libx264" in video_codec(640, 480, cuda=False).options

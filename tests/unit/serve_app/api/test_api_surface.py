@@ -98,6 +98,7 @@ async def test_a_wrong_method_says_so(client: httpx.AsyncClient) -> None:
     assert answer.headers["allow"] == "POST"
 
 
+@pytest.mark.own_database
 async def test_a_crash_is_a_problem_with_the_request_id(
     client: httpx.AsyncClient, services: Services, cluster: FakeCluster, engine: AsyncEngine
 ) -> None:
@@ -296,6 +297,7 @@ async def test_health_tells_of_a_store_that_is_down(
     assert (answer.status_code, answer.json()["storage"], answer.json()["ray"]) == (503, "down", "ok")
 
 
+@pytest.mark.own_database
 async def test_health_tells_of_a_database_that_is_down(anyone: httpx.AsyncClient, engine: AsyncEngine) -> None:
     await execute(engine, "ALTER TABLE jobs RENAME TO work")
     answer = await anyone.get("/health")

@@ -1,6 +1,10 @@
 # ruff: noqa: ASYNC240 - a test has nobody to block
 """From URLs and uploads to stored inputs, with a real web server, real files and the local store."""
 
+import asyncio
+import errno
+import os
+import shutil
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,13 +13,18 @@ import pytest
 from PIL import Image
 
 from deployments.engine import InputSpec
+from serve_app import disk
+from serve_app.intake import inputs as inputs_module
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake, StoredInput
+from serve_app.intake.probe import MediaProbe, probe
+from serve_app.outbound.base import OutboundUnavailable
+from serve_app.outbound.client import SafeClient
 from serve_app.storage.base import StorageError
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, endless, reply, stalled
 from tests.fakes.media import PICTURE, film, make, tone
+from tests.fakes.outbound import FakeOutbound
 
 IMAGE = InputSpec(name="image", kinds=("image",), description="", max_bytes=2**20)
 VIDEO = InputSpec(name="video", kinds=("video", "image"), description="", max_bytes=2**20, max_seconds=3)
@@ -36,7 +45,7 @@ def workdir(tmp_path: Path) -> Path:
 async def intake(storage: LocalStorage, workdir: Path) -> AsyncIterator[Intake]:
     async with SafeClient((ip_network("127.0.0.0/8"),)) as client:
         yield Intake(storage, client, workdir)
-    assert list(workdir.iterdir()) == []
+    assert {path.name for path in workdir.rglob("*") if path.is_file()} == {"lock"}
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +177,121 @@ async def test_a_failing_store_is_not_the_clients_fault(
         with pytest.raises(StorageError) as caught:
             await intake.admit("1", (IMAGE,), {"image": source.url("/a")}, {})
     assert (caught.value.code, caught.value.transient) == ("storage_unavailable", True)
+
+
+# Users among themselves
+
+
+async def test_nobodys_slow_file_holds_up_somebody_elses(
+    storage: LocalStorage, workdir: Path, media: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four files of one user that take for ever to judge; there are two decoders at a time."""
+    judged, begun = asyncio.Event(), asyncio.Event()
+    slow: list[Path] = []
+
+    async def judge(path: Path, kinds: object) -> MediaProbe:
+        if path.read_bytes() == b"bomb":
+            slow.append(path)
+            begun.set()
+            await judged.wait()
+            raise IntakeError("invalid_media", "It took too long.")
+        return await probe(path)
+
+    monkeypatch.setattr(inputs_module, "probe", judge)
+    bomb = await upload(storage, "inputs/1/bomb", b"bomb")
+    good = await upload(storage, "inputs/1/good", media["a.png"])
+    intake = Intake(storage, FakeOutbound(), workdir)
+    stuck = [asyncio.create_task(intake.admit(f"a{n}", (IMAGE,), {}, {"image": bomb}, owner="ann")) for n in range(4)]
+    async with asyncio.timeout(30):
+        await begun.wait()
+        found = await intake.admit("b", (IMAGE,), {}, {"image": good}, owner="bob")
+    assert found["image"].width == 64
+    assert len(slow) == 1
+    assert not any(task.done() for task in stuck)
+    judged.set()
+    assert [type(error) for error in await asyncio.gather(*stuck, return_exceptions=True)] == [IntakeError] * 4
+
+
+async def test_nobodys_large_copies_hold_up_somebody_elses(
+    storage: LocalStorage, workdir: Path, media: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = asyncio.Event()
+    waiting: list[str] = []
+    get_file = storage.get_file
+
+    async def slowly(key: str, path: Path, max_bytes: int) -> None:
+        if key.endswith("large"):
+            waiting.append(key)
+            await copied.wait()
+        await get_file(key, path, max_bytes)
+
+    async def judge(path: Path, kinds: object) -> MediaProbe:
+        return MediaProbe(kind="image", content_type="image/png", extension="png", size=1, width=64, height=48)
+
+    monkeypatch.setattr(storage, "get_file", slowly)
+    monkeypatch.setattr(inputs_module, "probe", judge)
+    large, good = [await upload(storage, f"inputs/1/{name}", media["a.png"]) for name in ("large", "good")]
+    intake = Intake(storage, FakeOutbound(), workdir)
+    stuck = [asyncio.create_task(intake.admit(f"a{n}", (IMAGE,), {}, {"image": large}, owner="ann")) for n in range(20)]
+    async with asyncio.timeout(30):
+        await intake.admit("b", (IMAGE,), {}, {"image": good}, owner="bob")
+    assert 0 < len(waiting) < inputs_module._COPIES
+    copied.set()
+    await asyncio.gather(*stuck)
+
+
+# Our disk
+
+
+class FullDisk(FakeOutbound):
+    """Every download finds it full."""
+
+    async def download(self, url: str, path: Path, max_bytes: int, *, owner: str = "") -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_a_full_disk_is_ours(storage: LocalStorage, workdir: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        await Intake(storage, FullDisk(), workdir).admit("1", (IMAGE,), {"image": "http://a.example/"}, {})
+    assert (caught.value.code, caught.value.transient) == ("storage_unavailable", True)
+    assert "No space left" in caught.value.message
+
+
+async def test_a_folder_that_cannot_be_made_is_ours(storage: LocalStorage, workdir: Path) -> None:
+    intake = Intake(storage, FakeOutbound(), workdir)
+    shutil.rmtree(workdir)
+    with pytest.raises(StorageError):
+        await intake.admit("1", (IMAGE,), {"image": "http://a.example/"}, {})
+
+
+async def test_a_process_that_cannot_be_started_is_ours(
+    storage: LocalStorage, workdir: Path, media: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def judge(path: Path, kinds: object) -> MediaProbe:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(inputs_module, "probe", judge)
+    good = await upload(storage, "inputs/1/good", media["a.png"])
+    with pytest.raises(StorageError):
+        await Intake(storage, FakeOutbound(), workdir).admit("1", (IMAGE,), {}, {"image": good})
+
+
+async def test_uploads_leave_room_on_our_disk(
+    storage: LocalStorage, intake: Intake, media: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await upload(storage, "inputs/1/good", media["a.png"])
+    monkeypatch.setattr(disk, "RESERVE", 2**60)
+    with pytest.raises(StorageError, match="MiB are free"):
+        await intake.admit("1", (IMAGE,), {}, {"image": key})
+    with pytest.raises(StorageError, match="MiB are free"):
+        await upload(storage, "inputs/1/another", b"x")
+    assert await storage.stat("inputs/1/another") is None
+
+
+async def test_a_way_out_that_is_closed_is_ours(storage: LocalStorage, workdir: Path) -> None:
+    class Closed(FakeOutbound):
+        async def download(self, url: str, path: Path, max_bytes: int, *, owner: str = "") -> int:
+            raise OutboundUnavailable("busy")
+
+    with pytest.raises(OutboundUnavailable):
+        await Intake(storage, Closed(), workdir).admit("1", (IMAGE,), {"image": "http://a.example/"}, {})

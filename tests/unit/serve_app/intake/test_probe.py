@@ -2,13 +2,14 @@
 
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from deployments.media.packets import Packets
 from serve_app.intake import container
-from serve_app.intake.container import read_report
 from serve_app.intake.errors import IntakeError
 from serve_app.intake.probe import MediaProbe, probe
 from tests.fakes.media import PICTURE, SOUND, cut, film, make, tone
@@ -51,18 +52,6 @@ async def test_images_are_measured_as_displayed(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
     turned = await probe(tmp_path / "a.jpg")
     assert (turned.width, turned.height) == (48, 64)
-
-
-async def test_the_limits_never_cut_bytecode_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an installation has no bytecode yet, whoever imports first writes it; not the one with limits."""
-    (tmp_path / "library.py").write_text(f"TEXT = {'x' * 200_000!r}")
-    program = tmp_path / "program.py"
-    seen = """print('{"width": 1, "height": 1}')"""
-    program.write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import library; {seen}")
-    monkeypatch.setattr("serve_app.intake.probe._PICTURE", program)
-    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    assert (await probe(tmp_path / "a.png")).width == 1
-    assert not (tmp_path / "__pycache__").exists()
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
@@ -235,30 +224,32 @@ LOG = """Input #0, mov,mp4,m4a,3gp,3g2,mj2, from 'file:a.mp4':
     title           : x
                     :   Stream #0:9: Video: h264, yuv420p, 9999x9999, 1000 fps
   Duration: 00:01:03.50, start: 0.000000, bitrate: 121 kb/s
-  Stream #0:0[0x1](und): Video: h264 (High) (avc1 / 0x31637661), yuv420p(tv), 640x360 [SAR 1:1], {fps} (default)
-  Stream #0:1[0x2](und): Audio: aac (LC) (mp4a / 0x6134706D), 44100 Hz, mono, fltp, 69 kb/s (default)
+  Stream #0:0[0x0]: Video: png, rgb24(pc), 100x100, 90k tbr, 90k tbn (attached pic)
+  Stream #0:1[0x1](und): Video: h264 (High) (avc1 / 0x31637661), yuv420p(tv), 640x360 [SAR 1:1], {fps} (default)
+  Stream #0:2[0x2](und): Audio: aac (LC) (mp4a / 0x6134706D), 44100 Hz, mono, fltp, 69 kb/s (default)
 Stream mapping:
   Stream #0:0 -> #0:0 (copy)
 Output #0, null, to 'pipe:':
-  Stream #0:0(und): Video: h264, yuv420p, 8x8, 25 fps
+  Stream #0:0(und): Video: h264, yuv420p, 8x8, 7 fps
 """
+MINUTE = Packets(1500, Fraction(0), Fraction(60))
 
 
 def test_a_report_is_read() -> None:
-    found, promised = read_report(
-        "frame=1\nout_time_us=N/A\nframe=1500\nout_time_us=60000000\n", LOG.format(fps="29.97 fps, 30 tbr")
-    )
-    assert (found.width, found.height, found.fps, found.duration_s, found.has_audio) == (640, 360, 29.97, 60, True)
-    assert promised == 63.5
+    assert container._promised(LOG) == 63.5
+    assert container._frame_rate(LOG.format(fps="29.97 fps, 30 tbr"), MINUTE) == 29.97
 
 
 def test_a_rate_that_nobody_states_is_counted() -> None:
-    found, _ = read_report("frame=1500\nout_time_us=60000000\n", LOG.format(fps="90k tbr"))
-    assert found.fps == 25
-    found, _ = read_report("frame=1500\nout_time_us=60000000\n", LOG.format(fps="90k fps"))
-    assert found.fps == 25
+    assert container._frame_rate(LOG.format(fps="90k tbr"), MINUTE) == 25
+    assert container._frame_rate(LOG.format(fps="90k fps"), MINUTE) == 25
 
 
-def test_a_flood_of_frames_is_refused() -> None:
-    with pytest.raises(IntakeError, match="240 frames"):
-        read_report("frame=90000\nout_time_us=1000000\n", LOG.format(fps="25 fps"))
+async def test_a_flood_of_frames_is_refused(tmp_path: Path) -> None:
+    """Also beside sound of any length."""
+    for sound in ((), (*SOUND, "-c:a", "aac")):
+        picture = ("-f", "lavfi", "-i", "color=s=16x16:r=300:d=1")
+        path = make(tmp_path / "a.mp4", *picture, *sound, "-c:v", "mpeg4", "-time_base", "1/300", seconds=20)
+        with pytest.raises(IntakeError, match="240 frames") as caught:
+            await probe(path)
+        assert caught.value.code == "invalid_media"

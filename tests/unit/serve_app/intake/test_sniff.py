@@ -4,9 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.intake import sniff as known
+from deployments.media import formats as known
+from deployments.media.formats import Format
+from serve_app.intake import sniff as sniffing
 from serve_app.intake.errors import IntakeError
-from serve_app.intake.sniff import MediaType, sniff
+
+
+def sniff(head: bytes) -> Format:
+    return sniffing.sniff(head, ("video", "image"))
 
 
 def ftyp(major: bytes, *compatible: bytes) -> bytes:
@@ -63,7 +68,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("head", "media"), LET_IN)
-def test_let_in(head: bytes, media: MediaType) -> None:
+def test_let_in(head: bytes, media: Format) -> None:
     assert sniff(head) == media
 
 
@@ -74,6 +79,9 @@ def test_refused_and_named(head: bytes, word: str) -> None:
     assert caught.value.code == "unsupported_media"
     assert not caught.value.transient
     assert word in caught.value.message
+    # What it is, once, and what was asked for, all of it.
+    assert caught.value.message.endswith(" Send a video (MP4, MOV, WebM or MKV) or an image (JPEG, PNG or WebP).")
+    assert caught.value.message.count("WebP") == 1
 
 
 def test_an_empty_file() -> None:
@@ -94,7 +102,7 @@ def test_any_bytes_are_let_in_or_refused(prefix: bytes, rest: bytes) -> None:
 
 @given(st.binary(min_size=64, max_size=200))
 def test_only_the_head_counts(data: bytes) -> None:
-    def verdict(head: bytes) -> MediaType | str:
+    def verdict(head: bytes) -> Format | str:
         try:
             return sniff(head)
         except IntakeError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deployments.contract import Started
 from serve_app.jobs.claim import CLAIM_TO_RUN
+from serve_app.jobs.dispatcher import share_of
 from serve_app.jobs.store import JobStore
 from tests.unit.serve_app.jobs.samples import INPUTS, completed, eventually, execute, fetch, lease_of, new_job, running
 
@@ -117,6 +119,7 @@ async def slow_engine(engine: AsyncEngine, database_url: str) -> AsyncIterator[A
     await slow.dispose()
 
 
+@pytest.mark.own_database
 async def test_a_row_cancelled_between_snapshot_and_lock_is_not_returned(
     store: JobStore, engine: AsyncEngine, database_url: str, slow_engine: AsyncEngine
 ) -> None:
@@ -183,3 +186,13 @@ async def test_starting_frees_no_room_and_ending_does(store: JobStore) -> None:
     assert await claim(store, 1) == []
     await store.end_externally(job.id, error="x")
     assert len(await claim(store, 1)) == 1
+
+
+def test_the_last_slots_are_for_who_has_none() -> None:
+    """However many users take their share: there is room for one more."""
+    slots, share, held = 32, 4, Counter[int]()
+    for user in range(100):
+        while held[user] < share_of(slots - held.total(), slots, share) and held.total() < slots:
+            held[user] += 1
+    assert held[0] == share
+    assert sum(1 for taken in held.values() if taken) >= 14

@@ -1,5 +1,6 @@
 """Webhooks against a real receiver on 127.0.0.1."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
@@ -10,16 +11,18 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from serve_app.intake.fetch import SafeClient
 from serve_app.jobs import deliveries as deliveries_module
 from serve_app.jobs.deliveries import RETRY_SCHEDULE_S, Deliveries
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.client import SafeClient
+from serve_app.outbound.limits import Limits
 from serve_app.settings import Settings
 from tests.fakes.http_source import HttpSource, reply, stalled
 from tests.unit.serve_app.jobs.samples import completed, execute, failure, fetch, running
 
-SETTINGS = Settings(webhook_secret=SecretStr("the shared secret of workers"))
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+SETTINGS = Settings(secret_key=SecretStr("the root of all secrets of the service"))
 
 
 async def video_url(job: Job) -> str:
@@ -34,8 +37,8 @@ async def receiver() -> AsyncIterator[HttpSource]:
 
 @pytest.fixture
 async def deliveries(engine: AsyncEngine) -> AsyncIterator[Deliveries]:
-    async with SafeClient(allow_networks=(ip_network("127.0.0.0/8"),)) as client:
-        yield Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url)
+    async with SafeClient(LOOPBACK) as client:
+        yield Deliveries(engine, client, SETTINGS.signing_secret, video_url)
 
 
 async def deliver(deliveries: Deliveries) -> int:
@@ -67,7 +70,7 @@ async def test_a_finished_job_is_told_signed(
     assert await deliver(deliveries) == 1
     (seen,) = receiver.seen
     assert (seen.method, seen.headers["content-type"]) == ("POST", "application/json")
-    told = Webhook(SETTINGS.webhook_signing_secret).verify(seen.body.decode(), seen.headers)
+    told = Webhook(SETTINGS.signing_secret).verify(seen.body.decode(), seen.headers)
     url = f"https://v.example/{job_id}.mp4"
     assert told == {"job_id": job_id, "model": "ltx2", "status": "completed", "video_url": url}
     assert seen.headers["x-request-id"] == "req-1"
@@ -93,10 +96,10 @@ async def test_a_receiver_never_learns_what_workers_prove_themselves_with(
     await completed(store, webhook_url=receiver.url("/hook"))
     await deliver(deliveries)
     (seen,) = receiver.seen
-    secret = SETTINGS.webhook_secret.get_secret_value()
+    secret = SETTINGS.worker_secret
     said = repr((seen.target, seen.headers, seen.body))
     assert secret not in said
-    assert SETTINGS.webhook_signing_secret not in said
+    assert SETTINGS.signing_secret not in said
     with pytest.raises(WebhookVerificationError):
         Webhook("whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0").verify(seen.body.decode(), seen.headers)
 
@@ -120,7 +123,7 @@ async def test_what_is_no_success_is_tried_again_under_the_same_id(
     first, second = receiver.seen
     assert {seen.target for seen in receiver.seen} == {"/hook"}, "a redirect is not followed"
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    Webhook(SETTINGS.webhook_signing_secret).verify(second.body.decode(), second.headers)
+    Webhook(SETTINGS.signing_secret).verify(second.body.decode(), second.headers)
 
 
 async def test_waits_grow_and_end(
@@ -161,7 +164,7 @@ async def test_a_receiver_that_is_down_is_tried_again(
 async def test_a_private_address_is_not_called(store: JobStore, receiver: HttpSource, engine: AsyncEngine) -> None:
     await completed(store, webhook_url=receiver.url("/hook"))
     async with SafeClient() as client:
-        await deliver(Deliveries(engine, client, SETTINGS.webhook_signing_secret, video_url))
+        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
     assert receiver.seen == []
     assert "not a public address" in (await state(engine))["last_error"]
 
@@ -171,17 +174,28 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
     store: JobStore,
     receiver: HttpSource,
     engine: AsyncEngine,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Longer than the claim, a second sender would send the same at the same time."""
-    assert deliveries_module.SEND_TIMEOUT_S < deliveries_module.CLAIM_S
-    monkeypatch.setattr(deliveries_module, "SEND_TIMEOUT_S", 0.05)
+    assert Limits().post_s < deliveries_module.OUT_S < deliveries_module.CLAIM_S
     receiver.routes["/hook"] = stalled()
     await completed(store, webhook_url=receiver.url("/hook"))
-    await deliver(deliveries)
+    async with SafeClient(LOOPBACK, Limits(post_s=0.05)) as client:
+        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
     found = await state(engine)
-    assert "no answer" in found["last_error"]
+    assert "0.05 s" in found["last_error"]
     assert 0 < found["next_in"] <= RETRY_SCHEDULE_S[0] * 1.2
+
+
+async def test_a_receiver_that_says_yes_and_drips_is_told_once(
+    deliveries: Deliveries, store: JobStore, receiver: HttpSource, engine: AsyncEngine
+) -> None:
+    """It was told ten times, and held one of the slots for half a minute each time."""
+    receiver.routes["/hook"] = stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+    await completed(store, webhook_url=receiver.url("/hook"))
+    async with asyncio.timeout(10):
+        await deliver(deliveries)
+    found = await state(engine)
+    assert (found["delivered"], found["last_status"], found["attempts"]) == (True, 200, 1)
 
 
 async def test_an_answer_with_a_nul_is_recorded(

@@ -1,6 +1,7 @@
 """Whole jobs through the dispatcher's loops: real PostgreSQL, real intake, real storage, workers in this process."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,13 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments import run as run_module
 from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
-from serve_app.intake.fetch import SafeClient
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.outbound.base import Outbound, OutboundUnavailable
+from serve_app.outbound.client import SafeClient
 from serve_app.settings import ip_network
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, reply, stalled
@@ -40,10 +42,9 @@ class House:
         self.storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
         self.store = JobStore(engine, lease_s=LEASE_S)
         self.workers = FakeWorkers(self.storage, {"ltx2": 2})
+        self.outbound: Outbound = SafeClient((ip_network("127.0.0.0/8"),))
 
     def dispatcher(self) -> Dispatcher:
-        client = SafeClient(allow_networks=(ip_network("127.0.0.0/8"),))
-
         async def video_url(job: Job) -> str:
             return f"https://v.example/{job.output_key}"
 
@@ -51,9 +52,9 @@ class House:
             database_url=self._database_url,
             store=self.store,
             storage=self.storage,
-            intake=Intake(self.storage, client, self._folder / "intake"),
+            intake=Intake(self.storage, self.outbound, self._folder / "intake"),
             workers=self.workers,
-            deliveries=Deliveries(self.engine, client, SECRET, video_url),
+            deliveries=Deliveries(self.engine, self.outbound, SECRET, video_url),
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
             lease_s=LEASE_S,
         )
@@ -179,6 +180,22 @@ async def test_a_source_that_is_down_for_a_moment_is_tried_again(
     async with house.dispatching():
         job = await house.until_ended(await submit(sources={"image": source.url("/slow")}))
     assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 1)
+
+
+async def test_what_is_our_fault_in_intake_is_no_attempt(house: House, submit: Any) -> None:
+    """Our disk is full once, and there is no way out once."""
+    faults = [OSError(errno.ENOSPC, "full"), OutboundUnavailable("busy")]
+
+    class Stumbling(SafeClient):
+        async def download(self, url: str, path: Path, max_bytes: int, *, owner: str = "") -> int:
+            if faults:
+                raise faults.pop()
+            return await super().download(url, path, max_bytes, owner=owner)
+
+    house.outbound = Stumbling((ip_network("127.0.0.0/8"),))
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults, faults) == (Status.COMPLETED, 1, 0, [])
 
 
 async def test_a_worker_that_dies_costs_one_attempt(house: House, submit: Any) -> None:

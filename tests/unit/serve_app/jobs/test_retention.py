@@ -121,12 +121,29 @@ async def test_a_store_that_fails_in_the_middle_is_asked_again(
     assert await fetch(engine, "SELECT * FROM discarded_media") == []
 
 
-async def test_a_job_stays_until_its_webhook_is_off(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
+async def test_a_receiver_that_never_answers_keeps_no_job_beyond_its_age(
+    store: JobStore, engine: AsyncEngine, retention: Retention
+) -> None:
+    """Its webhook is tried for three days, but not for longer than there is a video to tell of; and at least once."""
     job_id = await completed(store, webhook_url="https://c.example/hook")
     await age(engine, job_id, 25)
     await retention.forget_jobs()
     assert await store.get(job_id) is not None
-    await execute(engine, "UPDATE deliveries SET next_attempt_at = NULL")
+    await execute(engine, "UPDATE deliveries SET attempts = 1, next_attempt_at = now() + interval '1 day'")
     await retention.forget_jobs()
     assert await store.get(job_id) is None
     assert await fetch(engine, "SELECT * FROM deliveries") == []
+
+
+async def test_a_burst_of_jobs_costs_no_webhook(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
+    """What is over number stays until its webhook is off, and does not keep others that are over number."""
+    told = await completed(store)
+    owed = [await completed(store, webhook_url="https://c.example/hook") for _ in range(2)]
+    newest = [await completed(store) for _ in range(3)]
+    await execute(engine, "UPDATE deliveries SET attempts = 1")
+    assert await retention.forget_jobs() == 1
+    assert await left(store) == {*owed, *newest}
+    assert told not in await left(store)
+    await execute(engine, "UPDATE deliveries SET next_attempt_at = NULL")
+    assert await retention.forget_jobs() == 2
+    assert await left(store) == set(newest)

@@ -88,6 +88,36 @@ def test_migrations_go_down_and_up_again(empty_database: str) -> None:
         assert inspect(engine).get_table_names() == ["alembic_version"]
 
 
+def test_webhooks_that_are_owed_survive_0004(empty_database: str) -> None:
+    script = config(empty_database)
+    command.upgrade(script, "0002")
+    url = empty_database.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(
+            """
+            INSERT INTO jobs (id, model, status, error_code, completed_at, user_id)
+            SELECT n::text, 'ltx2', 'failed', 'expired', now(), CASE WHEN n = 1 THEN 'ann' END
+              FROM generate_series(1, 3) n
+            """
+        )
+        db.execute(
+            """
+            INSERT INTO deliveries (id, job_id, url, next_attempt_at) VALUES
+                ('a', '1', 'https://Hooks.example:8443/x', now()), ('b', '2', 'http://b.example', now()),
+                ('c', '3', 'http://c.example/', NULL)
+            """
+        )
+        command.upgrade(script, "head")
+        found = db.execute(
+            "SELECT id, owner, host, state, next_attempt_at IS NULL FROM deliveries ORDER BY id"
+        ).fetchall()
+    assert found == [
+        ("a", "ann", "hooks.example", "waiting", False),
+        ("b", "", "b.example", "waiting", False),
+        ("c", "", "", "due", True),
+    ]
+
+
 def test_there_is_one_newest_version() -> None:
     assert len(ScriptDirectory.from_config(config("")).get_heads()) == 1
 

@@ -4,13 +4,11 @@
 
 import asyncio
 import datetime
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-import httpcore
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,9 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.intake.addresses import Address
-from serve_app.intake.errors import IntakeError
-from serve_app.intake.fetch import SafeClient
+from serve_app.outbound.addresses import Address
+from serve_app.outbound.base import OutboundError, OutboundUnavailable, PostReply
+from serve_app.outbound.client import SafeClient
+from serve_app.outbound.connection import Streams
+from serve_app.outbound.limits import Limits
+from serve_app.outbound.resolver import LookupFailed, UnknownHost
 from tests.fakes.http_source import Answer, HttpSource, endless, raw, reply, stalled
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -30,39 +31,31 @@ MEGABYTE = 2**20
 class Names:
     """A resolver: each question takes the next answer, the last one stays."""
 
-    def __init__(self, *answers: Sequence[str] | OSError) -> None:
+    def __init__(self, *answers: Sequence[str] | Exception) -> None:
         self.answers = list(answers)
         self.questions: list[str] = []
 
-    async def __call__(self, host: str, port: int) -> list[Address]:
+    async def __call__(self, host: str, owner: str) -> list[Address]:
         self.questions.append(host)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return [ip_address(text) for text in answer]
 
 
-class Wire(httpcore.AsyncNetworkBackend):
+class Wire:
     """Leads every connection to one local port and remembers where it was meant to go."""
 
     def __init__(self, port: int, dead: Iterable[str] = ()) -> None:
         self.asked: list[str] = []
         self._port = port
         self._dead = set(dead)
-        self._inner = httpcore.AnyIOBackend()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        self.asked.append(host)
-        if host in self._dead:
-            raise httpcore.ConnectError("unreachable")
-        return await self._inner.connect_tcp("127.0.0.1", self._port, timeout)
+    async def __call__(self, address: str, port: int, tls: ssl.SSLContext | None, server_name: str | None) -> Streams:
+        self.asked.append(address)
+        if address in self._dead:
+            raise ConnectionRefusedError
+        return await asyncio.open_connection("127.0.0.1", self._port, ssl=tls, server_hostname=server_name)
 
 
 @pytest.fixture
@@ -76,11 +69,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-async def refusal(client: SafeClient, url: str, path: Path, max_bytes: int = MEGABYTE) -> IntakeError:
-    with pytest.raises(IntakeError) as caught:
+async def refusal(client: SafeClient, url: str, path: Path, max_bytes: int = MEGABYTE) -> OutboundError:
+    with pytest.raises(OutboundError) as caught:
         await client.download(url, path, max_bytes)
     assert not path.exists()
     return caught.value
+
+
+async def post(client: SafeClient, url: str) -> PostReply:
+    return await client.post(url, "", {})
 
 
 # Plain fetching
@@ -89,7 +86,7 @@ async def refusal(client: SafeClient, url: str, path: Path, max_bytes: int = MEG
 async def test_a_file_is_fetched(client: SafeClient, path: Path) -> None:
     body = b"0123456789" * 300_000
     async with HttpSource({"/a": reply(200, body)}) as source:
-        assert (await client.download(source.url("/a?x=1"), path, len(body))).size == len(body)
+        assert await client.download(source.url("/a?x=1"), path, len(body)) == len(body)
     assert path.read_bytes() == body
     seen = source.seen[0]
     assert (seen.method, seen.target, seen.headers["host"]) == ("GET", "/a?x=1", f"127.0.0.1:{source.port}")
@@ -113,14 +110,14 @@ async def test_nothing_is_decompressed(client: SafeClient, path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "transient"),
     [
-        *((status, "source_rejected", False) for status in (204, 206, 304, 400, 401, 403, 404, 410, 451)),
-        *((status, "source_unreachable", True) for status in (408, 425, 429, 500, 502, 503, 504)),
+        *((status, "rejected", False) for status in (204, 206, 304, 400, 401, 403, 404, 410, 451)),
+        *((status, "unreachable", True) for status in (408, 425, 429, 500, 502, 503, 504)),
     ],
 )
 async def test_statuses(client: SafeClient, path: Path, status: int, code: str, transient: bool) -> None:
     async with HttpSource({"/secret-path": reply(status)}) as source:
         error = await refusal(client, source.url("/secret-path?token=secret"), path)
-    assert (error.code, error.transient) == (code, transient)
+    assert (error.reason, error.transient) == (code, transient)
     assert str(status) in error.message
     assert "secret" not in error.message
 
@@ -139,21 +136,33 @@ async def test_statuses(client: SafeClient, path: Path, status: int, code: str, 
 async def test_broken_answers_are_worth_another_try(client: SafeClient, path: Path, answer: Answer) -> None:
     async with HttpSource({"/a": answer}) as source:
         error = await refusal(client, source.url("/a"), path)
-    assert (error.code, error.transient) == ("source_unreachable", True)
+    assert (error.reason, error.transient) == ("unreachable", True)
 
 
 async def test_a_refused_connection(client: SafeClient, path: Path) -> None:
     async with HttpSource({}) as source:
         url = source.url("/a")
     error = await refusal(client, url, path)
-    assert (error.code, error.transient) == ("source_unreachable", False)
+    assert (error.reason, error.transient) == ("unreachable", False)
 
 
-async def test_a_name_that_does_not_exist(path: Path) -> None:
-    for errno in (socket.EAI_NONAME, socket.EAI_AGAIN):
-        async with SafeClient(resolve=Names(socket.gaierror(errno, "x"))) as client:
-            error = await refusal(client, "http://no.example/a", path)
-        assert (error.code, error.transient) == ("source_unreachable", False)
+@pytest.mark.parametrize(("failure", "transient"), [(UnknownHost(), False), (LookupFailed(), True)])
+async def test_a_name_without_an_address(path: Path, failure: Exception, transient: bool) -> None:
+    async with SafeClient(resolve=Names(failure)) as client:
+        error = await refusal(client, "http://no.example/a", path)
+    assert (error.reason, error.transient) == ("unreachable", transient)
+    assert "no.example" in error.message
+
+
+@pytest.mark.parametrize("act", ["download", "post"])
+async def test_what_is_our_fault_is_not_the_sources(path: Path, act: str) -> None:
+    async with SafeClient(resolve=Names(OutboundUnavailable("busy"))) as client:
+        with pytest.raises(OutboundUnavailable):
+            await (
+                client.download("http://a.example/", path, 1)
+                if act == "download"
+                else post(client, "http://a.example/")
+            )
 
 
 # Limits
@@ -161,43 +170,50 @@ async def test_a_name_that_does_not_exist(path: Path) -> None:
 
 async def test_the_limit_is_counted_not_believed(client: SafeClient, path: Path) -> None:
     async with HttpSource({"/exact": reply(200, b"x" * 100), "/endless": endless()}) as source:
-        assert (await client.download(source.url("/exact"), path, 100)).size == 100
+        assert await client.download(source.url("/exact"), path, 100) == 100
         path.unlink()
         for url in (source.url("/exact"), source.url("/endless")):
             error = await refusal(client, url, path, 99)
-            assert (error.code, error.transient) == ("input_too_large", False)
+            assert (error.reason, error.transient) == ("too_large", False)
 
 
 async def test_an_announced_giant_is_not_fetched(client: SafeClient, path: Path) -> None:
     # Nothing follows the head: the answer can only come from the announcement.
     async with HttpSource({"/a": stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")}) as source:
-        assert (await refusal(client, source.url("/a"), path)).code == "input_too_large"
+        assert (await refusal(client, source.url("/a"), path)).reason == "too_large"
 
 
 async def test_silence_ends(path: Path) -> None:
     answers = {"/never": stalled(), "/half": stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")}
-    async with HttpSource(answers) as source, SafeClient(LOOPBACK, read_timeout_s=0.05) as client:
+    async with HttpSource(answers) as source, SafeClient(LOOPBACK, Limits(read_s=0.05)) as client:
         for route in answers:
             error = await refusal(client, source.url(route), path)
-            assert (error.code, error.transient) == ("source_unreachable", True)
+            assert (error.reason, error.transient) == ("unreachable", True)
 
 
 async def test_dripping_ends(path: Path) -> None:
     """A server that always sends in time, yet never comes to an end."""
 
-    async with HttpSource({"/a": endless()}) as source, SafeClient(LOOPBACK, total_timeout_s=0.2) as client:
+    async with HttpSource({"/a": endless()}) as source, SafeClient(LOOPBACK, Limits(total_s=0.2)) as client:
         error = await refusal(client, source.url("/a"), path, 2**40)
-    assert (error.code, error.transient) == ("source_unreachable", True)
+    assert (error.reason, error.transient) == ("unreachable", True)
 
 
-async def test_a_slow_resolver_ends(path: Path) -> None:
-    async def never(host: str, port: int) -> list[Address]:
-        await asyncio.Event().wait()
-        raise AssertionError
+async def test_a_slow_resolver_is_not_on_the_sources_clock(path: Path) -> None:
+    """It has a limit of its own, and may have waited in our queue."""
 
-    async with SafeClient(resolve=never, connect_timeout_s=0.05) as client:
-        error = await refusal(client, "http://slow.example/", path)
-    assert (error.code, error.transient) == ("source_unreachable", True)
+    async def slow(host: str, owner: str) -> list[Address]:
+        await asyncio.sleep(0.5)
+        return [ip_address("127.0.0.1")]
+
+    source = HttpSource({"/a": reply(200, b"x"), "/never": stalled()})
+    limits = Limits(total_s=0.3, post_s=0.3)
+    async with source, SafeClient(LOOPBACK, limits, resolve=slow) as client, asyncio.timeout(10):
+        assert await client.download(source.url("/a"), path, 1) == 1
+        assert (await post(client, source.url("/a"))).status == 200
+        path.unlink()
+        # The clock goes on where it stood.
+        assert "0.3 s in all" in (await refusal(client, source.url("/never"), path)).message
 
 
 # What is not fetched
@@ -206,24 +222,24 @@ async def test_a_slow_resolver_ends(path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "code"),
     [
-        ("", "source_forbidden"),
-        ("image.png", "source_forbidden"),
-        ("//example.com/a", "source_forbidden"),
-        ("file:///etc/passwd", "source_forbidden"),
-        ("ftp://example.com/a", "source_forbidden"),
-        ("gopher://127.0.0.1:6379/_x", "source_forbidden"),
-        ("data:image/png;base64,AAAA", "source_forbidden"),
-        ("http://", "source_rejected"),
-        ("http:///a", "source_rejected"),
-        ("http://user:password@example.com/a", "source_rejected"),
-        ("http://[::1/a", "source_rejected"),
-        ("http://exa\nmple.com/", "source_rejected"),
-        ("http://example.com/" + "a" * 9000, "source_rejected"),
+        ("", "forbidden"),
+        ("image.png", "forbidden"),
+        ("//example.com/a", "forbidden"),
+        ("file:///etc/passwd", "forbidden"),
+        ("ftp://example.com/a", "forbidden"),
+        ("gopher://127.0.0.1:6379/_x", "forbidden"),
+        ("data:image/png;base64,AAAA", "forbidden"),
+        ("http://", "rejected"),
+        ("http:///a", "rejected"),
+        ("http://user:password@example.com/a", "rejected"),
+        ("http://[::1/a", "rejected"),
+        ("http://exa\nmple.com/", "rejected"),
+        ("http://example.com/" + "a" * 9000, "rejected"),
     ],
 )
 async def test_not_a_link_we_fetch(client: SafeClient, path: Path, url: str, code: str) -> None:
     error = await refusal(client, url, path)
-    assert (error.code, error.transient) == (code, False)
+    assert (error.reason, error.transient) == (code, False)
     assert "password" not in error.message.replace("user name or password", "")
 
 
@@ -234,8 +250,8 @@ UNTRUSTING = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 @given(url=st.text(max_size=30).map(lambda text: "http://" + text))
 def test_any_text_is_judged(url: str) -> None:
     async def scenario() -> None:
-        async with SafeClient(resolve=Names(["127.0.0.1"]), ssl_context=UNTRUSTING) as client:
-            with pytest.raises(IntakeError):
+        async with SafeClient(resolve=Names(["127.0.0.1"]), tls=UNTRUSTING) as client:
+            with pytest.raises(OutboundError):
                 await client.download(url, Path("/nonexistent/file"), 1)
 
     asyncio.run(scenario())
@@ -261,11 +277,11 @@ def test_any_text_is_judged(url: str) -> None:
 async def test_names_of_private_addresses(path: Path, addresses: list[str]) -> None:
     async with HttpSource({"/": reply(200, b"secret")}) as source:
         wire = Wire(source.port)
-        async with SafeClient(resolve=Names(addresses), inner=wire) as client:
+        async with SafeClient(resolve=Names(addresses), dial=wire) as client:
             error = await refusal(client, "http://innocent.example/", path)
-            with pytest.raises(IntakeError) as caught:
-                await client.post("http://innocent.example/", b"", {})
-    assert (error.code, error.transient) == (caught.value.code, caught.value.transient) == ("source_forbidden", False)
+            with pytest.raises(OutboundError) as caught:
+                await post(client, "http://innocent.example/")
+    assert (error.reason, error.transient) == (caught.value.reason, caught.value.transient) == ("forbidden", False)
     assert wire.asked == []
     assert not any(address in error.message for address in addresses)
 
@@ -279,7 +295,7 @@ async def test_spellings_of_loopback(path: Path, host: str) -> None:
     async with HttpSource({"/": reply(200, b"secret")}) as source, SafeClient() as client:
         error = await refusal(client, source.url("/", host), path)
     # Octal is refused as a malformed URL already.
-    assert error.code in ("source_forbidden", "source_rejected")
+    assert error.reason in ("forbidden", "rejected")
     assert source.seen == []
 
 
@@ -288,13 +304,13 @@ async def test_the_judged_address_is_the_one_connected_to(path: Path) -> None:
     names = Names(["93.184.215.14"], ["127.0.0.1"])
     async with HttpSource({"/": reply(200, b"x")}) as source:
         wire = Wire(source.port)
-        async with SafeClient(resolve=names, inner=wire) as client:
+        async with SafeClient(resolve=names, dial=wire) as client:
             await client.download("http://rebind.example/", path, 1)
             assert (names.questions, wire.asked) == (["rebind.example"], ["93.184.215.14"])
             assert source.seen[0].headers["host"] == "rebind.example"
             path.unlink()
             # A second fetch doesn't ride on the first one's connection: it is judged anew.
-            assert (await refusal(client, "http://rebind.example/", path)).code == "source_forbidden"
+            assert (await refusal(client, "http://rebind.example/", path)).reason == "forbidden"
     assert wire.asked == ["93.184.215.14"]
 
 
@@ -302,7 +318,7 @@ async def test_a_dead_address_does_not_hide_a_living_one(path: Path) -> None:
     async with HttpSource({"/": reply(200, b"x")}) as source:
         wire = Wire(source.port, dead=["2606:4700::1111"])
         names = Names(["2606:4700::1111", "93.184.215.14"])
-        async with SafeClient(resolve=names, inner=wire) as client:
+        async with SafeClient(resolve=names, dial=wire) as client:
             await client.download("http://dual.example/", path, 1)
     assert wire.asked == ["2606:4700::1111", "93.184.215.14"]
 
@@ -320,29 +336,36 @@ async def test_redirects_are_followed(client: SafeClient, path: Path) -> None:
     assert [seen.target for seen in source.seen] == ["/0", "/1?q", "/2?q", "/3?q", "/4?q", "/5?q"]
 
 
+async def test_a_redirect_to_a_name_with_an_accent(client: SafeClient, path: Path) -> None:
+    """As it is sent by servers that were never told of Latin-1."""
+    answer = raw("HTTP/1.1 302 X\r\nLocation: /été\r\nContent-Length: 0\r\n\r\n".encode())
+    async with HttpSource({"/a": answer, "/%C3%A9t%C3%A9": reply(200, b"x")}) as source:
+        assert await client.download(source.url("/a"), path, 1) == 1
+
+
 async def test_redirects_come_to_an_end(client: SafeClient, path: Path) -> None:
     async with HttpSource({"/a": reply(302, Location="/a")}) as source:
         error = await refusal(client, source.url("/a"), path)
-    assert (error.code, error.transient, len(source.seen)) == ("source_rejected", False, 6)
+    assert (error.reason, error.transient, len(source.seen)) == ("rejected", False, 6)
 
 
 @pytest.mark.parametrize(
     "location", ["file:///etc/passwd", "gopher://127.0.0.1/", "http://inside.example/", "http://169.254.169.254/meta"]
 )
 async def test_every_hop_is_judged(path: Path, location: str) -> None:
-    async def names(host: str, port: int) -> list[Address]:
+    async def names(host: str, owner: str) -> list[Address]:
         return [ip_address({"outside.example": "93.184.215.14", "inside.example": "10.0.0.8"}.get(host, host))]
 
     async with HttpSource({"/": reply(302, Location=location)}) as source:
         wire = Wire(source.port)
-        async with SafeClient(resolve=names, inner=wire) as client:
-            assert (await refusal(client, "http://outside.example/", path)).code == "source_forbidden"
+        async with SafeClient(resolve=names, dial=wire) as client:
+            assert (await refusal(client, "http://outside.example/", path)).reason == "forbidden"
     assert wire.asked == ["93.184.215.14"]
 
 
 async def test_a_redirect_that_leads_nowhere(client: SafeClient, path: Path) -> None:
     async with HttpSource({"/a": reply(302)}) as source:
-        assert (await refusal(client, source.url("/a"), path)).code == "source_rejected"
+        assert (await refusal(client, source.url("/a"), path)).reason == "rejected"
 
 
 # TLS
@@ -380,11 +403,11 @@ async def test_tls_verifies_the_name_not_the_address(path: Path, tmp_path: Path)
     server.sni_callback = lambda _socket, name, _context: asked.append(name)
     async with HttpSource({"/": reply(200, b"x")}, tls=server) as source:
         wire = Wire(source.port)
-        async with SafeClient(resolve=Names(["93.184.215.14"]), inner=wire, ssl_context=trusting) as client:
+        async with SafeClient(resolve=Names(["93.184.215.14"]), dial=wire, tls=trusting) as client:
             await client.download("https://media.example/", path, 1)
             path.unlink()
             error = await refusal(client, "https://other.example/", path)
-    assert (error.code, error.transient) == ("source_rejected", False)
+    assert (error.reason, error.transient) == ("rejected", False)
     assert asked == ["media.example", "other.example"]
 
 
@@ -392,11 +415,10 @@ async def test_tls_verifies_the_name_not_the_address(path: Path, tmp_path: Path)
 
 
 async def test_a_webhook_is_posted(client: SafeClient) -> None:
-    async with HttpSource({"/hook": reply(202, b"y" * 5000, X_Id="7")}) as source:
-        status, body, headers = await client.post(
-            source.url("/hook"), b'{"a": 1}', {"Content-Type": "application/json", "User-Agent": "hook"}
-        )
-    assert (status, body, headers["x-id"]) == (202, b"y" * 2048, "7")
+    async with HttpSource({"/hook": reply(202, b"y" * 5000)}) as source:
+        headers = {"Content-Type": "application/json", "User-Agent": "hook"}
+        found = await client.post(source.url("/hook"), '{"a": 1}', headers)
+    assert found == (202, "y" * 2048)
     seen = source.seen[0]
     assert (seen.method, seen.body) == ("POST", b'{"a": 1}')
     assert (seen.headers["content-type"], seen.headers["user-agent"]) == ("application/json", "hook")
@@ -405,18 +427,18 @@ async def test_a_webhook_is_posted(client: SafeClient) -> None:
 @pytest.mark.parametrize("status", [301, 307, 404, 410, 500])
 async def test_any_status_is_an_answer(client: SafeClient, status: int) -> None:
     async with HttpSource({"/hook": reply(status, Location="/other")}) as source:
-        assert (await client.post(source.url("/hook"), b"", {})).status == status
+        assert (await post(client, source.url("/hook"))).status == status
     assert len(source.seen) == 1
 
 
 async def test_an_endless_answer_is_cut(client: SafeClient) -> None:
     async with HttpSource({"/hook": endless()}) as source:
-        assert len((await client.post(source.url("/hook"), b"", {})).body) == 2048
+        assert len((await post(client, source.url("/hook"))).text) == 2048
 
 
 async def test_a_receiver_that_is_down(client: SafeClient) -> None:
     async with HttpSource({}) as source:
         url = source.url("/hook")
-    with pytest.raises(IntakeError) as caught:
-        await client.post(url, b"", {})
-    assert caught.value.code == "source_unreachable"
+    with pytest.raises(OutboundError) as caught:
+        await post(client, url)
+    assert caught.value.reason == "unreachable"

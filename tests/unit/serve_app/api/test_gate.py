@@ -1,0 +1,275 @@
+"""What stands before every route: asked by hand, so that a test sees what was read and when."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from sqlalchemy import text
+from starlette.types import Message, Scope
+
+from serve_app.api.asgi import create_asgi
+from serve_app.api.gate import Gate, GateLimits, streams
+from serve_app.api.problems import install
+from serve_app.jobs.database import connect
+from serve_app.jobs.store import JobStore
+from serve_app.services import Services
+from serve_app.settings import Settings
+from tests.fakes.tcp_hole import Hole
+
+KEY = {"authorization": "Bearer the-api-key"}
+SECRET = {"x-webhook-secret": "the-worker-secret"}
+QUICK = GateLimits(body_bytes=1000, body_s=0.3, answer_s=0.3, pace_bytes=100, pace_s=0.3, requests=2, streams=2)
+
+
+class Exchange:
+    """One request to an ASGI application. ``pieces`` come as they are asked for; None never comes."""
+
+    def __init__(self, method: str, path: str, headers: dict[str, str], pieces: Iterable[bytes | None] = ()) -> None:
+        self.scope: Scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "client": ("192.0.2.1", 1),
+            "server": ("t", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+        }
+        self._pieces = list(pieces)
+        self.asked = 0
+        self.status = 0
+        self.body = b""
+        self.headers: dict[str, str] = {}
+
+    async def receive(self) -> Message:
+        self.asked += 1
+        piece = self._pieces.pop(0) if self._pieces else b""
+        if piece is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.body += message.get("body", b"")
+
+    async def through(self, app: Any) -> "Exchange":
+        async with asyncio.timeout(20):
+            await app(self.scope, self.receive, self.send)
+        return self
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.body)["code"])
+
+
+class Handlers:
+    """Routes that show what reached them."""
+
+    def __init__(self) -> None:
+        self.router = router = APIRouter()
+        self.seen: list[bytes] = []
+        self.hold = asyncio.Event()
+        self.cancelled = 0
+
+        @router.post("/api/echo")
+        async def echo(request: Request) -> dict[str, int]:
+            self.seen.append(await request.body())
+            return {"bytes": len(self.seen[-1])}
+
+        @router.get("/api/hang")
+        async def hang() -> None:
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                # As a database driver does that first wants to tell a server which has stopped.
+                await self.hold.wait()
+                raise
+
+        @router.put("/files/x")
+        @streams(max_bytes=2000, seconds=2)
+        async def upload(request: Request) -> dict[str, int]:
+            async for piece in request.stream():
+                self.seen.append(piece)
+            return {"bytes": sum(map(len, self.seen))}
+
+
+@pytest.fixture
+def handlers() -> Handlers:
+    return Handlers()
+
+
+@pytest.fixture
+def gate(handlers: Handlers, settings: Settings) -> Gate:
+    app = FastAPI()
+    install(app)
+    app.include_router(handlers.router)
+    return Gate(app, settings, [handlers.router], QUICK)
+
+
+# -------------------------------------------------------------------- who
+
+
+@pytest.mark.parametrize("path", ["/api/v1/generate", "/api/v1/presign/upload", "/api/no/such/route", "/v1/videos"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic dGhl"}])
+async def test_the_body_of_a_stranger_is_never_read(services: Services, path: str, headers: dict[str, str]) -> None:
+    found = await Exchange("POST", path, headers, [b"{" * 1_000_000]).through(create_asgi(services))
+    assert (found.status, found.code, found.asked) == (401, "unauthorized", 0)
+    assert found.headers["www-authenticate"] == "Bearer"
+    assert found.headers["x-request-id"]
+
+
+async def test_nor_is_that_of_a_worker_without_the_secret(services: Services) -> None:
+    for headers in ({}, {"x-webhook-secret": "wrong"}, KEY):
+        found = await Exchange("POST", "/webhook/complete", headers, [b"{" * 1_000_000]).through(create_asgi(services))
+        assert (found.status, found.code, found.asked) == (401, "unauthorized", 0)
+
+
+async def test_the_secret_of_workers_is_no_key(services: Services) -> None:
+    found = await Exchange("GET", "/api/v1/jobs", SECRET).through(create_asgi(services))
+    assert found.status == 401
+
+
+async def test_a_route_is_closed_without_a_gate(services: Services) -> None:
+    """Should one ever be mounted elsewhere: the routes ask whether the gate has."""
+    app = FastAPI()
+    app.state.services = services
+    install(app)
+    from serve_app.api import jobs, webhooks
+
+    app.include_router(jobs.router)
+    app.include_router(webhooks.router)
+    assert (await Exchange("GET", "/api/v1/jobs", KEY).through(app)).status == 401
+    body = json.dumps({"job_id": "x", "model": "ltx2", "status": "failed"}).encode()
+    headers = SECRET | {"content-type": "application/json"}
+    assert (await Exchange("POST", "/webhook/complete", headers, [body]).through(app)).status == 401
+
+
+# -------------------------------------------------------------------- how much
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_read(gate: Gate, handlers: Handlers) -> None:
+    found = await Exchange("POST", "/api/echo", KEY | {"content-length": "1001"}, [b"x" * 1001]).through(gate)
+    assert (found.status, found.code, found.asked, handlers.seen) == (413, "payload_too_large", 0, [])
+
+
+async def test_a_body_that_does_not_say_is_counted(gate: Gate, handlers: Handlers) -> None:
+    chunked = KEY | {"transfer-encoding": "chunked"}
+    found = await Exchange("POST", "/api/echo", chunked, [b"x" * 400] * 10).through(gate)
+    assert (found.status, found.code, found.asked, handlers.seen) == (413, "payload_too_large", 3, [])
+    found = await Exchange("POST", "/api/echo", chunked, [b"x" * 500] * 2).through(gate)
+    assert (found.status, handlers.seen) == (200, [b"x" * 1000])
+
+
+async def test_an_upload_has_its_own_size(gate: Gate) -> None:
+    assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 4).through(gate)).status == 200
+    assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 5).through(gate)).status == 413
+    found = await Exchange("PUT", "/files/x", {"content-length": "2001"}, [b"x"]).through(gate)
+    assert (found.status, found.asked) == (413, 0)
+
+
+# -------------------------------------------------------------------- how long
+
+
+async def test_a_body_that_does_not_come_holds_no_handler(gate: Gate, handlers: Handlers) -> None:
+    """Not even many of them: only whole requests count against the limit."""
+    slow = [Exchange("POST", "/api/echo", KEY, [b"x", None]).through(gate) for _ in range(20)]
+    waiting = [asyncio.create_task(each) for each in slow]
+    await asyncio.sleep(0.1)
+    assert (await Exchange("POST", "/api/echo", KEY, [b"{}"]).through(gate)).status == 200
+    assert not any(each.done() for each in waiting)
+    ended = await asyncio.gather(*waiting)
+    assert {(each.status, each.code) for each in ended} == {(408, "request_timeout")}
+    assert handlers.seen == [b"{}"]
+
+
+async def test_an_upload_that_stops_is_ended(gate: Gate) -> None:
+    found = await Exchange("PUT", "/files/x", {}, [b"x" * 99, None]).through(gate)
+    assert (found.status, found.code) == (408, "request_timeout")
+
+
+async def test_an_upload_that_moves_is_not(gate: Gate) -> None:
+    class Slow(Exchange):
+        async def receive(self) -> Message:
+            await asyncio.sleep(0.1)
+            return await super().receive()
+
+    assert (await Slow("PUT", "/files/x", {}, [b"x" * 100] * 10).through(gate)).status == 200
+    assert (await Slow("PUT", "/files/x", {}, [b"x" * 20] * 10).through(gate)).status == 408
+    # Whatever its pace, it ends.
+    assert (await Slow("PUT", "/files/x", {}, [b"x" * 60] * 40).through(gate)).status == 408
+
+
+async def test_a_handler_that_hangs_is_not_waited_for(gate: Gate, handlers: Handlers) -> None:
+    """Not even if it cannot be cancelled; and while it hangs it counts, so that there are never too many."""
+    hanging = await asyncio.gather(*(Exchange("GET", "/api/hang", KEY).through(gate) for _ in range(2)))
+    assert {(each.status, each.code) for each in hanging} == {(503, "unavailable")}
+    assert handlers.cancelled == 2
+    refused = await Exchange("GET", "/api/hang", KEY).through(gate)
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    handlers.hold.set()
+    await asyncio.sleep(0.05)
+    assert (await Exchange("GET", "/api/hang", KEY).through(gate)).status == 200
+
+
+# -------------------------------------------------------------------- a database that hangs
+
+
+@pytest.fixture
+async def hung(services: Services) -> AsyncIterator[Services]:
+    """The services over a database that takes connections and says nothing."""
+    async with Hole() as hole:
+        engine = connect(f"postgresql+psycopg://nobody@127.0.0.1:{hole.port}/none")
+        yield replace(services, engine=engine, store=JobStore(engine), queue=type(services.queue)(engine))
+        await engine.dispose()
+
+
+async def test_every_route_answers_while_the_database_hangs(hung: Services) -> None:
+    """Each within ten seconds, all at the same time, 40 of each: far more than there are connections."""
+    app = create_asgi(hung)
+    schema = json.loads((await Exchange("GET", "/openapi.json", {}).through(app)).body)
+    bodies = {
+        "/api/v1/generate": {"model": "ltx2", "image_url": "https://pictures.example/a.png"},
+        "/api/v1/presign/upload": {"input_type": "image"},
+        "/webhook/complete": {"job_id": "x", "model": "ltx2", "status": "failed"},
+    }
+    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=KEY | SECRET) as client:
+
+        async def ask(method: str, path: str) -> tuple[str, int]:
+            url = re.sub(r"\{job_id\}", "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11", path)
+            async with asyncio.timeout(10):
+                return path, (await client.request(method, url, json=bodies.get(path))).status_code
+
+        asked = [
+            ask(method.upper(), path)
+            for path, methods in schema["paths"].items()
+            if not path.startswith("/files/")
+            for method in methods
+            for _ in range(40)
+        ]
+        answers = await asyncio.gather(*asked)
+    assert len(answers) == 40 * 13
+    assert {status for path, status in answers if path not in independent} == {503}
+    assert {status for path, status in answers if path in independent} == {200}
+
+
+async def test_a_statement_that_waits_is_ended_by_the_server(services: Services) -> None:
+    """So that what was given up here does not go on there for ever."""
+    async with services.engine.connect() as db:
+        shown = [
+            (await db.execute(text(f"SHOW {name}"))).scalar_one() for name in ("statement_timeout", "lock_timeout")
+        ]
+    assert shown == ["15s", "10s"]

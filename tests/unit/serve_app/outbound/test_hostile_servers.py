@@ -1,0 +1,316 @@
+"""Servers that cost more than they are worth: each is cut, says why, and leaves time for everybody else."""
+
+# ruff: noqa: ASYNC240 - a test has nobody to block
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.outbound.addresses import Address
+from serve_app.outbound.base import OutboundError
+from serve_app.outbound.client import SafeClient
+from serve_app.outbound.connection import Streams
+from serve_app.outbound.limits import Limits
+from tests.fakes.http_source import Answer, HttpSource, Seen, endless, raw, reply, stalled
+
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+
+
+def repeated(piece: bytes, head: bytes = b"") -> Answer:
+    """The same bytes for ever, as fast as they are taken."""
+
+    async def answer(_: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while True:
+            writer.write(piece * (65_536 // len(piece)))
+            await writer.drain()
+
+    return answer
+
+
+def dripping(piece: bytes, pause_s: float, head: bytes = b"") -> Answer:
+    """The same bytes for ever, with pauses."""
+
+    async def answer(_: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+
+    return answer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[SafeClient]:
+    """Quick where only the other side's time matters; how much of ours they may take is as in production."""
+    limits = Limits(read_s=5, head_s=2, total_s=20, post_s=5, reply_s=0.3, window_s=0.5, window_bytes=5000)
+    async with SafeClient(LOOPBACK, limits) as client:
+        yield client
+
+
+async def refusal(client: SafeClient, answer: Answer, path: Path) -> OutboundError:
+    async with HttpSource({"/a": answer}) as source, asyncio.timeout(15):
+        with pytest.raises(OutboundError) as caught:
+            await client.download(source.url("/a"), path, 2**40)
+    assert not path.exists()
+    return caught.value
+
+
+async def test_a_body_in_crumbs_is_refused(client: SafeClient, path: Path) -> None:
+    """Each chunk is an event of its own: 10 000 of one byte in 64 KiB."""
+    error = await refusal(client, repeated(b"1\r\nx\r\n", CHUNKED), path)
+    assert (error.reason, error.transient) == ("rejected", False)
+    assert "pieces of a few bytes" in error.message
+
+
+async def test_a_body_in_crumbs_of_a_known_length_is_refused(client: SafeClient, path: Path) -> None:
+    error = await refusal(client, dripping(b"x" * 50, 0.001, LONG), path)
+    assert (error.reason, error.transient) == ("rejected", False)
+
+
+async def test_endless_informational_answers_are_refused(client: SafeClient, path: Path) -> None:
+    error = await refusal(client, repeated(b"HTTP/1.1 100 Continue\r\n\r\n"), path)
+    assert (error.reason, error.transient) == ("rejected", False)
+
+
+async def test_a_few_informational_answers_are_ordinary(client: SafeClient, path: Path) -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n" * 3
+    async with HttpSource({"/a": raw(hints + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")}) as source:
+        assert await client.download(source.url("/a"), path, 2) == 2
+
+
+async def test_a_head_that_drips_ends(client: SafeClient, path: Path) -> None:
+    error = await refusal(client, dripping(b"a: b\r\n", 0.01, b"HTTP/1.1 200 OK\r\n"), path)
+    assert (error.reason, error.transient) == ("unreachable", True)
+
+
+async def test_a_trailer_that_drips_ends(client: SafeClient, path: Path) -> None:
+    """No byte of a body comes in, so the rate is none."""
+    error = await refusal(client, dripping(b"a: b\r\n", 0.01, CHUNKED + b"1\r\nx\r\n0\r\n"), path)
+    assert (error.reason, error.transient) == ("unreachable", True)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nx: ", CHUNKED + b"1;"])
+async def test_an_endless_line_ends(client: SafeClient, path: Path, head: bytes) -> None:
+    error = await refusal(client, repeated(b"x", head), path)
+    assert (error.reason, error.transient) == ("unreachable", True)
+
+
+async def test_a_slow_source_is_cut(client: SafeClient, path: Path) -> None:
+    error = await refusal(client, dripping(b"x" * 300, 0.1, LONG), path)
+    assert (error.reason, error.transient) == ("unreachable", True)
+    assert "10 kB/s" in error.message
+
+
+async def test_a_source_that_begins_fast_and_turns_slow_is_cut(client: SafeClient, path: Path) -> None:
+    error = await refusal(client, dripping(b"x" * 300, 0.1, LONG + b"x" * 300_000), path)
+    assert "kB/s" in error.message
+
+
+async def test_a_slow_but_steady_source_passes(path: Path) -> None:
+    """Like a phone on a poor connection: whole packets, for three windows."""
+    body = b"x" * 30_000
+
+    async def phone(_: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), 1000):
+            writer.write(body[at : at + 1000])
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    # A tenth of what it sends is asked for: this loop may stand still for a while, and it's the server's as well.
+    limits = Limits(window_s=0.5, window_bytes=1000)
+    async with HttpSource({"/a": phone}) as source, SafeClient(LOOPBACK, limits) as client:
+        assert await client.download(source.url("/a"), path, len(body)) == len(body)
+
+
+async def test_a_small_file_may_come_slowly(client: SafeClient, path: Path) -> None:
+    """It has come to its end before its rate is of interest."""
+
+    async def slowly(_: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for piece in (b"fi", b"le", b""):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.24)
+
+    async with HttpSource({"/a": slowly}) as source:
+        assert await client.download(source.url("/a"), path, 4) == 4
+
+
+async def test_pieces_as_small_as_allowed_leave_time_for_others(client: SafeClient, path: Path) -> None:
+    """Eight at once at full speed, for as long as they like: without a pause they would take the whole loop."""
+    late = []
+
+    async def others() -> None:
+        while True:
+            begun = time.perf_counter()
+            await asyncio.sleep(0.01)
+            late.append(time.perf_counter() - begun - 0.01)
+
+    chunk = b"100\r\n" + b"x" * 256 + b"\r\n"
+    ready = CHUNKED + chunk * 40_000
+    async with HttpSource({"/a": raw(ready)}) as source:
+        watch = asyncio.create_task(others())
+        spent = time.process_time()
+        downloads = [
+            asyncio.create_task(client.download(source.url("/a"), path.with_name(str(n)), 2**40)) for n in range(8)
+        ]
+        done, _ = await asyncio.wait(downloads, timeout=2)
+        spent = time.process_time() - spent
+        for task in (*downloads, watch):
+            task.cancel()
+        await asyncio.wait(downloads)
+    assert not done, "10 MB in chunks of 256 bytes take 16 s at 2500 steps a second"
+    assert sorted(late)[len(late) // 2] < 0.25
+    assert spent < 1.8
+
+
+async def test_a_chunk_header_that_drips_fast_costs_little(path: Path) -> None:
+    """No piece comes of it for 64 KiB, but each of its bytes is a read, as fast as we can."""
+
+    async def answer(_: Seen, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        writer.write(CHUNKED + b"100;")
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0)
+
+    async with HttpSource({"/a": answer}) as source, SafeClient(LOOPBACK, Limits(total_s=1)) as client:
+        reads = 0
+        streams = client._connector._dial
+
+        async def counting(*arguments: Any) -> Streams:
+            reader, writer = await streams(*arguments)
+            read = reader.read
+
+            async def counted(size: int) -> bytes:
+                nonlocal reads
+                reads += 1
+                return await read(size)
+
+            reader.read = counted  # type: ignore[method-assign]
+            return reader, writer
+
+        client._connector._dial = counting
+        with pytest.raises(OutboundError, match="1 s in all"):
+            await client.download(source.url("/a"), path, 2**40)
+    assert reads < Limits().steps_per_s * 1.2
+
+
+async def test_large_pieces_are_not_slowed_down(path: Path) -> None:
+    body = b"x" * 64 * 2**20
+    async with HttpSource({"/a": reply(200, body)}) as source, SafeClient(LOOPBACK) as client:
+        begun = time.perf_counter()
+        await client.download(source.url("/a"), path, len(body))
+        assert time.perf_counter() - begun < 10
+
+
+async def test_only_some_of_thousands_of_addresses_are_knocked_at(path: Path) -> None:
+    knocked = []
+
+    async def dial(address: str, *_: object) -> None:
+        knocked.append(address)
+        raise ConnectionRefusedError
+
+    async def names(host: str, owner: str) -> list[Address]:
+        return [ip_address(f"93.184.{n // 250}.{n % 250 + 1}") for n in range(3000)]
+
+    async with SafeClient(resolve=names, dial=dial) as client:  # type: ignore[arg-type]
+        with pytest.raises(OutboundError):
+            await client.download("http://many.example/", path, 1)
+    assert len(knocked) == 8
+
+
+async def test_one_private_address_behind_many_public_ones_is_found(path: Path) -> None:
+    async def names(host: str, owner: str) -> list[Address]:
+        return [ip_address(f"93.184.216.{n + 1}") for n in range(200)] + [ip_address("10.0.0.1")]
+
+    async with SafeClient(resolve=names) as client:
+        with pytest.raises(OutboundError) as caught:
+            await client.download("http://many.example/", path, 1)
+    assert caught.value.reason == "forbidden"
+
+
+@pytest.mark.parametrize("port", [22, 25, 81, 1023])
+async def test_ports_of_other_services_are_closed(path: Path, port: int) -> None:
+    async def names(host: str, owner: str) -> list[Address]:
+        return [ip_address("93.184.216.1")]
+
+    async with SafeClient(resolve=names) as client:
+        for act in (
+            client.download(f"http://a.example:{port}/", path, 1),
+            client.post(f"http://a.example:{port}/", "", {}),
+        ):
+            with pytest.raises(OutboundError) as caught:
+                await act
+            assert (caught.value.reason, "closed port" in caught.value.message) == ("forbidden", True)
+
+
+# Webhooks
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        dripping(b"x", 0.05, LONG),
+        dripping(b"1\r\nx\r\n", 0.05, CHUNKED),
+        stalled(LONG),
+        endless(),
+        repeated(b"1\r\nx\r\n", CHUNKED),
+        raw(LONG + b"cut off"),
+        raw(CHUNKED + b"zz\r\n"),
+    ],
+)
+async def test_a_post_counts_by_its_status_line(client: SafeClient, answer: Answer) -> None:
+    """Whatever becomes of the body, the receiver has said yes."""
+    async with HttpSource({"/hook": answer}) as source, asyncio.timeout(3):
+        found = await client.post(source.url("/hook"), "{}", {})
+    assert found.status == 200
+    assert len(found.text) <= 2048
+
+
+async def test_a_post_that_gets_no_status_ends(client: SafeClient) -> None:
+    async with HttpSource({"/hook": repeated(b"HTTP/1.1 100 Continue\r\n\r\n")}) as source:
+        with pytest.raises(OutboundError, match="about to answer"):
+            await client.post(source.url("/hook"), "{}", {})
+
+
+# Our disk
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+async def test_a_disk_without_room_is_told_from_a_bad_source(path: Path, head: bytes) -> None:
+    """Before anything is written that would take the last of it."""
+    source = HttpSource({"/a": raw(head + b"x" * 1_000_000)})
+    async with source, SafeClient(LOOPBACK, Limits(reserve=2**60)) as client:
+        with pytest.raises(OSError, match="MiB are free") as caught:
+            await client.download(source.url("/a"), path, 2**30)
+    assert caught.value.errno == errno.ENOSPC
+    assert not path.exists()
+
+
+async def test_a_disk_that_fills_up_while_writing(client: SafeClient, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.symlink_to("/dev/full")
+    async with HttpSource({"/a": reply(200, b"x" * 3_000_000)}) as source:
+        with pytest.raises(OSError, match="No space left") as caught:
+            await client.download(source.url("/a"), path, 2**30)
+    assert caught.value.errno == errno.ENOSPC
+    assert not path.is_symlink()
