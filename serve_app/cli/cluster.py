@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 DEPLOY_TIMEOUT_S = 300
 #: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
 RAY_USER = "ray"
-#: Settings that only the launcher needs. What runs on Ray, from any node, can read all others.
-_LAUNCHER_ONLY = frozenset(("environment", "cluster_secret", "redis_url", "mesh_port"))
 #: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
 RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 
@@ -73,7 +71,7 @@ def head(
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
-        environment=_environment(pass_env or []),
+        environment=_environment(settings, pass_env or []),
         data_dir=settings.data_dir,
     )
     options = HeadOptions(
@@ -246,18 +244,16 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _environment(more: Sequence[str]) -> dict[str, str]:
-    """What Ray's processes on the head get of the environment: the settings, but for those of the launcher."""
-    from cluster.environment import KEPT, inherited
-    from serve_app.settings import Settings
+def _environment(settings: "Settings", more: Sequence[str]) -> dict[str, str]:
+    """What Ray's processes on the head get. What runs on Ray, from any node, can read it."""
+    from cluster.environment import inherited
 
-    fields = {name: field for name, field in Settings.model_fields.items() if name not in _LAUNCHER_ONLY}
-    settings = {str(field.validation_alias or name).upper() for name, field in fields.items()}
-    # As pydantic reads them: in capitals or not.
-    names = {name for name in os.environ if name.upper() in settings}
     # What the driver of PostgreSQL reads by itself.
-    names |= {name for name in os.environ if name.startswith("PG")}
-    return inherited(os.environ, names - KEPT | _passed(more) | _model_variables())
+    of_driver = {name for name in os.environ if name.startswith("PG")}
+    return {
+        **inherited(os.environ, of_driver | _passed(more) | _model_variables()),
+        **settings.for_service(settings.database_url),
+    }
 
 
 def _model_variables() -> set[str]:

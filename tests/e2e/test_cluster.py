@@ -157,7 +157,7 @@ def test_a_node_whose_python_differs_in_the_third_number_works(cluster: Cluster)
 
 def test_a_model_scales_over_the_nodes_and_back_to_none(cluster: Cluster) -> None:
     """Though no node reaches another."""
-    wanted = read_config(ROOT / "configs/production.yaml", HEAD.http)
+    wanted = read_config(ROOT / "configs/production.yaml")
     more = {"name": "slow", "route_prefix": "/slow", "import_path": "tests.fakes.scaling:app"}
 
     def put(applications: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from ray._private.utils import check_version_info
 from cluster.environment import KEPT, TUNED, inherited, ray_environment
 from serve_app.cli.cluster import _environment, _model_variables, _passed
 from serve_app.cli.terminal import UsageProblem
+from serve_app.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,20 +46,26 @@ def test_what_is_kept_can_t_be_asked_for(name: str) -> None:
 def test_the_head_s_deployments_get_the_service_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "API_KEY": "k",
-        "DATABASE_URL": "postgresql://x",
+        "DATABASE_URL": "postgresql+psycopg://x",
         "R2_SECRET_KEY": "r",
-        "webhook_secret": "in small letters, as pydantic takes it too",
         "VIDEO_API_DATA_DIR": "/data",
         "PGSSLROOTCERT": "/ca.pem",
         "LTX2_MODEL_PATH": "/weights",
     }
-    launcher = {"CLUSTER_SECRET": "c", "REDIS_URL": "redis://:password@x", "MESH_PORT": "2222", "VAST_API_KEY": "v"}
+    launcher = {
+        "SECRET_KEY": "s" * 32,
+        "CLUSTER_SECRET": "c" * 32,
+        "REDIS_URL": "redis://:password@x",
+        "MESH_PORT": "2222",
+        "VAST_API_KEY": "key-of-the-provider",
+    }
     for name, value in {**given, **launcher, "OF_MY_MODEL": "m", "OF_NOBODY": "n"}.items():
         monkeypatch.setenv(name, value)
-    found = _environment(["OF_MY_MODEL"])
+    found = _environment(Settings(), ["OF_MY_MODEL"])
     assert given.items() <= found.items()
     assert found["OF_MY_MODEL"] == "m"
     assert not {*launcher, "OF_NOBODY"} & found.keys()
+    assert not set(launcher.values()) & set(found.values())
 
 
 def test_every_variable_that_the_code_reads_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +78,10 @@ def test_every_variable_that_the_code_reads_is_passed_on(monkeypatch: pytest.Mon
     names = {name for text in texts for found in read.findall(text) for name in found if name}
     names |= {name for text in texts for name in named.findall(text)} | _model_variables()
     assert {"LOG_LEVEL", "WAV2LIP_S3FD_PATH", "LTX2_MODEL_PATH"} <= names
+    settings = Settings()
     for name in names:
-        monkeypatch.setenv(name, "x")
-    assert names - _environment([]).keys() == set()
+        monkeypatch.setenv(name, "1")
+    assert names - _environment(settings, []).keys() == set()
 
 
 # ---------------------------------------------------------------- versions of Python
