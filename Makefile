@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-hostile bench-head clean constraints
+.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -39,6 +39,9 @@ bench-hostile: $(STAMP)  ## What hostile clients cost everybody else
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py
+
+bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what they can
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/neighbours.py
 
 constraints: $(STAMP)  ## Write down the versions that were tested
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from deployments.contract import MediaFacts, MediaKind
 from deployments.faults import Fault
 from deployments.media.formats import Format, by_content_type, wanted
+from deployments.weights import CheckpointError, WeightsCheck, reason_of
 
 #: Seconds by which a replica may find a clip longer than intake did: samples are counted there, and packets here.
 LONGER_S = 1.0
@@ -75,8 +76,31 @@ class ModelSpec:
     timeout_s: float
     #: ``module:Class`` of the :class:`Engine`, imported in the replica.
     engine: str
-    #: Environment variable that names the weights; unset means random weights of a tiny model.
+    #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.
     weights_variable: str
+    #: By variable, of these weights and of any others the model can do with: a cheap look before anything loads.
+    weights_checks: Mapping[str, WeightsCheck] = field(default_factory=dict)
+
+    def weights_faults(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """What is wrong with the paths that ``environment`` names, each with its variable. Takes milliseconds."""
+        faults = []
+        for variable, check in self.weights_checks.items():
+            if path := environment.get(variable):
+                try:
+                    check(Path(path))
+                except (CheckpointError, OSError) as error:
+                    faults.append(f"{variable}={path}: {reason_of(error)}")
+        return tuple(faults)
+
+    def require_weights(self, environment: Mapping[str, str], *, allow_random: bool) -> None:
+        """Before minutes of loading. Raises :class:`CheckpointError` naming the variable at fault and the cause."""
+        if faults := self.weights_faults(environment):
+            raise CheckpointError("; ".join(faults))
+        if not environment.get(self.weights_variable) and not allow_random:
+            raise CheckpointError(
+                f"{self.weights_variable} is not set on this node: without weights its videos would be noise; "
+                "ALLOW_RANDOM_WEIGHTS=1 on the head allows that, for tests"
+            )
 
     def input(self, name: str) -> InputSpec:
         """The input of this name."""

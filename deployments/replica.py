@@ -68,13 +68,14 @@ class DispatcherReporter:
 class Replica:
     """Serves one model of the registry. ``generate`` is all the dispatcher calls."""
 
-    def __init__(self, model: str, reporter: Reporter | None = None) -> None:
+    def __init__(self, model: str, reporter: Reporter | None = None, *, allow_random_weights: bool = True) -> None:
         logs.configure(f"replica.{model}")
         # It holds Ray's token, and runs decoders of strangers' files as the same user where it is not root.
         close_to_others()
         log_layers()
         started = time.monotonic()
         self._model = model
+        MODELS[model].require_weights(os.environ, allow_random=allow_random_weights)
         self._engine = MODELS[model].load_engine()
         self._reporter = reporter or DispatcherReporter()
         self._transfer = Transfer()

@@ -5,6 +5,7 @@ one per model of the registry, which the YAML gives GPUs and limits.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
@@ -22,6 +23,7 @@ from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
 from deployments.sandbox.report import log_layers
 from deployments.sandbox.secrecy import close_to_others
+from serve_app import preflight
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.cluster_state import ServeState
@@ -72,6 +74,8 @@ class Api:
         del dispatcher
         logs.configure("api")
         close_to_others()
+        # Media of the local store are for this user alone, whoever has started Ray.
+        os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         self._services = Services.build(settings, ServeState())
         self._server = HttpServer(create_asgi(self._services), host, settings.port)
@@ -94,6 +98,7 @@ class DispatcherDeployment:
     ) -> None:
         logs.configure("dispatcher")
         close_to_others()
+        os.umask(0o077)
         await asyncio.to_thread(log_layers)
         # Copies to and from the store and waits for decoders each hold one; Serve's loop has five.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
@@ -165,6 +170,10 @@ class ServeWorkers:
 def build(args: AppArgs) -> serve.Application:
     """The application. Checks the configuration, so that a bad one fails the deploy and not the first request."""
     settings = Settings.load(args.environment)
+    local = args.environment == "local"
+    if local:
+        # Replicas run on this machine, so what is wrong with their weights can be told now.
+        preflight.require(settings)
     models = {
         name: serve.deployment(
             Replica,
@@ -182,7 +191,7 @@ def build(args: AppArgs) -> serve.Application:
                 "downscale_delay_s": settings.max_idle_seconds,
                 "downscale_to_zero_delay_s": settings.max_idle_seconds,
             },
-        ).bind(name)
+        ).bind(name, allow_random_weights=local or settings.allow_random_weights)
         for name, spec in MODELS.items()
     }
     dispatcher = serve.deployment(

@@ -115,7 +115,10 @@ class Unreachable(Exception):
     """No answer. The message names the address and how to change it."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"cannot reach {url}: {reason}. Is the service up? VIDEO_API_URL (or --url) says where it is.")
+        #: The cause alone, without a full stop.
+        self.reason = reason.rstrip(".")
+        where = "VIDEO_API_URL (or --url) says where it is."
+        super().__init__(f"cannot reach {url}: {self.reason}. Is the service up? {where}")
 
 
 class WaitTimedOut(Exception):
@@ -138,13 +141,14 @@ class Client:
         api_key: str,
         transport: httpx.BaseTransport | None = None,
         *,
+        timeout_s: float = 60,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # Reading waits for a presigned PUT to be stored, hence longer than a query takes.
-        self._http = httpx.Client(transport=transport, timeout=httpx.Timeout(60, connect=10))
+        self._http = httpx.Client(transport=transport, timeout=httpx.Timeout(timeout_s, connect=10))
         self._pause = pause
         self._clock = clock
 
@@ -245,9 +249,11 @@ class Client:
             self._pause(poll_s if left is None else min(poll_s, left))
 
     def download(self, job_id: str, path: Path, on_bytes: OnBytes = _ignore) -> int:
-        """Save the finished video. ``path`` appears whole or not at all. Returns the number of bytes."""
+        """Save the finished video; its folder has to be there. ``path`` appears whole or not at all.
+
+        Returns the number of bytes.
+        """
         url: str = self._json("GET", f"/api/v1/presign/download/{quote(job_id, safe='')}")["download_url"]
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         done = 0
         try:

@@ -1,6 +1,7 @@
 """What ``serve deploy`` does, and waiting until the applications run."""
 
 import asyncio
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ log = structlog.get_logger()
 _PATH = "/api/serve/applications/"
 #: A dashboard that begins to listen before its Serve module works answers 5xx for a moment.
 _AGAIN_S = 0.5
+_FAILED = "DEPLOY_FAILED"
+#: The line of a traceback that names the exception, and a terminal's colours.
+_EXCEPTION, _COLOUR = re.compile(r"^(?:\w+\.)*([A-Z]\w*: .+)", re.MULTILINE), re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -59,10 +63,24 @@ async def deploy(wanted: dict[str, Any], dashboard_url: str, timeout_s: float, t
             states = {name: found.get(name, {}).get("status", "absent") for name in names}
             if all(state == "RUNNING" for state in states.values()):
                 return
-            failed = [found[name]["message"] for name in names if states[name] == "DEPLOY_FAILED"]
+            failed = [_reason(found[name]) for name in names if states[name] == _FAILED]
             if failed:
                 raise ConfigurationError(f"the application did not start: {'; '.join(failed)}")
             seen = str(states)
             # Serve offers no event for this; half a second is not felt beside the seconds that replicas take.
             await asyncio.sleep(_AGAIN_S)
     raise ConfigurationError(f"the application did not start in {timeout_s:.0f} s: {seen}")
+
+
+def cause_of(message: str) -> str:
+    """What went wrong, in one line: the last exception of the tracebacks that Serve reports, else its first line."""
+    plain = _COLOUR.sub("", message).strip()
+    exceptions = _EXCEPTION.findall(plain)
+    return str(exceptions[-1]) if exceptions else plain.partition("\n")[0]
+
+
+def _reason(application: dict[str, Any]) -> str:
+    """The application's own message names deployments at most; theirs say why."""
+    deployments: dict[str, dict[str, Any]] = application.get("deployments", {})
+    failed = [f"{name}: {cause_of(each['message'])}" for name, each in deployments.items() if each["status"] == _FAILED]
+    return "; ".join(failed) or cause_of(application["message"])

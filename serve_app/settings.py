@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     #: Networks outside the public internet that inputs and webhooks may come from and go to.
     allow_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
 
+    #: In production a model without weights is refused; its videos would be noise. True lets it run, for tests.
+    allow_random_weights: bool = False
+
     #: A replica without work for this long is stopped.
     max_idle_seconds: int = Field(300, ge=1)
 

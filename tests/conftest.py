@@ -21,7 +21,7 @@ from tests.stack import Stack, started
 # Two cores: more threads per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads this once, when it is first imported, which some test module may do before a stack starts.
-os.environ["RAY_AUTH_MODE"] = "token"
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # Plain stack traces: the coloured ones with every variable take seconds each.
 structlog.configure(

@@ -6,21 +6,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from deployments.weights import CheckpointError, is_pointer
+
 #: A file of this name at the top of a folder says that its weights are random and its output is noise.
 RANDOM_MARKER = "RANDOM_WEIGHTS"
 
 _LTX2_PARTS = ("transformer", "connectors", "text_encoder", "tokenizer", "vae", "audio_vae", "vocoder")
 _LTX_VIDEO_PARTS = ("transformer", "text_encoder", "tokenizer", "vae")
+#: The parts that are gigabytes, which is where a download breaks off.
+_LARGE_PARTS = ("transformer", "text_encoder", "vae")
+#: What the loaders look for first: the list of a checkpoint's files, where there are several.
+_INDEXES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
 
 _LAYOUT = (
     "expected a diffusers folder: model_index.json naming an LTX2...Pipeline or LTX...Pipeline, beside one subfolder "
     "per component (transformer/, vae/, text_encoder/, ...), as in diffusers/LTX-2.3-Distilled-Diffusers on the Hub; "
     "a single .safetensors file is not enough"
 )
-
-
-class CheckpointError(Exception):
-    """The folder is not a checkpoint this build can load. The message says what was expected."""
 
 
 class Version(StrEnum):
@@ -50,10 +52,35 @@ class Checkpoint:
         return self.version is not Version.LTX_VIDEO
 
 
+def check(folder: Path) -> None:
+    """:func:`read`, and that the weights are there: a cheap look before they load. Raises :class:`CheckpointError`."""
+    read(folder)
+    for name in _LARGE_PARTS:
+        part = folder / name
+        files = [*part.glob("*.safetensors"), *part.glob("*.bin")]
+        if not files:
+            raise CheckpointError(f"{part} holds no weights (*.safetensors); the download is not complete")
+        # Of several variants some may well be pointers, but what is loaded is not.
+        if all(_is_stand_in(path) for path in files):
+            raise CheckpointError(f"{part} holds empty files or Git LFS pointers; fetch the weights by `git lfs pull`")
+        for index in filter(Path.is_file, (part / each for each in _INDEXES)):
+            listed = _json(index).get("weight_map")
+            missing = set(listed.values()) - {path.name for path in files} if isinstance(listed, dict) else set()
+            if missing:
+                raise CheckpointError(f"{part} lacks {', '.join(sorted(missing))}; the download is not complete")
+
+
+def _is_stand_in(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    return not head or is_pointer(head)
+
+
 def read(folder: Path) -> Checkpoint:
     """Recognise the checkpoint in ``folder``. Raises :class:`CheckpointError`."""
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; {_LAYOUT}")
+        why = "is not a folder" if folder.exists() else "does not exist, so it is not a folder"
+        raise CheckpointError(f"{folder} {why}; {_LAYOUT}")
     index = _json(folder / "model_index.json")
     # The Hub's folders name the text-to-video class; the components are the same as for image to video.
     pipeline = str(index.get("_class_name", ""))

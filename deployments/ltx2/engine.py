@@ -19,11 +19,11 @@ from deployments.contract import MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.faults import about_input
 from deployments.ltx2 import picture
-from deployments.ltx2.checkpoint import CheckpointError
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
+from deployments.weights import CheckpointError
 
 #: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
 #: seconds of it in about two.

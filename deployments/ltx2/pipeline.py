@@ -17,9 +17,10 @@ from deployments import accelerator
 from deployments.engine import Step
 from deployments.faults import Fault
 from deployments.ltx2 import checkpoint
-from deployments.ltx2.checkpoint import Checkpoint, CheckpointError
+from deployments.ltx2.checkpoint import Checkpoint
 from deployments.ltx2.recipes import Recipe, RecipeName, expand
 from deployments.ltx2.schedule import scheduler_of
+from deployments.weights import CheckpointError
 
 #: Arguments of the pipeline call that :meth:`Pipeline.render` fills per job; the recipe has all others.
 JOB_ARGUMENTS = frozenset(

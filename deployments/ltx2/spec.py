@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
+from deployments.ltx2 import checkpoint
 from deployments.ltx2.recipes import num_frames
 
 DEFAULT_PROMPT = "A smooth cinematic video"
@@ -75,4 +76,5 @@ SPEC = ModelSpec(
     timeout_s=1800,
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
+    weights_checks={"LTX2_MODEL_PATH": checkpoint.check},
 )

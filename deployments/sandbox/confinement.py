@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 from deployments.sandbox import kernel, landlock, seccomp
 from deployments.sandbox.layers import LAYERS
@@ -124,10 +123,12 @@ def _own_user_namespace() -> None:
     # After a change of user the files in /proc belong to root until this is said.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     kernel.unshare(kernel.CLONE_NEWUSER)
-    own = Path("/proc/self")
-    (own / "setgroups").write_text("deny")
-    (own / "uid_map").write_text(f"{user} {user} 1")
-    (own / "gid_map").write_text(f"{group} {group} 1")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        file = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
 
 
 def _landlock(allowed: Iterable[tuple[int, int]]) -> str:

@@ -12,6 +12,7 @@ the program; when the program ends, the watcher says how.
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from deployments.sandbox import kernel, landlock
+from deployments.sandbox import kernel, landlock, seccomp
 from deployments.sandbox.confinement import Confinement, limit_resources
 
 #: Bytes of a request, and descriptors with it.
@@ -44,6 +45,11 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     service = socket.socket(fileno=os.dup(0))
     layers = find_out()
+    # Made once, for all who are forked from here.
+    for program in (True, False):
+        with contextlib.suppress(OSError):
+            seccomp.filter_calls(program=program)
+    gc.freeze()
     service.send(json.dumps(layers).encode())
     while True:
         message, files, _, _ = socket.recv_fds(service, REQUEST_BYTES, REQUEST_FILES)

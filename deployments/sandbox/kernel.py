@@ -3,11 +3,12 @@
 import ctypes
 import os
 import platform
+from contextlib import suppress
 from typing import Any
 
 MACHINE = platform.machine()
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 28, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 1, 4, 28, 38
 #: Root is nobody special any more, for this process and all it becomes: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS locked.
 SECUREBITS = 0x2F
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -50,14 +51,10 @@ def unshare(flags: int) -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability, for good. Raises OSError."""
-    for step, values in ((PR_SET_SECUREBITS, [SECUREBITS]), (PR_CAPBSET_DROP, range(64))):
-        for value in values:
-            try:
-                prctl(step, value)
-            except OSError:
-                # Who may not do this has no capability to keep, and past the last one there is none.
-                break
-    header = _pack32(_CAPABILITY_VERSION_3, 0)
+    # Else a root's next exec gets them back. Who may not ask for this has none to get back.
+    with suppress(PermissionError):
+        prctl(PR_SET_SECUREBITS, SECUREBITS)
+    header = _CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
     syscall("capset", header, bytes(24))
 
 
@@ -74,10 +71,6 @@ def _passed(value: Any) -> Any:
     if isinstance(value, ctypes.Structure):
         return ctypes.byref(value)
     return ctypes.c_long(value) if isinstance(value, int) else value
-
-
-def _pack32(*values: int) -> bytes:
-    return b"".join(value.to_bytes(4, "little") for value in values)
 
 
 def _raise(what: str) -> None:

@@ -13,12 +13,16 @@ given.
 import ctypes
 import struct
 from collections.abc import Iterator
+from functools import cache
 
 from deployments.sandbox.kernel import AT_EMPTY_PATH, MACHINE, syscall
 
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _EINVAL, _ENOSYS = 1, 22, 38
 _SET_MODE_FILTER = 1
+#: Kernels before 5.16 would switch a mitigation on that slows all memory down to protect a process from itself. Known
+#: since 4.17.
+_SPEC_ALLOW = 4
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 #: Numbers on x86-64 and on 64-bit ARM; None where there is no such call. The busiest come first.
@@ -136,6 +140,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
+@cache
 def filter_calls(*, program: bool, machine: str = MACHINE) -> bytes:
     """The filter in BPF. ``program``: whether another program is still to be executed. Raises OSError (unsupported)."""
     if machine not in _ARCHITECTURES:
@@ -160,7 +165,13 @@ def filter_calls(*, program: bool, machine: str = MACHINE) -> bytes:
 
 def install(code: bytes) -> None:
     """Put this process under a filter for good. Needs ``no_new_privs``. Raises OSError."""
-    syscall("seccomp", _SET_MODE_FILTER, 0, _Program(len(code) // 8, code))
+    program = _Program(len(code) // 8, code)
+    try:
+        syscall("seccomp", _SET_MODE_FILTER, _SPEC_ALLOW, program)
+    except OSError as error:
+        if error.errno != _EINVAL:
+            raise
+        syscall("seccomp", _SET_MODE_FILTER, 0, program)
 
 
 def _check(argument: int, mask: int, values: tuple[int, ...]) -> Iterator[bytes]:

@@ -20,13 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deployments.wav2lip.network import Wav2Lip, entry_shapes
-
-#: The weights alone are 145 MB; half precision is half of it. Anything far below is no checkpoint.
-SMALLEST = 60 * 1024**2
-
-
-class CheckpointError(Exception):
-    """The file is no Wav2Lip checkpoint that can be loaded; the message says what to do."""
+from deployments.wav2lip.spec import SMALLEST
+from deployments.weights import CheckpointError, check_file
 
 
 def load(path: Path) -> Wav2Lip:
@@ -36,7 +31,7 @@ def load(path: Path) -> Wav2Lip:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in ``path`` by their plain names. Raises :class:`CheckpointError`."""
-    _check_file(path)
+    check_file(path, SMALLEST)
     if path.suffix == ".safetensors":
         try:
             return _plain(load_file(path))
@@ -91,21 +86,6 @@ def random_weights(seed: int = 0) -> dict[str, Tensor]:
 def convert(source: Path, target: Path) -> None:
     """Write the weights of ``source`` as safetensors, checked against the network first."""
     save_file({name: value.contiguous() for name, value in load(source).state_dict().items()}, target)
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no checkpoint by its first bytes and size, before any parser sees it."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; WAV2LIP_MODEL_PATH has to name a wav2lip .pth or .safetensors")
-    with path.open("rb") as file:
-        head = file.read(64).lstrip()
-    if head[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page, not a checkpoint; download the file itself")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer; fetch the file itself with `git lfs pull`")
-    size = path.stat().st_size
-    if size < SMALLEST:
-        raise CheckpointError(f"{path} has {size} bytes, a Wav2Lip checkpoint at least {SMALLEST}; download it again")
 
 
 def _unpickle(path: Path) -> Any:

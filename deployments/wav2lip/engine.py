@@ -19,11 +19,9 @@ from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.generator import Generator, TorchGenerator
 from deployments.wav2lip.lipsync import Job
 from deployments.wav2lip.s3fd import S3FD
-from deployments.wav2lip.spec import SPEC, Wav2LipParams
+from deployments.wav2lip.spec import S3FD_VARIABLE, SPEC, Wav2LipParams
 from deployments.wav2lip.tracks import Detector
-
-#: Names the weights of the original's detector; unset, requests for it are refused.
-S3FD_VARIABLE = "WAV2LIP_S3FD_PATH"
+from deployments.weights import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,10 @@ class Wav2LipEngine:
         self.random_weights = generator is None and not path
         if generator is None:
             if path:
-                network = checkpoint.load(Path(path))
+                try:
+                    network = checkpoint.load(Path(path))
+                except CheckpointError as error:
+                    raise CheckpointError(f"{SPEC.weights_variable}={path}: {error}") from error
             else:
                 network = checkpoint.build(checkpoint.random_weights(), source="random weights")
             generator = TorchGenerator(network, self._device)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, normalize, relu
 
 from deployments.wav2lip.boxes import Found, best_of
-from deployments.wav2lip.checkpoint import CheckpointError
 from deployments.wav2lip.video import Frame
+from deployments.weights import CheckpointError
 
 #: Subtracted from RGB in this order by the original, though the numbers are the means of BGR.
 MEANS = (104.0, 117.0, 123.0)

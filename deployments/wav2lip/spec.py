@@ -1,15 +1,23 @@
 """What a client may ask of Wav2Lip. Imported on the head too: pydantic only."""
 
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
+from deployments.weights import check_file
 
 SyncMode = Literal["cut", "loop", "pingpong", "hold"]
 MissingFace = Literal["passthrough", "hold", "error"]
 Blend = Literal["feather", "hard"]
 DetectorName = Literal["centerface", "s3fd"]
+
+#: Names the weights of the original's face detector; unset, requests for it are refused.
+S3FD_VARIABLE = "WAV2LIP_S3FD_PATH"
+#: Bytes below which a file is no checkpoint: the generator's weights are 145 MB, the detector's 90, in half precision
+#: half of that.
+SMALLEST, SMALLEST_S3FD = 60 * 1024**2, 40 * 1024**2
 
 #: A distance in pixels of the source picture.
 Pixels = Annotated[int, Field(ge=0, le=16384)]
@@ -106,4 +114,8 @@ SPEC = ModelSpec(
     timeout_s=3600,
     engine="deployments.wav2lip.engine:Wav2LipEngine",
     weights_variable="WAV2LIP_MODEL_PATH",
+    weights_checks={
+        "WAV2LIP_MODEL_PATH": partial(check_file, smallest=SMALLEST),
+        S3FD_VARIABLE: partial(check_file, smallest=SMALLEST_S3FD),
+    },
 )

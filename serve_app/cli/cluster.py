@@ -16,7 +16,8 @@ import typer
 from dotenv import load_dotenv
 from rich.table import Table
 
-from serve_app.cli.terminal import Session, UsageProblem
+from serve_app.cli.display import moment
+from serve_app.cli.terminal import Session, UsageProblem, sentence
 
 if TYPE_CHECKING:
     from cluster.isolation import RayUser
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 DEPLOY_TIMEOUT_S = 300
 #: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
 RAY_USER = "ray"
+#: Seconds between two looks at ``/health``.
+WATCH_S = 5.0
 #: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
 RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 
@@ -59,6 +62,8 @@ def head(
     from cluster.init import run_as_init
     from cluster.isolation import close_launcher
     from deployments.logs import configure
+    from serve_app import preflight
+    from serve_app.cli.watch import watching
     from serve_app.deploy import deploy, environment_of, read_config
     from serve_app.jobs.database import migrate
 
@@ -66,8 +71,9 @@ def head(
     configure("head")
     wanted = read_config(config)
     settings = _settings(environment_of(wanted))
+    log = structlog.get_logger()
     for deprecated in settings.deprecations:
-        structlog.get_logger().warning("deprecated", what=deprecated)
+        log.warning("deprecated", what=deprecated)
     application = Application(
         migrate=partial(migrate, settings.database_url),
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
@@ -81,7 +87,26 @@ def head(
         drain_s=drain,
         user=_ray_user(ray_user),
     )
-    raise typer.Exit(run_as_init(partial(run, settings, application, options)))
+
+    def work() -> int:
+        for fault in preflight.weights_faults(os.environ):
+            log.error("weights.wrong", reason=f"on this machine, {fault}")
+        # Not the end: the platform may start the database after us.
+        if unreachable := preflight.database_fault(settings.database_url):
+            log.error("database.unreachable", reason=unreachable)
+        with watching(f"http://127.0.0.1:{settings.port}", _tell, WATCH_S):
+            return run(settings, application, options)
+
+    raise typer.Exit(run_as_init(work))
+
+
+def _tell(part: str, reason: str | None) -> None:
+    """A change that the watch has seen, in the head's log."""
+    log = structlog.get_logger()
+    if reason is None:
+        log.info("part.up", part=part)
+    else:
+        log.error("part.down", part=part, reason=reason)
 
 
 @node_commands.command()
@@ -123,9 +148,13 @@ def join(
     from cluster.mesh.dialer import HubAddress
     from cluster.node import NodeOptions, run
     from deployments.logs import configure
+    from serve_app.preflight import weights_faults
 
     close_launcher()
     configure("node")
+    for fault in weights_faults(os.environ):
+        # Said here at once; the replica that needs it refuses to start, and the head tells that.
+        structlog.get_logger().error("weights.wrong", reason=fault)
     try:
         address = HubAddress.parse(hub)
     except ValueError as error:
@@ -166,7 +195,7 @@ def token(
     from cluster.mesh.identity import HubIdentity
     from cluster.mesh.registry import NoFreeSlot, invite
 
-    settings = _settings("production")
+    settings = _settings_of_head()
     identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
@@ -187,7 +216,7 @@ def token(
 @node_commands.command()
 def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `video-api nodes`.")]) -> None:
     """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes."""
-    settings = _settings("production")
+    settings = _settings_of_head()
 
     async def work() -> bool:
         async with _registry(settings) as registry:
@@ -200,7 +229,7 @@ def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `vi
 
 def nodes(ctx: typer.Context) -> None:
     """List the nodes: slot, state, when last seen, traffic since it joined."""
-    settings = _settings("production")
+    settings = _settings_of_head()
 
     async def work() -> Sequence["Node"]:
         async with _registry(settings) as registry:
@@ -238,7 +267,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for heading in ("SLOT", "NAME", "STATE", "LAST SEEN", "FROM NODE", "TO NODE"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        seen = (row["last_seen_at"] or "-").replace("T", " ")[:19]
+        seen = moment(row["last_seen_at"]) if row["last_seen_at"] else "-"
         traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
         table.add_row(str(row["slot"]), row["name"] or "-", row["state"], seen, *traffic)
     return table
@@ -274,8 +303,6 @@ def _passed(names: Sequence[str]) -> set[str]:
 
 def _ray_user(name: str) -> "RayUser | None":
     """The user for Ray's processes; None: this one. Says so, if that gives them more than they should have."""
-    import structlog
-
     from cluster.isolation import RayUser, Unsafe
 
     try:
@@ -297,6 +324,7 @@ def _ray_user(name: str) -> "RayUser | None":
 
 
 def _settings(environment: "Environment") -> "Settings":
+    from serve_app.preflight import url_fault
     from serve_app.settings import ConfigurationError, Settings
 
     load_dotenv(".env")
@@ -306,6 +334,22 @@ def _settings(environment: "Environment") -> "Settings":
         raise UsageProblem(str(error)) from None
     if not settings.database_url:
         raise UsageProblem("set DATABASE_URL: a cluster has no database of its own")
+    if fault := url_fault(settings.database_url):
+        raise UsageProblem(fault)
+    return settings
+
+
+def _settings_of_head() -> "Settings":
+    """For commands beside a running head, which work on its database with its secrets."""
+    from serve_app.preflight import database_fault
+
+    try:
+        settings = _settings("production")
+        if fault := database_fault(settings.database_url):
+            raise UsageProblem(fault)
+    except UsageProblem as problem:
+        where = "This command is for the shell of the head, where its variables are set (on Railway: `railway ssh`)."
+        raise UsageProblem(f"{sentence(str(problem))} {where}") from None
     return settings
 
 

@@ -15,9 +15,10 @@ from dotenv import dotenv_values
 from typer.core import TyperGroup
 
 from serve_app.cli import cluster, display
+from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
-from serve_app.cli.terminal import Code, Session, UsageProblem, consoles
+from serve_app.cli.terminal import Code, Session, UsageProblem, consoles, sentence
 from serve_app.client import ApiError, Client, Job, Unreachable, WaitTimedOut
 
 EXIT_CODES = """\
@@ -29,6 +30,14 @@ EXIT_CODES = """\
 
 _ENDINGS = {"completed": Code.OK, "failed": Code.JOB_FAILED, "cancelled": Code.JOB_CANCELLED}
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Interrupted(Exception):
+    """Ctrl-C while a job was waited for."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
 
 
 class Commands(TyperGroup):
@@ -53,18 +62,22 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ApiError as error:
-            hint = " Give --key or set VIDEO_API_KEY." if error.status == 401 else ""
-            code = Code.UNREACHABLE if error.status >= 500 else Code.REFUSED
-            raise _failed(f"{error.code}: {error.message}{hint}", code) from None
+            message = f"{error.code}: {error.message}"
+            if error.status == 401:
+                message = f"{sentence(message)} Give --key or set VIDEO_API_KEY."
+            raise _failed(message, Code.UNREACHABLE if error.status >= 500 else Code.REFUSED) from None
         except Unreachable as error:
             raise _failed(str(error), Code.UNREACHABLE) from None
         except WaitTimedOut as error:
             raise _failed(str(error), Code.WAIT_TIMED_OUT) from None
         except (InvalidArguments, UsageProblem, OSError) as error:
             raise _failed(str(error), Code.USAGE) from None
-        except KeyboardInterrupt:
+        except Interrupted as interrupted:
             # A job is not the command that asked for it.
-            raise _failed("interrupted; jobs that were submitted go on", Code.INTERRUPTED) from None
+            job_id = interrupted.job_id
+            raise _failed(f"interrupted; job {job_id} goes on: video-api wait {job_id}", Code.INTERRUPTED) from None
+        except KeyboardInterrupt:
+            raise _failed("interrupted; a job that was submitted goes on", Code.INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -124,9 +137,8 @@ def _key_for(url: str, found: Mapping[str, str]) -> str:
 # -------------------------------------------------------------------- jobs
 
 JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="File or folder. Default: ./ID.mp4", show_default=False)
-]
+_PLACE = "a file, or a folder (there already, or ending in /) for ID.mp4"
+_OUTPUT = ("--output", "-o")
 Poll = Annotated[float, typer.Option("--poll", min=0, help="Seconds between two questions while waiting.")]
 Timeout = Annotated[
     float | None,
@@ -147,7 +159,10 @@ def submit(
     priority: Annotated[int | None, typer.Option(help="-10 to 10; higher runs first.")] = None,
     expires_after: Annotated[float | None, typer.Option(help="Seconds in which it has to start.")] = None,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait for the end. Implied by -o.")] = False,
-    output: Output = None,
+    output: Annotated[
+        str,
+        typer.Option(*_OUTPUT, metavar="PATH", help=f"Save the video there: {_PLACE}.", show_default=False),
+    ] = "",
     timeout: Timeout = None,
     poll: Poll = 1.0,
 ) -> None:
@@ -163,14 +178,17 @@ def submit(
     }
     given = {name: value for name, value in options.items() if value is not None}
     current: Session = ctx.obj
+    place = Place.parse(output) if output else None
     with current.client() as client:
         with showing_bytes(current.err, "uploading") as on_bytes:
             created = request_video(client, model, _pairs(values or []), given, on_bytes)
-        if not wait_for_it and output is None:
-            current.show(created, created["job_id"])
+        job_id = created["job_id"]
+        if not wait_for_it and place is None:
+            current.show(created, job_id)
             return
-        job = _follow(current, client, created["job_id"], poll, timeout)
-        path = output and _save(current, client, job["job_id"], output)
+        current.err.print(f"job {job_id}", soft_wrap=True)
+        job = _follow(current, client, job_id, poll, timeout)
+        path = place and _save(current, client, job_id, place)
         current.show(job, str(path) if path else display.job(job))
 
 
@@ -191,10 +209,20 @@ def wait(ctx: typer.Context, job_id: JobId, timeout: Timeout = None, poll: Poll 
 
 
 @app.command()
-def download(ctx: typer.Context, job_id: JobId, output: Output = None) -> None:
+def download(
+    ctx: typer.Context,
+    job_id: JobId,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help=f"Where to: {_PLACE}. Default: ./ID.mp4", show_default=False
+        ),
+    ] = "./",
+) -> None:
     """Save the finished video."""
+    place = Place.parse(output)
     with ctx.obj.client() as client:
-        path = _save(ctx.obj, client, job_id, output or Path())
+        path = _save(ctx.obj, client, job_id, place)
     ctx.obj.show({"job_id": job_id, "path": str(path), "bytes": path.stat().st_size}, str(path))
 
 
@@ -204,6 +232,14 @@ def cancel(ctx: typer.Context, job_id: JobId) -> None:
     with ctx.obj.client() as client:
         job = client.cancel(job_id)
     ctx.obj.show(job, display.job(job))
+
+
+@app.command()
+def delete(ctx: typer.Context, job_id: JobId) -> None:
+    """Delete a job that has ended, and its media."""
+    with ctx.obj.client() as client:
+        client.delete(job_id)
+    ctx.obj.show({"job_id": job_id, "deleted": True}, f"job {job_id} is deleted")
 
 
 @app.command("list")
@@ -283,19 +319,24 @@ app.add_typer(cluster.node_commands, name="node")
 
 
 def _pairs(values: list[str]) -> Mapping[str, str]:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not equals or not name:
             raise UsageProblem(f"{value!r} is not NAME=VALUE")
+        if name in pairs:
+            raise UsageProblem(f"{name} is given twice: {pairs[name]} and {text}")
         pairs[name] = text
     return pairs
 
 
 def _follow(current: Session, client: Client, job_id: str, poll_s: float, timeout_s: float | None) -> Job:
     """The job when it has completed. Otherwise the command ends here, with the exit code that says why."""
-    with showing_job(current.err) as on_change:
-        job = client.wait(job_id, on_change, poll_s, timeout_s)
+    try:
+        with showing_job(current.err) as on_change:
+            job = client.wait(job_id, on_change, poll_s, timeout_s)
+    except KeyboardInterrupt:
+        raise Interrupted(job_id) from None
     code = _ENDINGS[job["status"]]
     if code is Code.OK:
         return job
@@ -305,8 +346,8 @@ def _follow(current: Session, client: Client, job_id: str, poll_s: float, timeou
     raise _failed(f"job {job_id} {'was ' if code is Code.JOB_CANCELLED else ''}{job['status']}{reason}", code)
 
 
-def _save(current: Session, client: Client, job_id: str, output: Path) -> Path:
-    path = output / f"{job_id}.mp4" if output.is_dir() else output
+def _save(current: Session, client: Client, job_id: str, place: Place) -> Path:
+    path = place.file(job_id)
     with showing_bytes(current.err, f"downloading {path.name}") as on_bytes:
         client.download(job_id, path, on_bytes)
     return path

@@ -1,6 +1,7 @@
 """Results as a person reads them in a terminal."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,6 +29,8 @@ def job(found: Job) -> RenderableType:
         value: Any = found[name]  # type: ignore[literal-required]
         if name == "progress":
             value = f"{value:.0f} %"
+        elif name.endswith("_at"):
+            value = moment(value)
         elif name == "eta_seconds":
             value = f"about {duration(value)}"
         elif isinstance(value, Mapping):
@@ -48,7 +51,7 @@ def jobs(found: Sequence[Job]) -> RenderableType:
             each.get("model", "-"),
             Text(each["status"], style=_COLOURS.get(each["status"], "")),
             f"{each['progress']:.0f} %",
-            each["created_at"].replace("T", " ")[:19],
+            moment(each["created_at"]),
             Text(each.get("user_id", "-")),
         )
     return table
@@ -76,11 +79,21 @@ def health(found: Mapping[str, Any]) -> RenderableType:
         state = str(found.get(part, "unknown"))
         style = "green" if state == "ok" else "red"
         grid.add_row(part, Text(state, style=style), Text(found.get("details", {}).get(part, "")))
+    details = found.get("details", {})
     for name, counts in found.get("queues", {}).items():
+        state = str(found.get("models", {}).get(name, ""))
         weights = found.get("weights", {}).get(name, "")
+        notes = ", ".join(filter(None, (state, f"weights {weights}" if weights else "")))
         numbers = ", ".join(f"{number} {state}" for state, number in counts.items())
-        grid.add_row(name, Text(f"weights {weights}" if weights else ""), Text(numbers))
+        grid.add_row(name, Text(notes, style="red" if name in details else ""), Text(numbers))
+        if name in details:
+            grid.add_row("", "", Text(str(details[name]), style="red"))
     return grid
+
+
+def moment(text: str) -> str:
+    """A moment of the API as the clock on this machine's wall shows it, with the zone."""
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def video(found: Job) -> str:

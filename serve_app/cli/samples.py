@@ -20,6 +20,15 @@ SPEECH = "Hello. I was a photograph for thirty years. Now look at me: I speak, w
 _SUN = (880, 330)
 
 
+#: Names of the samples, by kind.
+NAMES = {"image": "sample.jpg", "video": "sample.mp4", "audio": "sample.wav"}
+
+
+def path(kind: str, folder: Path) -> Path:
+    """Where :func:`make` puts the sample of this kind."""
+    return folder / NAMES[kind]
+
+
 def make(kind: str, folder: Path) -> Path | None:
     """A sample file of this media kind below ``folder``; None where there is no way to make one."""
     maker = _MAKERS.get(kind)
@@ -30,9 +39,9 @@ def make(kind: str, folder: Path) -> Path | None:
 
 
 def _image(folder: Path) -> Path:
-    path = folder / "sample.jpg"
-    landscape().save(path, quality=92)
-    return path
+    target = path("image", folder)
+    landscape().save(target, quality=92)
+    return target
 
 
 def _video(folder: Path) -> Path | None:
@@ -41,14 +50,14 @@ def _video(folder: Path) -> Path | None:
         import skimage
     except ImportError:
         return None
-    path = folder / "sample.mp4"
+    target = path("video", folder)
     # A slow sway, so that the face has to be followed: 640x480 of the photograph's 512x512, enlarged.
     sway = "crop=w=640:h=480:x='160+60*sin(2*PI*t/4)':y='10+8*cos(2*PI*t/3)'"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-loop", "1", "-framerate", "25"]
     command += ["-i", str(Path(skimage.__file__).parent / "data" / "astronaut.png"), "-t", str(SECONDS)]
-    command += ["-vf", f"scale=960:960,{sway}", "-pix_fmt", "yuv420p", str(path)]
+    command += ["-vf", f"scale=960:960,{sway}", "-pix_fmt", "yuv420p", str(target)]
     subprocess.run(command, check=True)
-    return path
+    return target
 
 
 def _audio(folder: Path) -> Path | None:
@@ -56,14 +65,14 @@ def _audio(folder: Path) -> Path | None:
         import espeakng_loader
     except ImportError:
         return None
-    path = folder / "sample.wav"
+    target = path("audio", folder)
     rate, samples = _speak(SPEECH, espeakng_loader.get_library_path(), espeakng_loader.get_data_path())
-    with wave.open(str(path), "wb") as out:
+    with wave.open(str(target), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(rate)
         out.writeframes(samples[: rate * SECONDS * 2])
-    return path
+    return target
 
 
 def _speak(text: str, library: str, data: str) -> tuple[int, bytes]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,16 +17,18 @@ from dotenv import load_dotenv
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from serve_app import local
 from serve_app.cli import display, samples
 from serve_app.cli.progress import showing_job
 from serve_app.cli.submission import request_video
 from serve_app.cli.terminal import Code, Session, UsageProblem
+from serve_app.cli.watch import watching
 from serve_app.client import Client, ModelInfo
 from serve_app.jobs.database import migrate
 from serve_app.local import Endpoints
+from serve_app.preflight import database_fault
 from serve_app.settings import ConfigurationError, Settings
 
 _EXAMPLES = {"image": "photo.jpg", "video": "clip.mp4", "audio": "voice.wav"}
@@ -82,7 +86,8 @@ def up(session: Session, config: Path) -> None:
     try:
         with Stop() as stop, _running(session, config, stop) as endpoints:
             _greet(session, endpoints)
-            stop.wait()
+            with watching(endpoints.api_url, partial(_tell, session)):
+                stop.wait()
     # Ray's handler of SIGTERM, in the moment before ours is back.
     except (Stopped, SystemExit):
         session.err.print("stopped")
@@ -118,10 +123,12 @@ def migrate_database() -> None:
         raise UsageProblem(str(error)) from None
     if not url:
         raise UsageProblem("set DATABASE_URL (`up` and `demo` migrate their own database)")
+    if fault := database_fault(url):
+        raise UsageProblem(fault)
     try:
         migrate(url)
-    except OperationalError as error:
-        raise UsageProblem(f"DATABASE_URL: {error.orig}") from None
+    except DBAPIError as error:
+        raise UsageProblem(f"DATABASE_URL: {str(error.orig).splitlines()[0]}") from None
 
 
 @contextmanager
@@ -150,7 +157,7 @@ def _busy(session: Session, what: str) -> AbstractContextManager[object]:
 def _greet(session: Session, endpoints: Endpoints) -> None:
     with Client(endpoints.api_url, endpoints.api_key) as client:
         model = client.models()[0]
-    inputs = " ".join(f"{item['name']}={_EXAMPLES[item['kinds'][0]]}" for item in model["inputs"])
+    inputs = " ".join(f"{item['name']}={_example(item['kinds'][0])}" for item in model["inputs"])
     places = Table.grid(padding=(0, 2))
     for name, value in (
         ("API", endpoints.api_url),
@@ -175,6 +182,18 @@ def _greet(session: Session, endpoints: Endpoints) -> None:
         Text("\nCtrl-C stops it."),
     )
     session.show(asdict(endpoints), shown)
+
+
+def _example(kind: str) -> str:
+    """A file of this kind to name in an example: what ``demo`` has left, if it ran here."""
+    sample = samples.path(kind, Path("out"))
+    return str(sample) if sample.is_file() else _EXAMPLES[kind]
+
+
+def _tell(session: Session, part: str, reason: str | None) -> None:
+    """A change that the watch has seen, beside the time it was seen."""
+    text = f"{datetime.now():%H:%M:%S} {part}: {reason or 'works again'}"
+    session.err.print(text, style="yellow" if reason else "green", markup=False, soft_wrap=True)
 
 
 def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> bool:

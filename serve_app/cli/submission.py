@@ -52,9 +52,14 @@ def interpret(
     params: Mapping[str, Any] = model["params_schema"].get("properties", {})
     files: dict[str, Path] = {}
     fields: dict[str, Any] = {}
+    seen: set[str] = set()
     for key, value in values.items():
         # Who has read the HTTP documentation writes image_url=https://…
         item = inputs.get(key) or inputs.get(key.removesuffix("_url"))
+        if item and item["name"] in seen:
+            raise InvalidArguments(f"{item['name']} is given twice")
+        if item:
+            seen.add(item["name"])
         if key in params:
             fields[key] = parse(value, params[key], model["params_schema"].get("$defs", {}))
         elif item is None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -30,6 +31,12 @@ class UsageProblem(Exception):
     """The command cannot run like this; the message says why."""
 
 
+def sentence(text: str) -> str:
+    """With a full stop, so that another sentence can follow."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """The global options, and two consoles: results go to ``out``, everything else to ``err``."""
@@ -41,6 +48,8 @@ class Session:
     err: Console
 
     def client(self) -> Client:
+        """Raises UsageProblem where the address cannot be one."""
+        _check_url(self.url)
         return Client(self.url, self.key)
 
     def show(self, data: Any, rendered: Any) -> None:
@@ -54,6 +63,22 @@ class Session:
                 self.out.print(rendered)
             # Tables are padded to their width, which nobody sees and every script has to strip.
             print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
+
+
+def _check_url(url: str) -> None:
+    fault = ""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            fault = "it has to begin with http:// or https://"
+        elif not parts.hostname or " " in url:
+            fault = "it names no host"
+        elif parts.port == 0:
+            fault = "there is no port 0"
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise UsageProblem(f"{url!r} is no address of an API: {fault}. Give --url, or set VIDEO_API_URL or PORT.")
 
 
 def consoles() -> tuple[Console, Console]:

@@ -204,6 +204,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         "PORT": str(HEAD.http),
         "MESH_PORT": str(PUBLIC_PORT),
         "MAX_IDLE_SECONDS": "600",
+        "ALLOW_RANDOM_WEIGHTS": "1",
         "VIDEO_API_DATA_DIR": str(folder / "data"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": PYTHONPATH,

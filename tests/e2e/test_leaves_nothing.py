@@ -1,12 +1,16 @@
-"""``video-api up`` as a user runs it: stopped in the middle of a job it leaves no process and no lock."""
+"""``video-api up`` as a user runs it: private while it runs, and stopped in the middle of a job it leaves nothing."""
 
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -30,22 +34,72 @@ def processes_of(folder: str) -> list[psutil.Process]:
     return list(found)
 
 
-def test_stopping_in_the_middle_of_a_job_leaves_nothing() -> None:
-    with tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as data:
+def reachable(family: list[psutil.Process]) -> list[str]:
+    """Who of them listens where another machine could connect."""
+    found = []
+    for process in family:
+        # Serve's replicas open one port each at an address of Serve's choice; it asks for Ray's token.
+        name = " ".join(process.cmdline())
+        found += [
+            f"{name}: {each.laddr}"
+            for each in process.net_connections("inet")
+            if each.status == psutil.CONN_LISTEN
+            and not ip_address(each.laddr.ip.removeprefix("::ffff:")).is_loopback
+            and "ServeReplica" not in name
+        ]
+    return found
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    """What another user could read: files and folders below ``folder`` that he could get at."""
+    if not folder.stat().st_mode & stat.S_IXOTH:
+        return []
+    found = []
+    for path in folder.iterdir():
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            found += open_to_others(path)
+        if mode & stat.S_IROTH and not stat.S_ISLNK(mode):
+            found.append(path)
+    return found
+
+
+@contextmanager
+def started(environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """``video-api up``, which does not outlive a test that fails."""
+    command = [sys.executable, "-m", "serve_app.cli", "--json", "up", f"--config={CONFIG}"]
+    up = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    try:
+        yield up
+    finally:
+        up.terminate()
+        try:
+            up.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            up.kill()
+
+
+def test_stopping_in_the_middle_of_a_job_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as data,
+        # A short path, for Ray's sockets.
+        tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as temporary,
+        ExitStack() as parts,
+    ):
         Path(data).chmod(0o755)
+        Path(temporary).chmod(0o755)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        environment = {**os.environ, "VIDEO_API_DATA_DIR": data, "PORT": str(port)}
+        environment = {**os.environ, "VIDEO_API_DATA_DIR": data, "PORT": str(port), "TMPDIR": temporary}
         environment.pop("DATABASE_URL", None)
-        command = [sys.executable, "-m", "serve_app.cli", "--json", "up", f"--config={CONFIG}"]
-        up = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        up = parts.enter_context(started(environment))
         assert up.stdout is not None
         endpoints = json.loads(up.stdout.readline())
         headers = {"authorization": f"Bearer {endpoints['api_key']}"}
         with httpx.Client(base_url=endpoints["api_url"], headers=headers, timeout=60) as http:
             ticket = http.post("/api/v1/presign/upload", json={"input_type": "image"}).json()
-            picture = samples.make("image", Path(data))
+            picture = samples.make("image", tmp_path)
             assert picture is not None
             put = httpx.put(
                 ticket["upload_url"], content=picture.read_bytes(), headers={"content-type": ticket["content_type"]}
@@ -58,8 +112,13 @@ def test_stopping_in_the_middle_of_a_job_leaves_nothing() -> None:
         family = processes_of(data)
         assert len(family) > 5
         assert any("serve_app.outbound" in word for process in family for word in process.cmdline())
+        assert reachable(family) == []
+        assert open_to_others(Path(temporary)) == []
+        assert open_to_others(Path(data)) == []
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=120) == 0
         _, left = psutil.wait_procs(family, timeout=30)
         assert left == []
         assert not (Path(data) / "lock").exists()
+        # A lock of the database's package, which every server of this user shares.
+        assert [path for path in Path(temporary).iterdir() if not path.name.startswith("runtime-")] == []

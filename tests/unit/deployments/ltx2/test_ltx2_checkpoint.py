@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from deployments.ltx2 import checkpoint
-from deployments.ltx2.checkpoint import RANDOM_MARKER, CheckpointError, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
 from deployments.ltx2.engine import LTX2Engine
 from deployments.ltx2.pipeline import Pipeline
+from deployments.weights import CheckpointError
 
 FolderOf = Callable[[Version], Path]
 
@@ -147,6 +148,50 @@ def test_missing_weights_are_refused_on_load(copy_of: FolderOf) -> None:
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot be loaded as LTX2ImageToVideoPipeline"):
         Pipeline(folder)
+
+
+@pytest.mark.parametrize("version", Version)
+def test_a_cheap_look_lets_every_whole_checkpoint_pass(version: Version, folder_of: FolderOf) -> None:
+    checkpoint.check(folder_of(version))
+
+
+def none_at_all(part: Path) -> None:
+    (part / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def a_pointer(part: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 436\n"
+    (part / "diffusion_pytorch_model.safetensors").write_text(pointer)
+
+
+def cut_at_once(part: Path) -> None:
+    (part / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+
+
+def two_of_three(part: Path) -> None:
+    names = [f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for name in names[:2]:
+        (part / name).write_bytes(b"weights")
+    index = {"weight_map": {f"block.{number}": name for number, name in enumerate(names)}}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (none_at_all, "transformer holds no weights"),
+        (a_pointer, "Git LFS"),
+        (cut_at_once, "empty files"),
+        (two_of_three, "transformer lacks diffusion_pytorch_model-00003-of-00003.safetensors; the download"),
+    ],
+)
+def test_a_cheap_look_sees_a_download_that_broke_off(
+    damage: Callable[[Path], None], message: str, copy_of: FolderOf
+) -> None:
+    folder = copy_of(Version.LTX_2_0)
+    damage(folder / "transformer")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check(folder)
 
 
 def test_the_engine_names_the_variable_of_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import psutil
 import pytest
 
 from deployments.media.ffmpeg import program as ffmpeg
+from deployments.media.mp4 import VideoCodec
 from deployments.sandbox import connection
 from deployments.sandbox.connection import SandboxError
-from deployments.sandbox.process import Call, Finished, Limits, Program, Stream, finish, layers, run, start
+from deployments.sandbox.process import ENVIRONMENT, Call, Finished, Limits, Program, Stream, finish, layers, run, start
 from deployments.sandbox.report import log_layers
 from tests.fakes.sandboxed import left, running
 
@@ -50,6 +52,17 @@ def test_a_program_reads_and_writes_what_it_is_given(tmp_path: Path) -> None:
     finished = run(ffmpeg_with("-i", "fd:"), LIMITS, None, timeout_s=60)
     assert finished.status not in (0, None)
     assert b"Invalid data" in finished.stderr
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_nothing_of_our_environment_gets_in(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even into an encoder on a card, which is all the freedom that a trusted program has."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    finished = run(Program([shutil.which("env") or "env"], trusted=trusted), LIMITS, None, timeout_s=60)
+    assert finished.status == 0
+    assert dict(line.split("=", 1) for line in finished.stdout.decode().splitlines()) == ENVIRONMENT
+    codec = VideoCodec((), on_card=True)
+    assert "secret" not in codec.program([]).environment.values()
 
 
 def test_more_files_have_the_next_numbers(tmp_path: Path) -> None:
@@ -172,6 +185,7 @@ async def _next_byte(descriptor: int, timeout_s: float) -> None:
 #: A service that runs a program in the sandbox, and says so.
 SERVICE = """
 import os, signal, sys
+from deployments.media.mp4 import VideoCodec
 from deployments.sandbox import connection
 from deployments.sandbox.process import Call, Limits, start
 program = int(sys.argv[1])

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deployments.wav2lip import checkpoint
-from deployments.wav2lip.checkpoint import SMALLEST, CheckpointError
+from deployments.wav2lip.spec import SMALLEST
+from deployments.weights import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from deployments.faults import Fault
 from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.wav2lip import checkpoint
-from deployments.wav2lip.checkpoint import CheckpointError
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.spec import SPEC, Wav2LipParams
+from deployments.weights import CheckpointError
 from tests.fakes.sandboxed import left
 from tests.unit.deployments.wav2lip.clips import faceless, facts, film, inputs, moving, pattern, portrait, tone
 

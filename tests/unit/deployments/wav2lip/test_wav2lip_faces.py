@@ -9,10 +9,10 @@ import torch
 
 from deployments.wav2lip.boxes import overlap
 from deployments.wav2lip.centerface import CenterFace, weights_path
-from deployments.wav2lip.checkpoint import CheckpointError
 from deployments.wav2lip.onnx import OnnxNetwork
 from deployments.wav2lip.s3fd import S3FD, S3FDNetwork, _boxes
 from deployments.wav2lip.tracks import Follower
+from deployments.weights import CheckpointError
 from tests.unit.deployments.wav2lip.clips import faceless, moving, portrait
 
 CPU = torch.device("cpu")

@@ -1,6 +1,8 @@
 """The commands about jobs, against the real API over HTTP."""
 
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,37 @@ def test_submit_passes_a_url_on(run: Run, service: LiveService, name: str) -> No
 
 
 def test_submit_waits_and_saves_the_video(run: Run, folder: Path, picture: Path) -> None:
+    (folder / "videos").mkdir()
     result = run("submit", "ltx2", "image=cat.jpg", "-o", "videos/cat.mp4", *POLL)
 
     assert result.exit_code == 0, result.output
     assert (folder / "videos" / "cat.mp4").read_bytes() == VIDEO
     assert result.stdout == "videos/cat.mp4\n"
+
+
+def test_submit_tells_the_job_before_it_waits(run: Run, service: LiveService, picture: Path) -> None:
+    result = run("submit", "ltx2", "image=cat.jpg", "--wait", *POLL)
+
+    (job_id,) = [job.id for job in service.do(service.services.store.list())]
+    assert result.stderr.splitlines()[0] == f"job {job_id}"
+
+
+@pytest.mark.parametrize("command", ["submit", "wait"])
+def test_ctrl_c_tells_which_job_goes_on(
+    run: Run, service: LiveService, picture: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve_app.client.Client.wait", interrupted)
+    if command == "submit":
+        result = run("submit", "ltx2", "image=cat.jpg", "--wait")
+    else:
+        result = run("wait", run("submit", "ltx2", "image=cat.jpg").stdout.strip())
+
+    (job_id,) = [job.id for job in service.do(service.services.store.list())]
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == f"error: interrupted; job {job_id} goes on: video-api wait {job_id}"
 
 
 def test_wait_shows_progress_on_stderr(run: Run, submitted: Callable[[str], str]) -> None:
@@ -108,16 +136,85 @@ def test_list_filters_and_limits(run: Run, submitted: Callable[[str], str]) -> N
     assert not any(line.endswith(" ") for line in lines)
 
 
-@pytest.mark.parametrize("output", [None, "given.mp4", "."])
-def test_download_names_the_file(run: Run, submitted: Callable[[str], str], folder: Path, output: str | None) -> None:
+@pytest.mark.parametrize(
+    ("output", "saved"),
+    [
+        (None, "ID.mp4"),
+        ("given.mp4", "given.mp4"),
+        (".", "ID.mp4"),
+        ("there", "there/ID.mp4"),
+        ("there/", "there/ID.mp4"),
+        ("new/", "new/ID.mp4"),
+        ("there/new/", "there/new/ID.mp4"),
+        ("there/cat", "there/cat"),
+    ],
+)
+def test_download_names_the_file(
+    run: Run, submitted: Callable[[str], str], folder: Path, output: str | None, saved: str
+) -> None:
+    (folder / "there").mkdir()
     job_id = submitted("a cat")
     run("wait", job_id, *POLL)
 
     result = run("download", job_id, "--json", *(("-o", output) if output else ()))
 
-    path = folder / ("given.mp4" if output == "given.mp4" else f"{job_id}.mp4")
+    assert result.exit_code == 0, result.output
+    path = folder / saved.replace("ID", job_id)
     assert path.read_bytes() == VIDEO
     assert (folder / parsed(result)["path"], parsed(result)["bytes"]) == (path, len(VIDEO))
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("gone/cat.mp4", "gone/cat.mp4: there is no folder gone"),
+        ("gone/new/", "gone/new/: there is no folder gone"),
+        ("/nowhere/cat.mp4", "/nowhere/cat.mp4: there is no folder /nowhere"),
+        ("cat.jpg/", "cat.jpg/: cat.jpg is a file, not a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_is_said_before_anything_is_sent(
+    run: Run, service: LiveService, picture: Path, folder: Path, output: str, said: str
+) -> None:
+    before = sorted(folder.iterdir())
+    for command in (("submit", "ltx2", "image=cat.jpg"), ("download", "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11")):
+        result = run(*command, "-o", output)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"error: {said}\n"
+    assert service.do(service.statuses()) == []
+    assert sorted(folder.iterdir()) == before
+
+
+def test_help_says_what_o_does_without_it(run: Run) -> None:
+    told = {command: " ".join(run(command, "--help").output.split()) for command in ("submit", "download")}
+    assert "Default: ./ID.mp4" in told["download"].replace("│ │ ", "")
+    # There, nothing is saved.
+    assert "Default: ./" not in told["submit"]
+
+
+def test_delete_takes_the_job_and_its_media(run: Run, service: LiveService, submitted: Callable[[str], str]) -> None:
+    job_id = submitted("a cat")
+    run("wait", job_id, *POLL)
+
+    assert run("delete", job_id).stdout == f"job {job_id} is deleted\n"
+    assert run("status", job_id).exit_code == 4
+    assert run("delete", job_id).exit_code == 4
+
+
+def test_times_are_told_with_their_zone(
+    run: Run, submitted: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submitted("hang")
+    created = parsed(run("status", job_id, "--json"))["created_at"]
+    monkeypatch.setenv("TZ", "XYZ-03:30")
+    time.tzset()
+    try:
+        shown = f"{datetime.fromisoformat(created) + timedelta(hours=3.5):%Y-%m-%d %H:%M:%S} XYZ"
+        assert shown in run("status", job_id).stdout
+        assert shown in run("list").stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_download_before_the_end_is_refused(run: Run, submitted: Callable[[str], str], folder: Path) -> None:
@@ -144,6 +241,9 @@ def test_submit_with_a_bad_parameter_names_it(run: Run, service: LiveService, pi
         (("sora", "prompt=x"), "no model 'sora'; there are: ltx2"),
         (("ltx2", "image=gone.jpg"), "gone.jpg is neither a file nor an http(s) URL"),
         (("ltx2", "cat.jpg"), "'cat.jpg' is not NAME=VALUE"),
+        (("ltx2", "seed=1", "seed=2"), "seed is given twice: 1 and 2"),
+        (("ltx2", "image=http://a/b.jpg", "image=http://a/c.jpg"), "image is given twice: http://a/b.jpg and"),
+        (("ltx2", "image=http://a/b.jpg", "image_url=http://a/c.jpg"), "image is given twice"),
     ],
 )
 def test_submit_says_what_would_be_right(run: Run, service: LiveService, arguments: tuple[str, ...], said: str) -> None:

@@ -1,5 +1,6 @@
 """The commands about the service as a whole, and what all commands have in common."""
 
+import io
 import json
 import socket
 import subprocess
@@ -7,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from serve_app.cli import app
+from serve_app.cli import app, display
 from tests.unit.serve_app.cli.invocation import Run, parsed
 from tests.unit.serve_app.cli.live_service import API_KEY, LiveService
 
@@ -41,6 +43,7 @@ def test_nobody_there_is_exit_code_3() -> None:
         result = CliRunner().invoke(app, ["list", "--url", url])
 
     assert result.exit_code == 3
+    assert ".." not in result.stderr
     assert url in result.stderr
     assert "VIDEO_API_URL" in result.stderr
 
@@ -49,8 +52,44 @@ def test_a_wrong_key_is_refused_with_advice(run: Run) -> None:
     result = run("list", key="wrong")
 
     assert result.exit_code == 4
-    assert "unauthorized: Invalid API key" in result.stderr
-    assert "VIDEO_API_KEY" in result.stderr
+    assert result.stderr == "error: unauthorized: Invalid API key. Give --key or set VIDEO_API_KEY.\n"
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://", "ftp://host", "http://host:port", "http://a b", "localhost:8000"]
+)
+def test_an_address_that_is_none_is_a_usage_error(url: str) -> None:
+    result = CliRunner().invoke(app, ["list", "--url", url])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {url!r} is no address of an API: ")
+    assert result.stderr.endswith(". Give --url, or set VIDEO_API_URL or PORT.\n")
+    assert ".." not in result.stderr
+
+
+@pytest.mark.parametrize("command", [("node", "token"), ("nodes",), ("node", "revoke", "1")])
+def test_commands_beside_a_head_say_so_on_a_laptop(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command])
+
+    assert result.exit_code == 2
+    assert "API_KEY: required in production" in result.stderr
+    assert result.stderr.endswith(
+        ". This command is for the shell of the head, where its variables are set (on Railway: `railway ssh`).\n"
+    )
+
+
+def test_health_shows_a_model_that_is_down() -> None:
+    found = {
+        "api": "ok",
+        "models": {"ltx2": "down", "wav2lip": "ok"},
+        "queues": {"ltx2": {"pending": 1}, "wav2lip": {"pending": 0}},
+        "details": {"ltx2": "LTX2_MODEL_PATH=/nowhere: does not exist"},
+    }
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(display.health(found))
+    lines = console.export_text().splitlines()
+    assert any("ltx2" in line and "down" in line for line in lines)
+    assert any("LTX2_MODEL_PATH=/nowhere" in line for line in lines)
 
 
 @pytest.mark.parametrize("source", ["VIDEO_API_KEY", "API_KEY", ".env", "secrets.json"])

@@ -2,23 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import wave
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import ray
 from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.registry import MODELS
 from serve_app import local
-from serve_app.cli import app, samples
+from serve_app.cli import app, samples, stack
 from serve_app.intake.probe import probe
 from serve_app.local import Endpoints
 from serve_app.settings import ConfigurationError
@@ -32,8 +37,9 @@ TOKEN = "ray-token"
 #: ``video-api up`` on a stack that says what is done to it, and takes a line on stdin to end.
 UP = f"""
 import contextlib, os, signal, sys, threading
-# As in a terminal: what a CI job starts in the background may ignore it.
+# As in a terminal: a CI job in the background ignores the one, a test suite under nohup the other; children inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "NOHUP" in os.environ else signal.SIG_DFL)
 from serve_app import local
 from serve_app.cli import main
 
@@ -60,6 +66,8 @@ main()
 """
 
 Start = Callable[..., "subprocess.Popen[str]"]
+#: Whatever happens, such a process ends after this, and who reads its output goes on.
+LIMIT_S = 120
 
 
 @pytest.fixture
@@ -74,11 +82,14 @@ def start(service: LiveService) -> Iterator[Start]:
             text=True,
             env={**os.environ, "URL": service.url, "PYTHONPATH": str(ROOT), **environment},
         )
-        started.append(process)
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        started.append((process, limit))
         return process
 
     yield up
-    for process in started:
+    for process, limit in started:
+        limit.cancel()
         process.kill()
         process.communicate()
 
@@ -106,6 +117,21 @@ def test_up_ends_in_order_at_a_signal(start: Start, service: LiveService, number
     assert up.returncode == 0
 
 
+def test_up_outlives_its_terminal_under_nohup(start: Start) -> None:
+    up = start(NOHUP="1")
+    assert up.stdout is not None
+    assert up.stdout.readline() == "starting\n"
+    assert "api_url" in up.stdout.readline()
+
+    ignored = next(line for line in Path(f"/proc/{up.pid}/status").read_text().splitlines() if "SigIgn" in line)
+    assert int(ignored.split()[1], 16) & 1 << signal.SIGHUP - 1
+    up.send_signal(signal.SIGHUP)
+    up.send_signal(signal.SIGTERM)
+
+    assert up.communicate("\n")[0] == "ending\nended\n"
+    assert up.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_cleans_up_when_stopped_while_it_starts(start: Start, number: signal.Signals) -> None:
     up = start(HANG="")
@@ -127,6 +153,59 @@ def test_up_tells_where_things_are(service: LiveService, monkeypatch: pytest.Mon
     assert result.exit_code == 0
     for told in (f"{service.url}/docs", API_KEY, DASHBOARD, "submit ltx2 image=photo.jpg"):
         assert told in result.stdout
+
+
+def test_up_tells_what_goes_wrong_later(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    tell = stack._tell
+
+    def telling(*arguments: Any) -> None:
+        tell(*arguments)
+        told.set()
+
+    def wait(_: stack.Stop) -> None:
+        service.cluster.states = {}
+        assert told.wait(LIMIT_S)
+        raise stack.Stopped
+
+    monkeypatch.setattr(stack, "_tell", telling)
+    monkeypatch.setattr(stack.Stop, "wait", wait)
+    with pretending(service, monkeypatch):
+        result = CliRunner().invoke(app, ["up", CONFIG])
+
+    assert result.exit_code == 0
+    assert re.search(r"^\d\d:\d\d:\d\d ray: ltx2 is not deployed", result.stderr, re.MULTILINE)
+
+
+def test_up_names_the_sample_that_demo_has_left(
+    service: LiveService, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    samples.make("image", folder / "out")
+    with pretending(service, monkeypatch):
+        monkeypatch.setattr(stack.Stop, "wait", lambda stop: os.kill(os.getpid(), signal.SIGTERM))
+        result = CliRunner().invoke(app, ["up", CONFIG])
+    assert "submit ltx2 image=out/sample.jpg -o video.mp4" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_what_cannot_work_is_said_before_anything_starts(
+    command: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    (folder / "empty.pth").touch()
+    monkeypatch.setenv("LTX2_MODEL_PATH", "/nowhere")
+    monkeypatch.setenv("WAV2LIP_MODEL_PATH", "empty.pth")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+    begun = time.monotonic()
+
+    result = CliRunner().invoke(app, [command, CONFIG])
+
+    assert time.monotonic() - begun < 10
+    assert result.exit_code == 2
+    assert "LTX2_MODEL_PATH=/nowhere: /nowhere does not exist" in result.stderr
+    assert "WAV2LIP_MODEL_PATH=empty.pth: empty.pth is an empty file" in result.stderr
+    assert 'DATABASE_URL: connection failed: connection to server at "127.0.0.1", port 1 failed' in result.stderr
+    assert "secret" not in result.output
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])
