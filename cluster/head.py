@@ -124,7 +124,7 @@ class Head:
         ended."""
         settings = self._settings
         if self._options.user is not None:
-            self._options.user.check()
+            self._options.user.check(settings.port)
         own(self._application.data_dir, self._options.user, whole=True)
         stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as parts:

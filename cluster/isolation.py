@@ -16,6 +16,8 @@ from pathlib import Path
 #: From the kernel's ``prctl.h``.
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
+_LEAST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
 #: Whether it finds the code that Ray's processes run, without running it.
 _PROBE = """
 import importlib.util, sys
@@ -64,8 +66,12 @@ class RayUser:
         # No program that belongs to root and says so makes it root again.
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
-    def check(self) -> None:
-        """Raises :class:`Unsafe` if that user can't run Python with our code. Blocks for a moment."""
+    def check(self, port: int) -> None:
+        """Raises :class:`Unsafe` if that user can't run Python with our code, or not listen on that port. Blocks for a
+        moment."""
+        least = int(_LEAST_PORT.read_text()) if _LEAST_PORT.exists() else 1024
+        if port < least:
+            raise Unsafe(f"user {self.name} can't listen on port {port}: set PORT to {least} or more")
         try:
             done = subprocess.run(
                 [sys.executable, "-c", _PROBE], preexec_fn=self.become, capture_output=True, text=True, timeout=60

@@ -138,6 +138,10 @@ def test_a_user_who_can_t_read_our_code_is_said_before_anything_starts(
 ) -> None:
     user = RayUser.find("nobody")
     assert user is not None
+    monkeypatch.setattr("cluster.isolation._LEAST_PORT", tmp_path / "port")
+    (tmp_path / "port").write_text("1024\n")
+    with pytest.raises(Unsafe, match="set PORT to 1024 or more"):
+        user.check(80)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(Unsafe, match="user nobody can't run Ray here"):
-        user.check()
+        user.check(8000)
