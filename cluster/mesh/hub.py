@@ -340,6 +340,9 @@ class Hub:
 
     async def _report(self) -> None:
         """Tell the registry who is there, and what has happened since the last time."""
+        await self._ask(self._reporting, self._tell)
+
+    async def _tell(self) -> None:
         traffic = {node.slot: self._switchboard.traffic(node.slot) for node in self._live()}
         sightings = []
         for node in self._live():
@@ -347,7 +350,7 @@ class Hub:
             if node.key_hash is not None and (self._switchboard.line(node.slot) is not None or now != last):
                 sightings.append(Sighting(node.slot, node.key_hash, now[0] - last[0], now[1] - last[1]))
         counted = self.stats().totals()
-        await self._ask(self._reporting, partial(self._registry.report, sightings, counted - self._counted))
+        await self._registry.report(sightings, counted - self._counted)
         self._reported.update(traffic)
         self._counted = counted
 
