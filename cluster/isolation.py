@@ -91,8 +91,12 @@ def own(folder: Path, user: RayUser | None, *, whole: bool = False) -> None:
     """Make the folder, if need be, and make it that user's alone (None: this process's); ``whole``: with what is in it,
     if it was root's until now. Raises :class:`Unsafe` if somebody else has it."""
     uid, gid = (user.uid, user.gid) if user is not None else (os.geteuid(), os.getegid())
+    for above in reversed([parent for parent in folder.absolute().parents if not parent.exists()]):
+        above.mkdir()
+        # Whatever this process's own files are like: that user has to get through.
+        above.chmod(0o755)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
     except FileExistsError:
         raise Unsafe(f"{folder} is not a folder: remove it") from None
     if folder.lstat().st_uid not in (uid, os.geteuid()):

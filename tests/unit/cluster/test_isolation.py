@@ -67,9 +67,14 @@ def test_a_closed_launcher_is_closed_to_its_own_user(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o600
 
 
-def test_a_folder_is_made_and_closed(tmp_path: Path) -> None:
-    made = tmp_path / "a" / "b"
-    own(made, None)
+def test_a_folder_is_made_and_closed_and_those_above_it_are_not(tmp_path: Path) -> None:
+    made = tmp_path / "a" / "b" / "c"
+    before = os.umask(0o077)
+    try:
+        own(made, None)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(above.stat().st_mode) for above in (made.parent, made.parent.parent)] == [0o755, 0o755]
     made.chmod(0o777)
     own(made, None)
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
