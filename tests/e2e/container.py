@@ -42,7 +42,7 @@ class Container:
     folder: Path
     process: "subprocess.Popen[bytes] | None" = None
 
-    def boot(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def boot(self, command: Sequence[str], environment: dict[str, str]) -> None:
         """Run ``command`` as its process 1."""
         self.folder.mkdir(exist_ok=True)
         mounts = ["mount -t tmpfs -o size=64m tmpfs /dev/shm", *_opened(self.folder / "opened")]
@@ -52,7 +52,8 @@ class Container:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*inside, "sh", "-c", contained, "sh", *command],
-                env={**os.environ, **environment},
+                # Ray's settings in this process are for a cluster of its own.
+                env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
