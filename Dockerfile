@@ -24,7 +24,8 @@ COPY serve_app/ serve_app/
 COPY cluster/ cluster/
 COPY README.md ./
 RUN pip install --no-deps -e .
-# Credentials and weights. The folder dies with the machine, as it should.
+# Credentials and weights. The folder dies with the machine, as it should. Root, since that is whose rented machines' disks
+# and devices are; what is secret stays in the launcher all the same, see cluster/isolation.py.
 ENV VIDEO_API_DATA_DIR=/data
 ENTRYPOINT ["video-api", "node", "join", "--state", "/data"]
 
@@ -38,6 +39,9 @@ COPY cluster/ cluster/
 COPY configs/ configs/
 COPY README.md ./
 RUN pip install --no-deps -e .
+# Whom Ray's processes run as: the launcher starts as root to be another than they, and gives up nothing to them.
+RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin ray \
+    && install -d -m 0700 -o ray -g ray /data
 # 10251 is the plan's port for HTTP: with it, nodes reach the API through the mesh as well. 2222 is the mesh's own.
 ENV PORT=10251 MESH_PORT=2222 VIDEO_API_DATA_DIR=/data
 EXPOSE 10251 2222

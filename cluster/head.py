@@ -12,7 +12,7 @@ policy begins anew: with ``REDIS_URL`` set, GPU nodes and their replicas live th
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,15 +25,17 @@ import uvloop
 import yaml
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cluster.briefing import Briefing, serving
+from cluster.briefing import Briefing
+from cluster.environment import ray_environment
 from cluster.ghosts import lay_revoked
+from cluster.isolation import RayUser, Unsafe, own
 from cluster.leader import LeadershipLost, leading
 from cluster.mesh.counters import Stats
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity
 from cluster.mesh.plan import HEAD
 from cluster.mesh.registry import PostgresRegistry
-from cluster.ray_process import RayProcess, environment
+from cluster.ray_process import RayProcess
 from cluster.standby import Standby
 from serve_app.settings import ConfigurationError, Settings
 
@@ -46,6 +48,15 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 DRAIN_S = 10.0
 #: Serve brings its controller and the API back by itself; it gets so long.
 SILENCE_S = 120.0
+#: How long the database may take, in libpq's words: to be reached, for a statement, and to say that it is there at all.
+DATABASE_LIMITS = {
+    "connect_timeout": 5,
+    "options": "-c statement_timeout=10000 -c lock_timeout=5000",
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15000,
+}
 #: What this head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 
@@ -58,10 +69,13 @@ class PartLost(Exception):
 class Application:
     """What runs on the cluster, as far as its head has to know."""
 
-    #: Brings the database's schema up; blocks.
-    migrate: Callable[[], None]
+    #: Prepares the database and returns the variables that its processes get, all of them; blocks. Whatever runs on
+    #: Ray, from any node, can read those.
+    prepare: Callable[[], Mapping[str, str]]
     #: Deploys through the dashboard at that URL and returns when all of it runs.
     deploy: Callable[[str], Awaitable[None]]
+    #: Where it keeps files.
+    data_dir: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +87,8 @@ class HeadOptions:
     #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
     cluster: Path | None = None
     drain_s: float = DRAIN_S
+    #: Whom Ray's processes run as; None: as this one.
+    user: RayUser | None = None
 
 
 def run(settings: Settings, application: Application, options: HeadOptions) -> int:
@@ -84,7 +100,7 @@ def run(settings: Settings, application: Application, options: HeadOptions) -> i
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             await Head(settings, application, options).run(stop)
-        except (PartLost, LeadershipLost, ConfigurationError) as error:
+        except (PartLost, LeadershipLost, ConfigurationError, Unsafe) as error:
             log.error("head.failed", reason=str(error))
             return 1
         return 0
@@ -103,8 +119,12 @@ class Head:
         self._autoscaling = autoscaling(options.cluster)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost or ConfigurationError, with everything ended."""
+        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost, ConfigurationError or Unsafe, with everything
+        ended."""
         settings = self._settings
+        if self._options.user is not None:
+            self._options.user.check(settings.port)
+        own(self._application.data_dir, self._options.user, whole=True)
         stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as parts:
             parts.callback(stopping.cancel)
@@ -116,17 +136,23 @@ class Head:
                     await asyncio.gather(entering, return_exceptions=True)
                     return
                 lost = entering.result().lost
-            await asyncio.to_thread(self._application.migrate)
-            engine = create_async_engine(settings.database_url, pool_size=2, pool_pre_ping=True, hide_parameters=True)
+            variables = await asyncio.to_thread(self._application.prepare)
+            engine = create_async_engine(
+                settings.database_url,
+                pool_size=2,
+                pool_pre_ping=True,
+                pool_timeout=5,
+                hide_parameters=True,
+                connect_args=DATABASE_LIMITS,
+            )
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(settings.mesh_secret)
             registry = PostgresRegistry(engine)
-            hub = Hub(identity, registry, port=settings.mesh_port)
+            briefing = Briefing.of_this_head(settings.ray_token)
+            hub = Hub(identity, registry, port=settings.mesh_port, told={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
-            briefing = Briefing.of_this_head(settings.ray_token)
-            await parts.enter_async_context(serving(briefing))
-            ray = await self._start_ray()
+            ray = await self._start_ray(variables)
             parts.push_async_callback(ray.stop)
             sweeping = asyncio.create_task(lay_revoked(registry, briefing.address, briefing.token))
             parts.callback(sweeping.cancel)
@@ -148,12 +174,11 @@ class Head:
                 raise PartLost(f"Ray ended with status {ray.exited.result()}")
             log.info("head.stops", drain_s=self._options.drain_s)
 
-    async def _start_ray(self) -> RayProcess:
+    async def _start_ray(self, variables: Mapping[str, str]) -> RayProcess:
         settings, options = self._settings, self._options
         flags = [
             "--head",
             *HEAD.ray_flags(),
-            f"--temp-dir={options.temp_dir}",
             f"--object-store-memory={options.object_store_bytes}",
             # What runs here is placed by the resource that only a head has, and asks for no CPU: a replica of a model
             # must never land here.
@@ -162,14 +187,17 @@ class Head:
             *self._autoscaling.flags,
             *redis_flags(settings.redis_url),
         ]
-        extra = {
-            **environment(settings.ray_token, options.drain_s),
+        environment = {
+            **variables,
+            **ray_environment(settings.ray_token, options.drain_s),
             **self._autoscaling.environment,
             **redis_environment(settings.redis_url),
             "AUTOSCALER_METRIC_PORT": str(HEAD.autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
         }
-        return await RayProcess.start(flags, extra, options.drain_s)
+        return await RayProcess.start(
+            flags, environment, temp_dir=options.temp_dir, drain_s=options.drain_s, user=options.user
+        )
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ import uvloop
 
 from cluster import checkpoints, ghosts, machine
 from cluster.briefing import Briefing, fetch
+from cluster.environment import inherited, ray_environment
+from cluster.isolation import Unsafe
 from cluster.machine import Unfit
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.identity import BadInvitation, Credentials
-from cluster.ray_process import RayProcess, environment
+from cluster.ray_process import RayProcess
 from cluster.weights import WeightsError
 
 log = structlog.get_logger()
@@ -36,8 +38,6 @@ OK, FAULT, REFUSED = 0, 1, 3
 RETRY_S = 2.0
 #: A Ray that ran for less than this before it ended is started again after a growing pause, up to the second number.
 STABLE_S, MOST_PAUSE_S = 60.0, 30.0
-#: Not for the eyes of what runs on Ray.
-_SECRET = ("MESH_TOKEN",)
 
 
 class HeadGone(Exception):
@@ -68,6 +68,8 @@ class NodeOptions:
     patience_s: float = 900.0
     #: After SIGTERM, the jobs on this node get so long to end.
     drain_s: float = 30.0
+    #: More variables that the models on this node get.
+    variables: frozenset[str] = frozenset()
     #: Shell command, run at any end with the reason in ``NODE_END_REASON``.
     end_command: str = ""
 
@@ -91,7 +93,7 @@ async def _run(options: NodeOptions) -> int:
         await Node(options).run(stop)
     except (NodeRefused, BadInvitation) as error:
         status, reason = REFUSED, str(error)
-    except (Unfit, WeightsError, HeadGone) as error:
+    except (Unfit, Unsafe, WeightsError, HeadGone) as error:
         status, reason = FAULT, str(error)
     except Exception as error:
         log.exception("node.crashed")
@@ -180,7 +182,7 @@ class Node:
         assert self._agent is not None
         while True:
             try:
-                briefing = await fetch()
+                briefing = await fetch(self._agent)
                 if wrong := briefing.mismatch():
                     raise Unfit(f"this node does not match its head: {wrong}")
                 await ghosts.lay(briefing.address, briefing.token, self._agent.slot.address)
@@ -205,8 +207,13 @@ class Node:
             begun = loop.time()
             self._ray = await RayProcess.start(
                 self._flags(briefing, gpus, labels),
-                {**dict.fromkeys(_SECRET, ""), **variables, **environment(briefing.token, options.drain_s)},
-                options.drain_s,
+                {
+                    **inherited(os.environ, options.variables),
+                    **variables,
+                    **ray_environment(briefing.token, options.drain_s),
+                },
+                temp_dir=options.temp_dir,
+                drain_s=options.drain_s,
             )
             try:
                 status = await asyncio.shield(self._ray.exited)
@@ -224,7 +231,6 @@ class Node:
             *self._agent.slot.ray_flags(),
             f"--num-gpus={gpus}",
             f"--object-store-memory={options.object_store_bytes}",
-            f"--temp-dir={options.temp_dir}",
         ]
         if options.cpus is not None:
             flags.append(f"--num-cpus={options.cpus}")

@@ -58,7 +58,7 @@ async def _hub(arguments: argparse.Namespace) -> None:
     async with Hub(identity, registry, host=arguments.host, port=arguments.port) as hub:
         _say("ready", port=hub.port)
         for _ in range(arguments.invite):
-            slot, invitation = await invite(registry, identity.fingerprint, "", ttl_s=600)
+            slot, invitation = await invite(registry, identity, "", ttl_s=600)
             _say("invited", slot=slot, token=invitation.token())
         await _until_stopped(hub.stats)
 

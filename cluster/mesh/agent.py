@@ -1,4 +1,4 @@
-"""The node's end of the mesh: dials out, keeps a control connection, listens on the other slots' addresses.
+"""The node's end of the mesh: dials out, keeps a control connection, listens on the head's address.
 
 The listeners stay open while the hub is away. A flow that begins then waits for it, because a client that was refused
 would back off and come back late.
@@ -18,10 +18,10 @@ from cluster.mesh import counters
 from cluster.mesh.control import Control, Opening
 from cluster.mesh.counters import Counters, Stats
 from cluster.mesh.dialer import Dialer, HubAddress, WrongHub
-from cluster.mesh.flow import Framed, Plain, Side, link
+from cluster.mesh.flow import Framed, Inside, Plain, Side, link
 from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save_private
 from cluster.mesh.listeners import Listeners
-from cluster.mesh.plan import Slot, slot
+from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.sockets import raise_file_limit
 from cluster.mesh.stream import Stream, connect
 from cluster.mesh.wire import (
@@ -116,7 +116,7 @@ class Agent:
     ) -> None:
         """``on_link`` is told when the hub is reached and when it is lost; for ``listen_on`` see :class:`Listeners`."""
         self.slot = slot(credentials.slot)
-        #: Set once the other slots' listeners are open for the first time.
+        #: Set once the head's listeners are open for the first time.
         self.ready = asyncio.Event()
         #: Loop time since when there has been no hub; None while there is one.
         self.down_since: float | None = asyncio.get_running_loop().time()
@@ -130,7 +130,6 @@ class Agent:
         self._up = asyncio.Event()
         self._control: Control | None = None
         self._refusal: Reason | None = None
-        self._peers: tuple[Slot, ...] = ()
         self._legs: set[Side] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions = 0
@@ -138,6 +137,20 @@ class Agent:
     def stats(self) -> Stats:
         """Counters up to now."""
         return self._counters.stats(self._legs, ports_missing=self._listeners.missing)
+
+    async def read(self, port: int) -> bytes:
+        """All that the head says on a port of its own. For this process alone: no other can connect to what it asks by.
+
+        Raises OSError.
+        """
+        leg = await self._leg()
+        inside = Inside()
+        self._open(inside, leg, port)
+        try:
+            return await inside.heard
+        except BaseException:
+            leg.abort()
+            raise
 
     async def run(self) -> NoReturn:
         """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it."""
@@ -196,17 +209,12 @@ class Agent:
     def _on_frame(self, frame: Frame) -> None:
         match frame:
             case Peers():
-                try:
-                    peers = tuple(slot(number) for number in frame.slots if number != self.slot.number)
-                except ValueError:
-                    raise WireError("a peer outside the plan") from None
-                self._peers = peers
                 if not self._up.is_set():
                     self._up.set()
                     self.down_since = None
                     self._sessions += 1
                     self._counters.reconnects += self._sessions > 1
-                    log.info("mesh.up", slot=self.slot.number, peers=len(peers))
+                    log.info("mesh.up", slot=self.slot.number)
                     self._on_link(True)
                 self._start(self._listen())
             case Dial():
@@ -217,19 +225,20 @@ class Agent:
                 raise WireError("not for a node")
 
     async def _listen(self) -> None:
-        await self._listeners.serve(self._peers)
+        await self._listeners.serve((HEAD,))
         self.ready.set()
 
     def _on_local(self, side: Side, target: Slot, port: int) -> None:
-        """A program on this machine connects to another slot's port."""
-        task = self._start(self._carry_out(side, target, port))
+        """A program on this machine connects to a port of the head."""
+        assert target == HEAD
+        task = self._start(self._carry_out(side, port))
 
         def lost(_: Side) -> None:
             task.cancel()
 
         side.on_lost = lost
 
-    async def _carry_out(self, local: Side, target: Slot, port: int) -> None:
+    async def _carry_out(self, local: Side, port: int) -> None:
         try:
             leg = await self._leg()
         except OSError:
@@ -237,11 +246,14 @@ class Agent:
             local.abort()
             return
         local.on_lost = None
-        leg.write(encode(Open(self.slot.number, self._key, target.number, port)))
+        self._open(local, leg, port)
+
+    def _open(self, local: Side, leg: Framed, port: int) -> None:
+        leg.write(encode(Open(self.slot.number, self._key, HEAD.number, port)))
         link(local, leg)
 
     async def _carry_in(self, dial: Dial) -> None:
-        """Another slot's program wants a port of ours."""
+        """A program on the head wants a port of ours."""
         control = self._control
         try:
             if dial.port not in self.slot.forwarded:

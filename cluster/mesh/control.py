@@ -18,7 +18,10 @@ class Opening(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         #: The frame. Raises :class:`WireError` for something else, ConnectionError if the peer leaves.
         self.frame: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        #: Set when the connection is gone. While it isn't read from, nobody notices.
+        self.gone = asyncio.Event()
         self._reader = FrameReader()
+        self._awaits_answer = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See :class:`asyncio.Protocol`."""
@@ -26,6 +29,9 @@ class Opening(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See :class:`asyncio.Protocol`."""
+        if self._awaits_answer:
+            self.abort()
+            return
         if self.frame.done():
             self._reader.feed(data)
             return
@@ -42,7 +48,25 @@ class Opening(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See :class:`asyncio.BaseProtocol`."""
+        self.gone.set()
         self._fail(error if isinstance(error, OSError) else ConnectionAbortedError())
+
+    def read_on(self) -> None:
+        """Notice if the peer leaves. It has nothing to say until it is answered: if it does, it is cut off."""
+        self._awaits_answer = True
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    def answer(self, frame: Frame) -> None:
+        """Say one thing and close."""
+        if self.transport is not None:
+            self.transport.write(encode(frame))
+            self.transport.close()
+
+    @property
+    def is_closing(self) -> bool:
+        """Closed, as far as this side is concerned."""
+        return self.transport is not None and self.transport.is_closing()
 
     def rest(self) -> bytes:
         """What came after the frame."""

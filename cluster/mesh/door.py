@@ -1,26 +1,54 @@
-"""The hub's public port: from a TCP connection to the first frame, with a deadline and a bound.
+"""The hub's public port: from a TCP connection to an answer, with a deadline and a bound on everything.
 
-A connection says who it is and what for in its first frame. Until then it costs little and not for long: TLS and the
-frame have a deadline, and when too many wait the oldest goes, since an honest one is through in a few round trips.
+A connection says who it is and what for in its first frame. Until it has been let in it costs little and not for long,
+whatever it does: three stages, each with room for so many.
+
+- **Silent**: a socket and nothing else, until TLS's first message is there. Who is honest sends it whole and at once,
+  however far away it is, so a flood of connections that say nothing, or a byte, pushes out its own kind.
+- **Spoken**: waits for TLS's dear part, which is begun for a few at each turn of the loop: under a flood of handshakes
+  those that were let in go on meanwhile.
+- **Pending**: within TLS, the first frame, or the answer to it. A stranger who has been refused stays here until it is
+  gone.
 """
 
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, IPv6Network
 
 import structlog
 
-from cluster.mesh import counters
+from cluster.mesh import counters, sockets
 from cluster.mesh.control import Opening
 from cluster.mesh.counters import Counters
+from cluster.mesh.crowd import Crowd
 from cluster.mesh.stream import TlsStream
 from cluster.mesh.tls import Tls
 from cluster.mesh.wire import Frame, WireError
 
 log = structlog.get_logger()
 
+#: Handshakes that have come in and wait to be taken from the kernel.
 _BACKLOG = 1024
+#: Connections that are taken from the kernel, and handshakes that are begun, at one turn of the loop.
+_ACCEPTED, _BEGUN = 64, 4
+#: TLS's first message: the byte it begins with, where its length stands, and what is long enough in any case.
+_HANDSHAKE, _HEADER_BYTES, _ENOUGH = 22, 5, 4096
+#: Seconds after which one that has only begun to speak is looked at again; twice as long each time.
+_AGAIN_S = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class _Stranger:
+    """A connection that has said nothing yet, or not all that it has to, or has not been listened to."""
+
+    connection: socket.socket = field(repr=False)
+    source: str
+    #: The loop's time by which it must be let in.
+    until: float
 
 
 class Door:
@@ -30,78 +58,164 @@ class Door:
         self,
         context: ssl.SSLContext,
         counts: Counters,
-        enter: Callable[[Opening, Frame], bool],
+        enter: Callable[[Opening, Frame], Awaitable[bool]],
         *,
         handshake_s: float,
+        silent: int,
         pending: int,
     ) -> None:
-        """``enter`` takes a connection over; False or :class:`WireError` turn it away. ``handshake_s`` is for TLS and
-        the first frame together; ``pending`` bounds how many connections are within it."""
+        """``enter`` takes a connection over; False or :class:`WireError` turn it away. ``handshake_s`` is for TLS, the
+        first frame and ``enter`` together; ``silent`` and ``pending`` bound how many connections are in these stages,
+        half of that from one source."""
+        self._loop = asyncio.get_running_loop()
         self._context = context
         self._counters = counts
         self._enter = enter
         self._handshake_s = handshake_s
-        self._most = pending
-        #: Connections without a first frame, oldest first.
-        self._pending: dict[asyncio.Task[None], None] = {}
+        self._silent: Crowd[_Stranger] = Crowd(silent)
+        self._deadlines: dict[_Stranger, asyncio.TimerHandle] = {}
+        self._spoken: deque[_Stranger] = deque()
+        self._pending: Crowd[asyncio.Task[None]] = Crowd(pending)
         self._server: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
 
     def open(self, host: str, port: int) -> int:
         """Listen; the port, of use if 0 was asked for. Raises OSError."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._server = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._server.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept(self._server))
+        self._loop.add_reader(self._server, self._accept, self._server)
         return int(self._server.getsockname()[1])
 
     @property
     def is_empty(self) -> bool:
         """Nobody is waiting to be let in."""
-        return not self._pending
+        return not (self._silent or self._pending)
 
     async def close(self) -> None:
         """Stop listening and turn away whoever has not come in yet."""
-        doomed = [*self._pending]
-        if self._accepting is not None:
-            doomed.append(self._accepting)
+        if self._server is not None:
+            self._loop.remove_reader(self._server)
+            self._server.close()
+            self._server = None
+        for stranger in self._silent.members():
+            self._dismiss(stranger)
+        doomed = self._pending.members()
         for task in doomed:
             task.cancel()
         await asyncio.gather(*doomed, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
 
-    async def _accept(self, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    # Silent
+
+    def _accept(self, server: socket.socket) -> None:
+        for _ in range(_ACCEPTED):
             try:
-                connection, _ = await loop.sock_accept(server)
+                connection, address = server.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
             except OSError as error:
-                # Out of descriptors, say. They come back as connections end.
+                # Out of descriptors, say. They come back as connections end; until then, not at every turn of the loop:
                 log.error("mesh.accept_failed", error=error.strerror)
-                await asyncio.sleep(0.1)
-                continue
-            task = asyncio.create_task(self._admit(connection))
-            self._pending[task] = None
-            task.add_done_callback(lambda done: self._pending.pop(done, None))
-            if len(self._pending) > self._most:
-                oldest = next(iter(self._pending))
-                del self._pending[oldest]
-                self._counters.refused[counters.CROWDED] += 1
-                oldest.cancel()
+                self._loop.remove_reader(server)
+                self._loop.call_later(0.1, self._accept_again, server)
+                return
+            connection.setblocking(False)
+            stranger = _Stranger(connection, _source(address[0]), self._loop.time() + self._handshake_s)
+            self._deadlines[stranger] = self._loop.call_at(stranger.until, self._dismiss, stranger, counters.SLOW)
+            crowded_out = self._silent.add(stranger, stranger.source)
+            if crowded_out is not None:
+                self._dismiss(crowded_out, counters.CROWDED)
+            self._look(stranger)
 
-    async def _admit(self, connection: socket.socket) -> None:
-        opening = Opening()
-        admitted = False
+    def _accept_again(self, server: socket.socket) -> None:
+        if server.fileno() >= 0:
+            self._loop.add_reader(server, self._accept, server)
+
+    def _dismiss(self, stranger: _Stranger, reason: str | None = None) -> None:
+        """Hang up on it."""
+        self._forget(stranger)
+        if reason is not None:
+            self._counters.refused[reason] += 1
+        self._loop.remove_reader(stranger.connection)
+        sockets.hang_up(stranger.connection)
+
+    def _forget(self, stranger: _Stranger) -> None:
+        self._silent.remove(stranger)
+        self._deadlines.pop(stranger).cancel()
+
+    # Spoken
+
+    def _on_byte(self, stranger: _Stranger) -> None:
+        """It says something, or has left."""
+        self._loop.remove_reader(stranger.connection)
+        self._look(stranger)
+
+    def _look(self, stranger: _Stranger, again_s: float = _AGAIN_S) -> None:
+        """Whether it has said enough. All of it stays in the kernel."""
+        if stranger not in self._silent:
+            return
         try:
-            async with asyncio.timeout(self._handshake_s):
+            said = stranger.connection.recv(_ENOUGH, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._loop.add_reader(stranger.connection, self._on_byte, stranger)
+            return
+        except OSError:
+            said = b""
+        if not said:
+            self._dismiss(stranger, counters.LEFT)
+        elif said[0] != _HANDSHAKE:
+            self._dismiss(stranger, counters.NOT_TLS)
+        elif len(said) < min(_HEADER_BYTES + int.from_bytes(said[3:_HEADER_BYTES].ljust(2, b"\xff")), _ENOUGH):
+            self._loop.call_later(again_s, self._look, stranger, 2 * again_s)
+        else:
+            if not self._spoken:
+                self._loop.call_soon(self._begin_some)
+            self._spoken.append(stranger)
+
+    def _begin_some(self) -> None:
+        begun = 0
+        while self._spoken and begun < _BEGUN:
+            stranger = self._spoken.popleft()
+            # Else it has been dismissed meanwhile.
+            if stranger in self._silent:
+                self._begin(stranger)
+                begun += 1
+        if self._spoken:
+            self._loop.call_soon(self._begin_some)
+
+    # Pending
+
+    def _begin(self, stranger: _Stranger) -> None:
+        self._forget(stranger)
+        task = self._loop.create_task(self._admit(stranger))
+
+        def done(_: asyncio.Task[None]) -> None:
+            self._pending.remove(task)
+            if task.cancelled():
+                # It may not even have begun.
+                stranger.connection.close()
+
+        task.add_done_callback(done)
+        crowded_out = self._pending.add(task, stranger.source)
+        if crowded_out is not None:
+            self._counters.refused[counters.CROWDED] += 1
+            crowded_out.cancel()
+
+    async def _admit(self, stranger: _Stranger) -> None:
+        opening = Opening()
+        admitted = answered = False
+        try:
+            async with asyncio.timeout_at(stranger.until):
                 tls = Tls(self._context, server_side=True)
-                await tls.shake(connection)
-                TlsStream(connection, opening, tls)
+                await tls.shake(stranger.connection)
+                TlsStream(stranger.connection, opening, tls)
                 frame = await opening.frame
-            admitted = self._enter(opening, frame)
+                admitted = await self._enter(opening, frame)
+                if not admitted and opening.is_closing:
+                    # It has been told why, and gets the time that is left to hear it.
+                    answered = True
+                    await opening.gone.wait()
         except TimeoutError:
-            self._counters.refused[counters.SLOW] += 1
+            self._counters.refused[counters.SLOW] += not answered
         except WireError:
             self._counters.refused[counters.MALFORMED] += 1
         except ssl.SSLError:
@@ -112,4 +226,11 @@ class Door:
             if not admitted:
                 opening.abort()
                 # If TLS's handshake failed, there is no transport yet.
-                connection.close()
+                stranger.connection.close()
+
+
+def _source(address: str) -> str:
+    """Whom a connection is from, as far as its address tells: of IPv6 the network that one customer is given."""
+    if ":" not in address:
+        return address
+    return str(IPv6Network((int(IPv6Address(address.partition("%")[0])) >> 64 << 64, 64)))

@@ -1,8 +1,7 @@
 """Flows: two connections whose bytes go across, each way at the pace of its slower end.
 
-A local connection is :class:`Plain`. A data connection is :class:`Framed` where the flow begins or ends; between two
-nodes the hub doesn't look inside, both its connections are :class:`Relay`. Plain protocols and transports, no tasks: a
-chunk costs one callback.
+A local connection is :class:`Plain`, a data connection :class:`Framed`; :class:`Inside` is an end without a connection.
+Plain protocols and transports, no tasks: a chunk costs one callback.
 """
 
 import asyncio
@@ -245,23 +244,36 @@ class Framed(Side):
             self.transport.close()
 
 
-class Relay(Side):
-    """A data connection whose other end is a data connection too."""
+class Inside(Plain):
+    """An end of a flow in this process, with no connection: says one thing and hears another."""
 
-    def send(self, data: bytes | memoryview) -> None:
+    def __init__(self, text: bytes = b"") -> None:
+        super().__init__()
+        #: All that it is told, once the other end has said everything. Raises ConnectionResetError if the flow is cut.
+        self.heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._heard = bytearray()
+        if text:
+            self.data_received(text)
+        self.eof_received()
+
+    def write(self, data: bytes | memoryview) -> None:
         """See :class:`Side`."""
-        self.write(data)
+        self._heard += data
+        if len(self._heard) > _EARLY and self._peer is not None:
+            self._peer.abort()
 
     def finish(self) -> None:
-        """See :class:`Side`: the end travels inside the stream."""
+        """See :class:`Side`."""
+        super().finish()
+        if not self.heard.done():
+            self.heard.set_result(bytes(self._heard))
 
-    def _deliver(self, peer: Side, data: bytes) -> None:
-        peer.write(data)
-
-    def _part(self, peer: Side) -> None:
-        # Orderly or not, the nodes know from the stream; what is buffered may be its last word.
-        if peer.transport is not None:
-            peer.transport.close()
+    def abort(self) -> None:
+        """See :class:`Side`."""
+        if not self.heard.done():
+            self.heard.set_exception(ConnectionResetError("the flow was cut"))
+            # Nobody may be waiting.
+            self.heard.exception()
 
 
 def link(one: Side, other: Side) -> None:

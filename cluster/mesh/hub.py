@@ -3,10 +3,10 @@
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from cluster.mesh.door import Door
 from cluster.mesh.flow import hand_over
 from cluster.mesh.identity import HubIdentity, digest
 from cluster.mesh.listeners import Listeners
-from cluster.mesh.plan import HEAD, SLOTS, Slot, slot
+from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.registry import JoinRefused, Node, NodeRegistry, Sighting
 from cluster.mesh.sockets import raise_file_limit
 from cluster.mesh.switchboard import Line, Switchboard
@@ -32,20 +32,27 @@ from cluster.mesh.wire import (
     Refused,
     Undialable,
     WireError,
-    encode,
 )
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HubLimits:
     """Seconds and counts."""
 
-    #: For TLS and the first frame.
+    #: For TLS, the first frame and, if it asks to join, the answer.
     handshake_s: float = 5.0
-    #: Connections that have not said who they are.
-    pending: int = 256
+    #: Connections that have said nothing, and those within the handshake; see :class:`Door`. Each kind also takes an
+    #: eighth of this process's file descriptors at most.
+    silent: int = 2048
+    pending: int = 1024
+    #: One question to the registry. Less than ``handshake_s``: whoever asks to join hears that it takes too long.
+    registry_s: float = 3.0
+    #: Nodes whose joining the registry is asked about at a time.
+    joining: int = 8
     #: A new flow waits so long for its node's connection.
     park_s: float = 20.0
     #: A node that says nothing for so long is away and its flows are cut: behind a TCP proxy, TCP itself can't know.
@@ -68,35 +75,44 @@ class Hub:
         host: str = "0.0.0.0",  # noqa: S104 - the port that the whole cluster comes in by
         port: int,
         limits: HubLimits | None = None,
+        told: Mapping[int, bytes] | None = None,
         listen_on: Callable[[Slot], str] = lambda slot: slot.address,
     ) -> None:
-        """``port`` 0 picks a free one, see :attr:`port`; for ``listen_on`` see :class:`Listeners`."""
+        """``port`` 0 picks a free one, see :attr:`port`. ``told``: what nodes read on these ports of the head, where no
+        socket listens. For ``listen_on`` see :class:`Listeners`."""
         self.port = port
         self._host = host
+        self._identity = identity
         self._registry = registry
         self._limits = limits or HubLimits()
         self._counters = Counters()
         self._switchboard = Switchboard(
-            self._counters, self._find, park_s=self._limits.park_s, flows_per_node=self._limits.flows_per_node
+            self._counters, told or {}, park_s=self._limits.park_s, flows_per_node=self._limits.flows_per_node
         )
+        strangers = raise_file_limit() // 8
         self._door = Door(
             identity.server_context(),
             self._counters,
             self._enter,
             handshake_s=self._limits.handshake_s,
-            pending=self._limits.pending,
+            silent=min(self._limits.silent, strangers),
+            pending=min(self._limits.pending, strangers),
         )
         self._listeners = Listeners(self._switchboard.local, listen_on)
-        #: One reader or writer of the registry at a time: a list read before a join must not undo it.
-        self._registering = asyncio.Lock()
+        self._listened_for: frozenset[Slot] = frozenset()
+        #: Turns of those who ask the registry.
+        self._reading, self._reporting = asyncio.Semaphore(1), asyncio.Semaphore(1)
+        self._redeeming = asyncio.Semaphore(self._limits.joining)
+        #: Nodes that have joined since the list was last asked for. It may be older than that, and must not undo it.
+        self._joined: dict[int, Node] = {}
         self._nodes: dict[int, Node] = {}
         #: Slots whose node has been connected.
         self._seen: set[int] = set()
         #: Traffic and counters as last reported.
         self._reported: dict[int, tuple[int, int]] = {}
         self._counted: Counter[Total] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._push: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._upkeep: tuple[asyncio.Task[None], ...] = ()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -110,28 +126,27 @@ class Hub:
 
         Raises OSError if the port is taken, and the registry's own errors.
         """
-        raise_file_limit()
         # Before this the hub would take its nodes for strangers, and tell them so.
         await self.sync()
         self.port = self._door.open(self._host, self.port)
-        self._tasks = {asyncio.create_task(self._keep_in_sync()), asyncio.create_task(self._watch())}
+        self._upkeep = (asyncio.create_task(self._keep_in_sync()), asyncio.create_task(self._watch()))
         log.info("mesh.hub_up", port=self.port, nodes=len(self._live()))
 
     async def close(self) -> None:
         """Stop listening, cut every flow and connection, report the last traffic."""
-        if self._push is not None:
-            self._push.cancel()
         await self._door.close()
         self._listeners.close()
-        doomed = tuple(self._tasks)
-        for task in doomed:
+        for task in self._upkeep:
             task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
         await self._switchboard.close()
-        await asyncio.gather(*doomed, return_exceptions=True)
         try:
             await self._report()
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
+        # Questions that hang: called off, but not waited for.
+        for task in tuple(self._tasks):
+            task.cancel()
 
     def stats(self) -> Stats:
         """Counters up to now."""
@@ -155,26 +170,60 @@ class Hub:
         return revoked
 
     async def sync(self) -> None:
-        """Read the registry: let go of nodes that are gone, listen for new ones, tell the others."""
-        async with self._registering:
-            await self._apply({node.slot: node for node in await self._registry.nodes()})
+        """Read the registry: let go of nodes that are gone, listen for new ones.
+
+        Raises TimeoutError if it takes too long, and the registry's own errors.
+        """
+        await self._ask(self._reading, self._read)
+        await self._listen()
+
+    async def _read(self) -> None:
+        self._joined.clear()
+        nodes = {node.slot: node for node in await self._registry.nodes()}
+        for number, node in self._joined.items():
+            if number not in nodes or nodes[number].key_hash != node.key_hash:
+                nodes[number] = node
+        self._set_nodes(nodes)
+
+    async def _ask(self, turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the registry answers; TimeoutError after ``registry_s``.
+
+        Once asked, a question is not called off, neither then nor when nobody needs the answer any more: a driver may
+        wait for a database that hangs, whatever it is told. But its turn lasts until it has ended, so a registry that
+        hangs is asked no more questions than there are turns.
+        """
+        async with asyncio.timeout(self._limits.registry_s):
+            await turns.acquire()
+            asking = self._start(question())
+            asking.add_done_callback(lambda _: turns.release())
+            return await asyncio.shield(asking)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever waits for it hears of it; nobody may.
+            task.exception()
 
     # Admission
 
-    def _enter(self, opening: Opening, frame: Frame) -> bool:
-        """What a connection asks for. False: refused without a word. Raises :class:`WireError`: not an opening."""
+    async def _enter(self, opening: Opening, frame: Frame) -> bool:
+        """What a connection asks for. False: turned away. Raises :class:`WireError`: not an opening."""
         match frame:
             case Join():
-                task = asyncio.create_task(self._join(opening, frame))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                return True
+                await self._join(opening, frame)
+                return False
             case Hello():
                 node = self._authenticate(frame.slot, frame.key)
                 if isinstance(node, Reason):
                     self._refuse(opening, node)
-                else:
-                    self._greet(opening, frame, node)
+                    return False
+                self._greet(opening, frame, node)
                 return True
             case Open() | Accept():
                 node = self._authenticate(frame.slot, frame.key)
@@ -196,25 +245,42 @@ class Hub:
     def _refuse(self, opening: Opening, reason: Reason) -> None:
         """Say why, then close."""
         self._counters.refused[reason.name.lower()] += 1
-        if opening.transport is not None:
-            opening.transport.write(encode(Refused(reason)))
-            opening.transport.close()
+        opening.answer(Refused(reason))
 
     async def _join(self, opening: Opening, frame: Join) -> None:
+        """Answer, unless the stranger leaves first. It remains the door's until it is gone: bounded and timed."""
+        if not self._is_known(frame.secret):
+            self._refuse(opening, Reason.BAD_TOKEN)
+            return
+        opening.read_on()
+        joining, leaving = self._start(self._redeem(frame)), self._start(opening.gone.wait())
         try:
-            async with self._registering:
-                node = await self._registry.redeem(digest(frame.secret), frame.key_hash, frame.name)
-                await self._apply(self._nodes | {node.slot: node})
+            await asyncio.wait({joining, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                node = joining.result()
+                log.info("mesh.joined", slot=node.slot, name=node.name)
+                opening.answer(Joined(node.slot))
         except JoinRefused as error:
             self._refuse(opening, error.reason)
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
             self._refuse(opening, Reason.UNAVAILABLE)
-        else:
-            log.info("mesh.joined", slot=node.slot, name=node.name)
-            if opening.transport is not None:
-                opening.transport.write(encode(Joined(node.slot)))
-                opening.transport.close()
+        finally:
+            joining.cancel()
+            leaving.cancel()
+
+    def _is_known(self, secret: bytes) -> bool:
+        """Whether there has been such an invitation. Whoever makes tokens up costs no question to the registry."""
+        # The second is for invitations from before secrets had a mark.
+        return self._identity.has_made(secret) or digest(secret) in {node.token_hash for node in self._nodes.values()}
+
+    async def _redeem(self, frame: Join) -> Node:
+        redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)
+        node = await self._ask(self._redeeming, redeem)
+        self._joined[node.slot] = node
+        self._set_nodes(self._nodes | {node.slot: node})
+        await self._listen()
+        return node
 
     def _greet(self, opening: Opening, frame: Hello, node: Node) -> None:
         """A node's control connection."""
@@ -223,7 +289,7 @@ class Hub:
         self._seen.add(node.slot)
         control = Control(partial(self._on_frame, node.slot))
         hand_over(opening.transport, control, opening.rest())
-        control.send(self._peers())
+        control.send(Peers((HEAD.number,)))
         self._switchboard.attach(node.slot, Line(control, frame.instance))
         log.info("mesh.node_up", slot=node.slot, name=node.name)
 
@@ -232,24 +298,13 @@ class Hub:
             raise WireError("not for a hub")
         self._switchboard.undialable(number, frame.flow)
 
-    def _find(self, number: int, port: int) -> Slot | None:
-        """See :class:`Switchboard`."""
-        if not 1 <= number <= SLOTS:
-            return None
-        target = slot(number)
-        known = target == HEAD or ((node := self._nodes.get(number)) is not None and node.live)
-        return target if known and port in target.forwarded else None
-
     # Upkeep
 
     def _live(self) -> list[Node]:
         return [node for node in self._nodes.values() if node.live]
 
-    def _peers(self) -> Peers:
-        return Peers((HEAD.number, *sorted(node.slot for node in self._live())))
-
-    async def _apply(self, nodes: dict[int, Node]) -> None:
-        """Make these the nodes."""
+    def _set_nodes(self, nodes: dict[int, Node]) -> None:
+        """Make these the nodes; :meth:`_listen` has to follow."""
         before = {node.slot: node for node in self._live()}
         self._nodes = nodes
         live = {node.slot: node for node in self._live()}
@@ -261,18 +316,13 @@ class Hub:
         for number in live.keys() - before.keys():
             # Not the traffic of the slot's last node.
             self._reported[number] = self._switchboard.traffic(number)
-        changed = live.keys() != before.keys()
-        if changed or self._listeners.missing:
-            await self._listeners.serve(slot(number) for number in live)
-        if changed and self._push is None:
-            # Many nodes that join at once are told once.
-            self._push = asyncio.get_running_loop().call_later(0.05, self._push_peers)
 
-    def _push_peers(self) -> None:
-        self._push = None
-        peers = self._peers()
-        for line in self._switchboard.lines().values():
-            line.control.send(peers)
+    async def _listen(self) -> None:
+        """Listen for exactly the nodes that there are. Goes on to its end if whoever asked for it has left."""
+        wanted = frozenset(slot(node.slot) for node in self._live())
+        if wanted != self._listened_for or self._listeners.missing:
+            self._listened_for = wanted
+            await asyncio.shield(self._start(self._listeners.serve(wanted)))
 
     async def _keep_in_sync(self) -> None:
         loop = asyncio.get_running_loop()
@@ -290,6 +340,9 @@ class Hub:
 
     async def _report(self) -> None:
         """Tell the registry who is there, and what has happened since the last time."""
+        await self._ask(self._reporting, self._tell)
+
+    async def _tell(self) -> None:
         traffic = {node.slot: self._switchboard.traffic(node.slot) for node in self._live()}
         sightings = []
         for node in self._live():

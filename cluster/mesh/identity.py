@@ -1,7 +1,8 @@
 """Who is who: the hub's certificate, invitations to join, and the nodes' keys.
 
 A node trusts exactly one certificate, by its SHA-256 fingerprint; the hub trusts exactly the keys whose hashes the
-registry holds. Secrets are 256 random bits, so a plain SHA-256 of one can be stored. None of them shows in a ``repr``.
+registry holds. Secrets have 128 random bits or more, so a plain SHA-256 of one can be stored. None of them shows in a
+``repr``.
 """
 
 import base64
@@ -45,6 +46,8 @@ class HubIdentity:
     pem: bytes = field(repr=False)
     #: SHA-256 of the certificate.
     fingerprint: bytes
+    #: Marks the secrets of invitations as this hub's.
+    _marker: bytes = field(repr=False)
 
     @classmethod
     def load_or_create(cls, directory: Path) -> Self:
@@ -74,7 +77,11 @@ class HubIdentity:
     def from_pem(cls, pem: bytes) -> Self:
         """Private key and certificate in one text. Raises ValueError if it isn't one."""
         certificate = x509.load_pem_x509_certificate(pem)
-        return cls(pem, hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest())
+        key = serialization.load_pem_private_key(pem, None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError("the hub's key is of another kind")
+        fingerprint = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
+        return cls(pem, fingerprint, hmac.digest(key.private_bytes_raw(), b"video-api mesh invitations v1", "sha256"))
 
     @classmethod
     def _of(cls, key: Ed25519PrivateKey) -> Self:
@@ -95,6 +102,19 @@ class HubIdentity:
         )
         return cls.from_pem(private + certificate.public_bytes(serialization.Encoding.PEM))
 
+    def invitation(self) -> "Invitation":
+        """A new one. Its secret is half random, half a MAC of that: what :meth:`has_made` knows again."""
+        nonce = secrets.token_bytes(SECRET_BYTES // 2)
+        return Invitation(self.fingerprint, nonce + self._mark(nonce))
+
+    def has_made(self, secret: bytes) -> bool:
+        """Whether the secret is from an :meth:`invitation` of this hub, used up or not. Costs no look at any list."""
+        nonce, mark = secret[: SECRET_BYTES // 2], secret[SECRET_BYTES // 2 :]
+        return hmac.compare_digest(mark, self._mark(nonce))
+
+    def _mark(self, nonce: bytes) -> bytes:
+        return hmac.digest(self._marker, nonce, "sha256")[: SECRET_BYTES // 2]
+
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 as the hub. OpenSSL reads keys from files only, so one exists for a moment."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -112,15 +132,13 @@ class HubIdentity:
 
 @dataclass(frozen=True)
 class Invitation:
-    """A one-time token: lets one node join, and tells it which hub to trust."""
+    """A one-time token: lets one node join, and tells it which hub to trust. :meth:`HubIdentity.invitation` makes one.
+
+    What is inside the secret is the hub's own business, so the text's version stays when that changes.
+    """
 
     fingerprint: bytes
     secret: bytes = field(repr=False)
-
-    @classmethod
-    def new(cls, fingerprint: bytes) -> Self:
-        """A fresh secret for the hub of that fingerprint."""
-        return cls(fingerprint, secrets.token_bytes(SECRET_BYTES))
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -1,4 +1,4 @@
-"""The other slots' addresses on this machine: one listening socket per port that can be forwarded."""
+"""Other slots' addresses on this machine: one listening socket per port that is forwarded."""
 
 import asyncio
 import socket

@@ -74,8 +74,13 @@ class Slot:
 
     @property
     def forwarded(self) -> tuple[int, ...]:
-        """The ports that other nodes reach through the mesh."""
-        return (*range(self._port(0), self._port(6)), *self.workers)
+        """The ports that the head reaches through the mesh; nobody else reaches any.
+
+        Raylet and object manager; the agent's gRPC port, by which the dashboard reads logs; metrics; workers. Not the
+        agent's HTTP port, which starts jobs, and not the runtime environments' agent: both serve their own machine.
+        """
+        own = (self.node_manager, self.object_manager, self.dashboard_agent_grpc, self.metrics_export)
+        return (*own, *self.workers)
 
     def ray_flags(self) -> list[str]:
         """What ``ray start`` has to be given so that it stays within the slot."""
@@ -135,13 +140,16 @@ class HeadSlot(Slot):
 
     @property
     def briefing(self) -> int:
-        """Where a node learns what it needs to start Ray; see ``cluster.briefing``."""
+        """Where a node learns what it needs to start Ray; see ``cluster.briefing``. The hub itself answers there."""
         return self._port(12)
 
     @property
     def forwarded(self) -> tuple[int, ...]:
-        """See :class:`Slot`."""
-        return (*range(self._port(0), self._port(9)), self.http, self.briefing, *self.workers)
+        """The ports that nodes reach through the mesh: what Ray on them needs of its head, and the API.
+
+        Not the dashboard, the client server and the agents: each of them runs whatever it is told to.
+        """
+        return (self.node_manager, self.object_manager, self.gcs, self.http, *self.workers)
 
     def ray_flags(self) -> list[str]:
         """See :class:`Slot`; for ``ray start --head``."""

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.mesh.counters import Total
-from cluster.mesh.identity import Invitation, digest
+from cluster.mesh.identity import HubIdentity, Invitation, digest
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.wire import Reason
 
@@ -87,6 +87,7 @@ class Node:
 
     slot: int
     name: str
+    token_hash: bytes = field(repr=False)
     token_expires_at: datetime
     key_hash: bytes | None = field(default=None, repr=False)
     joined_at: datetime | None = None
@@ -137,9 +138,9 @@ class NodeRegistry(Protocol):
         ...
 
 
-async def invite(registry: NodeRegistry, fingerprint: bytes, name: str, ttl_s: float) -> tuple[int, Invitation]:
+async def invite(registry: NodeRegistry, hub: HubIdentity, name: str, ttl_s: float) -> tuple[int, Invitation]:
     """A slot and the token for it, good for one node and ``ttl_s`` seconds. Raises :class:`NoFreeSlot`."""
-    invitation = Invitation.new(fingerprint)
+    invitation = hub.invitation()
     return await registry.invite(name, digest(invitation.secret), ttl_s), invitation
 
 
@@ -152,23 +153,19 @@ class MemoryRegistry:
         self._quarantine = timedelta(seconds=quarantine_s)
         self._clock = clock
         self._nodes: dict[int, Node] = {}
-        self._tokens: dict[bytes, int] = {}
 
     async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
         """See :class:`NodeRegistry`."""
         now = self._clock()
         for slot in range(2, SLOTS + 1):
             if slot not in self._nodes or self._is_free(self._nodes[slot], now):
-                self._nodes[slot] = Node(slot, name, now + timedelta(seconds=ttl_s))
-                for used in [key for key, taken in self._tokens.items() if taken == slot]:
-                    del self._tokens[used]
-                self._tokens[secret_hash] = slot
+                self._nodes[slot] = Node(slot, name, secret_hash, now + timedelta(seconds=ttl_s))
                 return slot
         raise NoFreeSlot
 
     async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
         """See :class:`NodeRegistry`."""
-        node = self._nodes.get(self._tokens.get(secret_hash, 0))
+        node = next((node for node in self._nodes.values() if node.token_hash == secret_hash), None)
         _check_redeemable(node, key_hash, self._clock())
         assert node is not None
         if node.key_hash is None:
@@ -302,6 +299,7 @@ def _node(row: Any) -> Node:
     return Node(
         slot=row.slot,
         name=row.name,
+        token_hash=row.token_hash,
         token_expires_at=row.token_expires_at,
         key_hash=row.key_hash,
         joined_at=row.joined_at,

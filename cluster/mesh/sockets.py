@@ -36,8 +36,19 @@ def reset(transport: asyncio.Transport) -> None:
     """Close so that the other end sees a reset: an aborted transport alone looks to it like an orderly end."""
     sock: socket.socket = transport.get_extra_info("socket")
     if sock.fileno() >= 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        _forget_on_close(sock)
     transport.abort()
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Close a socket that no transport has, so that the kernel keeps nothing of it either: a minute for each of a
+    flood's connections would be all its room."""
+    _forget_on_close(sock)
+    sock.close()
+
+
+def _forget_on_close(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Pulse:

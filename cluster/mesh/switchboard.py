@@ -1,10 +1,15 @@
-"""The hub's flows: finds each one's other end and splices them."""
+"""The hub's flows: finds each one's other end and splices them.
+
+A node reaches the head and the head reaches nodes, each at the ports that Ray needs there. Nodes don't reach each
+other: nothing of ours asks for it, and what goes wrong on a rented machine stays on it.
+"""
 
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,7 +17,7 @@ import structlog
 from cluster.mesh import counters
 from cluster.mesh.control import Control, Opening
 from cluster.mesh.counters import Counters
-from cluster.mesh.flow import Framed, Plain, Relay, Side, hand_over, link
+from cluster.mesh.flow import Framed, Inside, Plain, Side, hand_over, link
 from cluster.mesh.plan import HEAD, Slot
 from cluster.mesh.stream import Stream, connect
 from cluster.mesh.wire import FLOW_ID_BYTES, Accept, Dial, Open, Reason, Refused
@@ -33,20 +38,17 @@ class _Dialing:
     """A flow that waits for its node to come back."""
 
     slot: int
-    leg: type[Framed] | type[Relay]
     arrived: asyncio.Future[Side]
 
 
 class Switchboard:
     """Holds the nodes' lines and data connections ("legs"). Who may have one is decided before it is called."""
 
-    def __init__(
-        self, counts: Counters, find: Callable[[int, int], Slot | None], *, park_s: float, flows_per_node: int
-    ) -> None:
-        """``find``: the slot of that number, None unless it is somebody's and the port is one that is forwarded.
-        ``park_s``: how long a new flow waits for its node's line."""
+    def __init__(self, counts: Counters, told: Mapping[int, bytes], *, park_s: float, flows_per_node: int) -> None:
+        """``told``: what is answered on these ports of the head, without any program there. ``park_s``: how long a new
+        flow waits for its node's line."""
         self._counters = counts
-        self._find = find
+        self._told = told
         self._park_s = park_s
         self._most = flows_per_node
         self._lines: dict[int, Line] = {}
@@ -108,15 +110,14 @@ class Switchboard:
 
     def open(self, opening: Opening, frame: Open) -> bool:
         """A node wants a flow. False if it can't have it."""
-        target = self._find(frame.target, frame.port)
-        if target is None or frame.target == frame.slot:
+        if frame.target != HEAD.number or not (frame.port in HEAD.forwarded or frame.port in self._told):
             self._counters.refused[counters.OUTSIDE_PLAN] += 1
             log.warning("mesh.outside_plan", slot=frame.slot, target=frame.target, port=frame.port)
             return False
-        leg = self._leg(opening, frame.slot, Framed if target == HEAD else Relay)
+        leg = self._leg(opening, frame.slot)
         if leg is None:
             return False
-        self._begin(leg, target, frame.port)
+        self._begin(leg, partial(self._reach, frame.port))
         return True
 
     def accept(self, opening: Opening, frame: Accept) -> bool:
@@ -125,7 +126,7 @@ class Switchboard:
         if dialing is None or dialing.slot != frame.slot or dialing.arrived.done():
             self._counters.refused[counters.UNKNOWN_FLOW] += 1
             return False
-        leg = self._leg(opening, frame.slot, dialing.leg)
+        leg = self._leg(opening, frame.slot)
         if leg is None:
             dialing.arrived.set_exception(ConnectionAbortedError())
             return False
@@ -140,7 +141,7 @@ class Switchboard:
 
     def local(self, side: Side, target: Slot, port: int) -> None:
         """A program on the head connects to a node's port."""
-        self._begin(side, target, port)
+        self._begin(side, partial(self._dial, target.number, port))
 
     def cut(self, number: int) -> int:
         """End all of a node's flows; how many legs that were."""
@@ -181,14 +182,14 @@ class Switchboard:
         legs = self._legs[number]
         return ended_in + sum(leg.received for leg in legs), ended_out + sum(leg.sent for leg in legs)
 
-    def _leg(self, opening: Opening, number: int, kind: type[Framed] | type[Relay]) -> Side | None:
+    def _leg(self, opening: Opening, number: int) -> Side | None:
         """Make the connection a leg of that node. None if it has too many."""
         legs = self._legs[number]
         if len(legs) >= self._most:
             self._counters.refused[counters.TOO_MANY] += 1
             return None
         assert opening.transport is not None
-        leg = kind()
+        leg = Framed()
 
         def lost(side: Side) -> None:
             legs.discard(side)
@@ -202,9 +203,9 @@ class Switchboard:
         hand_over(opening.transport, leg, opening.rest())
         return leg
 
-    def _begin(self, side: Side, target: Slot, port: int) -> None:
+    def _begin(self, side: Side, find: Callable[[], Awaitable[Side]]) -> None:
         """Find the other end, unless this one goes meanwhile."""
-        task = asyncio.create_task(self._carry(side, target, port))
+        task = asyncio.create_task(self._carry(side, find))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         on_lost = side.on_lost
@@ -216,14 +217,9 @@ class Switchboard:
 
         side.on_lost = lost
 
-    async def _carry(self, side: Side, target: Slot, port: int) -> None:
-        other: Side
+    async def _carry(self, side: Side, find: Callable[[], Awaitable[Side]]) -> None:
         try:
-            if target == HEAD:
-                other = Plain()
-                Stream(await connect(target.address, port), other)
-            else:
-                other = await self._dial(target.number, port, Relay if isinstance(side, Relay) else Framed)
+            other = await find()
         except ConnectionRefusedError:
             self._counters.refused[counters.NOBODY_THERE] += 1
             side.abort()
@@ -236,7 +232,15 @@ class Switchboard:
         else:
             link(side, other)
 
-    async def _dial(self, number: int, port: int, kind: type[Framed] | type[Relay]) -> Side:
+    async def _reach(self, port: int) -> Side:
+        """The head's end of a flow. Raises OSError."""
+        if port in self._told:
+            return Inside(self._told[port])
+        side = Plain()
+        Stream(await connect(HEAD.address, port), side)
+        return side
+
+    async def _dial(self, number: int, port: int) -> Side:
         """Have a node connect to its port and come back. Raises OSError; TimeoutError after ``park_s``."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._park_s):
@@ -244,7 +248,7 @@ class Switchboard:
                 line = self._lines.get(number) or await self._await_line(number)
                 flow = secrets.token_bytes(FLOW_ID_BYTES)
                 arrived: asyncio.Future[Side] = loop.create_future()
-                self._dialing[flow] = _Dialing(number, kind, arrived)
+                self._dialing[flow] = _Dialing(number, arrived)
                 handed = False
                 try:
                     line.control.send(Dial(flow, port))

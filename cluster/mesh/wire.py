@@ -77,7 +77,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Open:
-    """Node to hub: carry a flow to that slot and port. The stream follows at once."""
+    """Node to hub: carry a flow to that slot, which is the head, and port. The stream follows at once."""
 
     slot: int
     key: bytes = field(repr=False)
@@ -96,7 +96,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class Peers:
-    """Hub to node: all slots with a node, the head's included. Sent after :class:`Hello` and on every change."""
+    """Hub to node: the slots that it can reach. The answer to :class:`Hello`."""
 
     slots: tuple[int, ...]
 

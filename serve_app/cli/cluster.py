@@ -1,6 +1,7 @@
 """``video-api head``, ``node …`` and ``nodes``: a cluster across machines. Wires ``cluster`` and the service."""
 
 import asyncio
+import getpass
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import structlog
 import typer
 from dotenv import load_dotenv
 from rich.table import Table
@@ -18,16 +20,24 @@ from serve_app.cli.display import moment
 from serve_app.cli.terminal import Session, UsageProblem, sentence
 
 if TYPE_CHECKING:
+    from cluster.isolation import RayUser
     from cluster.mesh.registry import Node, PostgresRegistry
     from serve_app.settings import Environment, Settings
 
 DEPLOY_TIMEOUT_S = 300
+#: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
+RAY_USER = "ray"
 #: Seconds between two looks at ``/health``.
 WATCH_S = 5.0
 #: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
 RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
+
+PassEnv = Annotated[
+    list[str] | None,
+    typer.Option("--pass-env", metavar="NAME", help="One more variable for what runs on Ray.", show_default=False),
+]
 
 
 def head(
@@ -41,30 +51,48 @@ def head(
     temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
     object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 100,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for requests in progress after SIGTERM.")] = 10.0,
+    ray_user: Annotated[
+        str,
+        typer.Option(help=f"Whom Ray's processes run as, if root starts it. Default: {RAY_USER}.", show_default=False),
+    ] = "",
+    pass_env: PassEnv = None,
 ) -> None:
     """Be the head of a cluster until SIGTERM: Ray, the nodes' way in and the service. Configured by the environment."""
-
-    import structlog
-
     from cluster.head import Application, HeadOptions, run
     from cluster.init import run_as_init
+    from cluster.isolation import close_launcher
     from deployments.logs import configure
     from serve_app import preflight
     from serve_app.cli.watch import watching
     from serve_app.deploy import deploy, environment_of, read_config
     from serve_app.jobs.database import migrate
+    from serve_app.jobs.role import provide_role
 
+    close_launcher()
     configure("head")
     wanted = read_config(config)
     settings = _settings(environment_of(wanted))
     log = structlog.get_logger()
     for deprecated in settings.deprecations:
         log.warning("deprecated", what=deprecated)
+    passed = _passed(pass_env or [])
+
+    def prepare() -> dict[str, str]:
+        migrate(settings.database_url)
+        return _environment(settings, provide_role(settings.database_url, settings.database_secret), passed)
+
     application = Application(
-        migrate=partial(migrate, settings.database_url),
+        prepare=prepare,
         deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
+        data_dir=settings.data_dir,
     )
-    options = HeadOptions(object_store_bytes=object_store_mb << 20, temp_dir=temp_dir, cluster=cluster, drain_s=drain)
+    options = HeadOptions(
+        object_store_bytes=object_store_mb << 20,
+        temp_dir=temp_dir,
+        cluster=cluster,
+        drain_s=drain,
+        user=_ray_user(ray_user),
+    )
 
     def work() -> int:
         for fault in preflight.weights_faults(os.environ):
@@ -80,8 +108,6 @@ def head(
 
 def _tell(part: str, reason: str | None) -> None:
     """A change that the watch has seen, in the head's log."""
-    import structlog
-
     log = structlog.get_logger()
     if reason is None:
         log.info("part.up", part=part)
@@ -116,20 +142,21 @@ def join(
     end_command: Annotated[
         str, typer.Option(envvar="NODE_END_COMMAND", help="Run at the end, e.g. to give the machine back.")
     ] = "",
+    pass_env: PassEnv = None,
 ) -> None:
     """Make this machine a node of a cluster, until SIGTERM. All it needs is a way out to the head's TCP port.
 
     <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
-    import structlog
-
     from cluster.init import run_as_init
+    from cluster.isolation import close_launcher
     from cluster.mesh.dialer import HubAddress
     from cluster.node import NodeOptions, run
     from deployments.logs import configure
     from serve_app.preflight import weights_faults
 
+    close_launcher()
     configure("node")
     for fault in weights_faults(os.environ):
         # Said here at once; the replica that needs it refuses to start, and the head tells that.
@@ -152,6 +179,7 @@ def join(
         disk_gib=disk,
         patience_s=patience,
         drain_s=drain,
+        variables=frozenset(_passed(pass_env or []) | _model_variables()),
         end_command=end_command,
     )
     raise typer.Exit(run_as_init(partial(run, options)))
@@ -174,11 +202,11 @@ def token(
     from cluster.mesh.registry import NoFreeSlot, invite
 
     settings = _settings_of_head()
-    fingerprint = HubIdentity.derived(settings.mesh_secret).fingerprint
+    identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
         async with _registry(settings) as registry:
-            slot, invitation = await invite(registry, fingerprint, name, ttl * 60)
+            slot, invitation = await invite(registry, identity, name, ttl * 60)
             return slot, invitation.token()
 
     try:
@@ -249,6 +277,58 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
         table.add_row(str(row["slot"]), row["name"] or "-", row["state"], seen, *traffic)
     return table
+
+
+def _environment(settings: "Settings", database_url: str, passed: set[str]) -> dict[str, str]:
+    """What Ray's processes on the head get. What runs on Ray, from any node, can read it."""
+    from cluster.environment import inherited
+
+    # What the driver of PostgreSQL reads by itself; who its owner is, only where that is whom the service must be.
+    of_driver = {name for name in os.environ if name.startswith("PG")}
+    if database_url != settings.database_url:
+        of_driver -= {"PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSERVICEFILE"}
+    return {
+        **inherited(os.environ, of_driver | passed | _model_variables()),
+        **settings.for_service(database_url),
+    }
+
+
+def _model_variables() -> set[str]:
+    """What the models read, on the head and on nodes."""
+    from deployments.registry import MODELS
+
+    weights = {spec.weights_variable for spec in MODELS.values()}
+    return {*weights, "WAV2LIP_S3FD_PATH", "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
+
+
+def _passed(names: Sequence[str]) -> set[str]:
+    from cluster.environment import KEPT
+
+    if refused := sorted(KEPT.intersection(names)):
+        raise UsageProblem(f"--pass-env: {', '.join(refused)} stays in this process: any node can read what Ray's have")
+    return set(names)
+
+
+def _ray_user(name: str) -> "RayUser | None":
+    """The user for Ray's processes; None: this one. Says so, if that gives them more than they should have."""
+    from cluster.isolation import RayUser, Unsafe
+
+    try:
+        user = RayUser.find(name or RAY_USER) if name or os.geteuid() == 0 else None
+    except Unsafe as error:
+        raise UsageProblem(str(error)) from None
+    log = structlog.get_logger()
+    if user is not None:
+        log.info("head.ray_user", name=user.name)
+    elif name and name != getpass.getuser():
+        raise UsageProblem(f"no user {name} on this machine: useradd --system {name}")
+    else:
+        hint = f"useradd --system {RAY_USER}" if os.geteuid() == 0 else "start it as root, with such a user"
+        log.warning("head.ray_shares_user", hint=f"{hint}: then what runs on Ray can't touch this process")
+    secrets = Path(".env")
+    if secrets.exists() and secrets.stat().st_mode & 0o077:
+        log.warning("head.open_file", path=str(secrets.absolute()), hint="chmod 600: what runs on Ray can read it")
+    return user
 
 
 def _settings(environment: "Environment") -> "Settings":

@@ -39,19 +39,19 @@ ECHOES = 3000
 PAUSE_S = 0.003
 CONNECTS = 40
 CROWDS = (25, 50, 100)
-#: Where ssh listens on its machines.
-SSH_PORT, SSH_NEAR, SSH_FAR, SSH_BACK = 2200, 40001, 40002, 40003
-SLOTS = {"head": 1, "gpu1": 2, "gpu2": 3}
+#: Where ssh listens: its own port, and what it forwards on each machine.
+SSH_PORT, SSH_FORWARD = 2200, 40001
+SLOTS = {"head": 1, "gpu1": 2}
 
 Place = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way from gpu1 to a server."""
+    """A way from one machine to a server on the other."""
 
     kind: str
-    target: str
+    client: str
     place: Place
 
 
@@ -147,16 +147,16 @@ def start(network: Network, machine: str, *arguments: object) -> Process:
 
 
 def measure(network: Network, path: Route) -> dict[str, float]:
-    """Everything about one path, from gpu1."""
+    """Everything about one path."""
 
     def done(*arguments: object) -> dict[str, Any]:
-        process = start(network, "gpu1", arguments[0], *path.place, *arguments[1:])
+        process = start(network, path.client, arguments[0], *path.place, *arguments[1:])
         result = process.expect("done")
         process.popen.wait()
         return result
 
     hot, idle = done("echoes", ECHOES), done("calls", BULK_S)
-    busy = start(network, "gpu1", "bulk", *path.place, BULK_S + 1)
+    busy = start(network, path.client, "bulk", *path.place, BULK_S + 1)
     busy.expect("started")
     loaded = done("calls", BULK_S)
     throughput = busy.expect("done")["gbit_s"]
@@ -175,18 +175,13 @@ def measure(network: Network, path: Route) -> dict[str, float]:
 
 def start_mesh(network: Network, state: Path) -> None:
     command = [sys.executable, "-m", "cluster.mesh"]
-    hub = network.start("head", [*command, "hub", "--port", str(PUBLIC_PORT), "--state", str(state), "--invite", "2"])
-    agents = []
-    for machine in ("gpu1", "gpu2"):
-        token = hub.expect("invited")["token"]
-        there = ["agent", "--hub", f"{network.hub_address(machine)}:{PUBLIC_PORT}", "--state", str(state / machine)]
-        agents.append(network.start(machine, [*command, *there], {"MESH_TOKEN": token}))
-    for agent in agents:
-        agent.expect("ready")
+    hub = network.start("head", [*command, "hub", "--port", str(PUBLIC_PORT), "--state", str(state), "--invite", "1"])
+    there = ["agent", "--hub", f"{network.hub_address('gpu1')}:{PUBLIC_PORT}", "--state", str(state / "gpu1")]
+    network.start("gpu1", [*command, *there], {"MESH_TOKEN": hub.expect("invited")["token"]}).expect("ready")
 
 
 def start_ssh(network: Network, state: Path, places: dict[str, Place]) -> None:
-    """gpu1 → head by ``-L``; gpu1 → gpu2 by gpu1's ``-L`` and gpu2's ``-R``, through the head."""
+    """gpu1 → head by ``-L``, head → gpu1 by ``-R``."""
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", state / key], check=True)
     (state / "user.pub").rename(state / "authorized")
@@ -202,23 +197,19 @@ def start_ssh(network: Network, state: Path, places: dict[str, Place]) -> None:
     }
     flags = [f"-o{name}={value}" for name, value in options.items()]
     network.start("head", [shutil.which("sshd") or "sshd", "-D", "-f", "/dev/null", *flags])
-    near, far = (":".join(map(str, places[target])) for target in ("head", "gpu2"))
-    forwards = {
-        "gpu1": [f"-L{SSH_NEAR}:{near}", f"-L{SSH_FAR}:127.0.0.1:{SSH_BACK}"],
-        "gpu2": [f"-R127.0.0.1:{SSH_BACK}:{far}"],
-    }
-    for machine, wanted in forwards.items():
-        client = ["ssh", "-N", "-q", f"-p{SSH_PORT}", "-i", str(state / "user"), "-oExitOnForwardFailure=yes"]
-        client += ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oConnectionAttempts=20"]
-        network.start(machine, [*client, *wanted, f"root@{network.address('head')}"])
-    for port in (SSH_NEAR, SSH_FAR):
-        until_echo(network, ("127.0.0.1", port))
+    head, gpu1 = (":".join(map(str, places[target])) for target in ("head", "gpu1"))
+    wanted = [f"-L{SSH_FORWARD}:{head}", f"-R127.0.0.1:{SSH_FORWARD}:{gpu1}"]
+    client = ["ssh", "-N", "-q", f"-p{SSH_PORT}", "-i", str(state / "user"), "-oExitOnForwardFailure=yes"]
+    client += ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oConnectionAttempts=20"]
+    network.start("gpu1", [*client, *wanted, f"root@{network.address('head')}"])
+    for machine in SLOTS:
+        until_echo(network, machine, ("127.0.0.1", SSH_FORWARD))
 
 
-def until_echo(network: Network, place: Place) -> None:
+def until_echo(network: Network, machine: str, place: Place) -> None:
     give_up = time.monotonic() + 30
     while True:
-        with network.socket("gpu1") as client:
+        with network.socket(machine) as client:
             try:
                 client.connect(place)
                 client.sendall(b"ex")
@@ -234,34 +225,35 @@ def compare() -> None:
     with netns.network(routed=True) as network, tempfile.TemporaryDirectory() as folder:
         state = Path(folder)
         places = {machine: (slot(number).address, slot(number).workers[0]) for machine, number in SLOTS.items()}
-        for machine in ("head", "gpu2"):
+        for machine in SLOTS:
             start(network, machine, "serve", *places[machine]).expect("ready")
             bare = (network.address(machine), 30000)
             start(network, machine, "serve", *bare).expect("ready")
         start_mesh(network, state)
-        paths = [Route("cable", machine, (network.address(machine), 30000)) for machine in ("head", "gpu2")]
-        paths += [Route("mesh", machine, places[machine]) for machine in ("head", "gpu2")]
-        for machine in ("head", "gpu2"):
-            until_echo(network, places[machine])
+        ways = (("gpu1", "head"), ("head", "gpu1"))
+        paths = [Route("cable", client, (network.address(server), 30000)) for client, server in ways]
+        paths += [Route("mesh", client, places[server]) for client, server in ways]
+        for client, server in ways:
+            until_echo(network, client, places[server])
         if shutil.which("sshd") and shutil.which("ssh"):
             start_ssh(network, state, places)
-            paths += [Route("ssh", "head", ("127.0.0.1", SSH_NEAR)), Route("ssh", "gpu2", ("127.0.0.1", SSH_FAR))]
+            paths += [Route("ssh", client, ("127.0.0.1", SSH_FORWARD)) for client, _ in ways]
         results: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         for _ in range(ROUNDS):
             for path in paths:
                 for quantity, value in measure(network, path).items():
-                    results[path.target, quantity, path.kind].append(value)
-    print(f"Median of {ROUNDS} rounds, gpu1 as the client, {os.cpu_count()} cores for everything.\n")
-    print("| to | | cable | mesh | OpenSSH | mesh / OpenSSH |\n|---|---|---|---|---|---|")
-    for target, quantity in dict.fromkeys((target, quantity) for target, quantity, _ in results):
+                    results[path.client, quantity, path.kind].append(value)
+    print(f"Median of {ROUNDS} rounds, {os.cpu_count()} cores for everything.\n")
+    print("| from | | cable | mesh | OpenSSH | mesh / OpenSSH |\n|---|---|---|---|---|---|")
+    for client, quantity in dict.fromkeys((client, quantity) for client, quantity, _ in results):
         row = {
-            kind: statistics.median(results[target, quantity, kind])
+            kind: statistics.median(results[client, quantity, kind])
             for kind in ("cable", "mesh", "ssh")
-            if results.get((target, quantity, kind))
+            if results.get((client, quantity, kind))
         }
         ratio = f"{row['mesh'] / row['ssh']:.2f}" if "ssh" in row else "-"
         cells = " | ".join(f"{row[kind]:.2f}" if kind in row else "-" for kind in ("cable", "mesh", "ssh"))
-        print(f"| {target} | {quantity} | {cells} | {ratio} |", flush=True)
+        print(f"| {client} | {quantity} | {cells} | {ratio} |", flush=True)
 
 
 @contextmanager
@@ -283,7 +275,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
         credentials = await join(address, tokens[number], f"node-{number}", state / f"{len(tokens)}-{number}.json")
 
         def on_frame(frame: Frame) -> None:
-            if isinstance(frame, Peers) and len(frame.slots) == len(tokens) + 1:
+            if isinstance(frame, Peers):
                 complete.add(number)
                 if len(complete) == len(tokens):
                     everybody.set()
@@ -308,7 +300,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
 
 def scale() -> None:
     """One hub and more and more nodes."""
-    print("\n| nodes | all joined and told of each other, s | hub's CPU for that, s | idle CPU | hub's memory, MB |")
+    print("\n| nodes | all joined and connected, s | hub's CPU for that, s | idle CPU | hub's memory, MB |")
     print("|---|---|---|---|---|")
     for size in CROWDS:
         with tempfile.TemporaryDirectory() as folder, crowded_hub(size, Path(folder)) as (network, hub, tokens):

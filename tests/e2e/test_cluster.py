@@ -3,18 +3,27 @@
 Written for one cluster, in this order; each test leaves it whole.
 """
 
+import asyncio
+import pwd
+import re
 import shutil
+import stat
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cluster.mesh.plan import HEAD, slot
 from serve_app.cli import samples
-from tests.e2e.cluster import REDIS_PORT, Cluster, wait_until
+from serve_app.deploy import deploy, read_config
+from tests.e2e.cluster import LAUNCHERS, PRIVATE, PYTHONS, RAY_USER, Cluster, Inside, version_of, wait_until
+from tests.e2e.container import ROOT
 from tests.fakes.netns import PUBLIC_PORT
 
 GPU1, GPU2 = slot(2).address, slot(3).address
@@ -44,6 +53,12 @@ def pids(cluster: Cluster) -> dict[str, list[int]]:
     return {model: [replica["pid"] for replica in cluster.replicas(model)] for model in ("ltx2", "wav2lip")}
 
 
+def reaches(cluster: Cluster, machine: str, host: str, port: int) -> bool:
+    with cluster.network.socket(machine) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
+
+
 def in_the_middle(cluster: Cluster, job_id: str) -> None:
     cluster.wait(job_id, lambda job: job["status"] == "processing" and job["progress"] > 12)
 
@@ -52,16 +67,10 @@ def test_three_machines_are_one_cluster_and_no_machine_reaches_another(cluster: 
     assert set(cluster.ray_nodes()) == {HEAD.address, GPU1, GPU2}
     assert cluster.ray_nodes()[GPU1]["labels"]["gpu-class"] == "a100"
     net = cluster.network
-
-    def reaches(machine: str, host: str, port: int) -> bool:
-        with net.socket(machine) as probe:
-            probe.settimeout(2)
-            return probe.connect_ex((host, port)) == 0
-
-    assert reaches("gpu1", net.hub_address("gpu1"), PUBLIC_PORT)
+    assert reaches(cluster, "gpu1", net.hub_address("gpu1"), PUBLIC_PORT)
     for host, port in ((net.address("head"), PUBLIC_PORT), (net.address("head"), HEAD.gcs), (net.address("gpu2"), 22)):
-        assert not reaches("gpu1", host, port)
-    assert not reaches("head", net.address("gpu1"), slot(2).node_manager)
+        assert not reaches(cluster, "gpu1", host, port)
+    assert not reaches(cluster, "head", net.address("gpu1"), slot(2).node_manager)
 
 
 def test_each_model_runs_on_the_node_of_its_class(cluster: Cluster, make: Callable[..., str]) -> None:
@@ -100,13 +109,110 @@ def test_nodes_for_the_operator(cluster: Cluster) -> None:
     assert float(flows.split()[1]) > 0
 
 
+def test_a_node_reaches_nothing_else_of_the_head_and_nothing_of_other_nodes(cluster: Cluster) -> None:
+    """With its credentials and Ray's token: by its own listeners, by the mesh's protocol, and by any address."""
+    net, node = cluster.network, cluster.gpu1
+    (credentials,) = (node.folder / "state").glob("node-*.json")
+    hub = f"{net.hub_address('gpu1')}:{PUBLIC_PORT}"
+    knocked = cluster.run(node, "-m", "tests.e2e.intruder", "knock", hub, str(credentials))
+    assert {tuple(place) for place in knocked["listened"]} == {(1, port) for port in HEAD.forwarded}
+    carried = {tuple(place) for place in knocked["carried"]}
+    assert {(1, port) for port in (HEAD.gcs, HEAD.node_manager, HEAD.http, HEAD.briefing)} <= carried
+    assert carried <= {(1, port) for port in (*HEAD.forwarded, HEAD.briefing)}
+    # So neither the dashboard, which starts jobs, nor the client server, nor any agent. And by no other way:
+    for port in PRIVATE:
+        for address in {net.gateway("gpu1"), net.gateway("head"), net.address("head"), HEAD.address}:
+            assert not reaches(cluster, "gpu1", address, port)
+
+
+def test_code_on_the_head_learns_nothing_of_the_launcher(cluster: Cluster) -> None:
+    """Any node may run code on the head, by Ray's design. It finds what the service needs there, and no more."""
+    found = cluster.run(cluster.gpu1, "-m", "tests.e2e.intruder", "pry", GPU1)
+    head, node = found["head"], found["node"]
+    assert head["uid"] == pwd.getpwnam(RAY_USER).pw_uid
+    assert set(map(tuple, head["launcher"].values())) == {("PermissionError",)}
+    assert head["be_root"] == "PermissionError"
+    for folder in (cluster.head.folder / "ray", Path(cluster.environment["VIDEO_API_DATA_DIR"])):
+        assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (head["uid"], 0o700)
+    # Said in docs/security.md.
+    assert {"API_KEY", "DATABASE_URL", "WEBHOOK_SECRET", "RAY_AUTH_TOKEN"} <= head["variables"].keys()
+    assert not {"REDIS_URL", "MESH_PORT", *LAUNCHERS} & head["variables"].keys()
+    # On a node Ray's processes are root's, as the one that started them; its memory is closed to them all the same.
+    assert {outcome for name, outcomes in node["launcher"].items() if name != "signal" for outcome in outcomes} == {
+        "PermissionError"
+    }, node["launcher"]
+    assert not {"MESH_TOKEN", "API_KEY", "DATABASE_URL", "WEBHOOK_SECRET", *LAUNCHERS} & node["variables"].keys()
+    for place in (head, node):
+        assert not [secret for secret in LAUNCHERS.values() if secret in f"{place['seen']}{place['variables']}"]
+
+
+def test_a_node_whose_python_differs_in_the_third_number_works(cluster: Cluster) -> None:
+    """If this machine has such a Python, gpu2 is on it; Ray's workers there would end themselves at their start."""
+    found = cluster.run(cluster.gpu2, "-m", "tests.e2e.intruder", "pry", GPU2)
+    assert (found["head"]["python"], found["node"]["python"]) == (
+        version_of(sys.executable),
+        version_of(PYTHONS["gpu2"]),
+    )
+
+
+def test_a_model_scales_over_the_nodes_and_back_to_none(cluster: Cluster) -> None:
+    """Though no node reaches another."""
+    wanted = read_config(ROOT / "configs/production.yaml")
+    more = {"name": "slow", "route_prefix": "/slow", "import_path": "tests.fakes.scaling:app"}
+
+    def put(applications: list[dict[str, Any]]) -> None:
+        with cluster.network.inside("head"):
+            dashboard = f"http://{HEAD.address}:{HEAD.dashboard}"
+            asyncio.run(deploy({**wanted, "applications": applications}, dashboard, 120, cluster.ray_token))
+
+    put([*wanted["applications"], more])
+    try:
+        with ThreadPoolExecutor(1) as caller:
+            words = ("-m", "tests.fakes.scaling", f"{HEAD.address}:{HEAD.gcs}", "slow", "40")
+            calling = caller.submit(cluster.run, cluster.head, *words)
+            where = lambda: {replica["node_ip"] for replica in cluster.replicas("Slow", "slow")}  # noqa: E731
+            wait_until("a replica on each node", lambda: where() == {GPU1, GPU2}, 90)
+            assert {place.split()[0] for place in calling.result()} == {GPU1, GPU2}
+        wait_until("no replica", lambda: not where(), 60)
+    finally:
+        put(wanted["applications"])
+
+
+def test_metrics_and_status_of_all_nodes(cluster: Cluster) -> None:
+    for number in (1, 2, 3):
+        with httpx.Client(transport=Inside(lambda: cluster.head)) as prometheus:
+            text = prometheus.get(f"http://{slot(number).address}:{slot(number).metrics_export}/metrics").text
+        assert "ray_node_mem_used" in text
+    status = cluster.head.run(
+        (sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={HEAD.address}:{HEAD.gcs}"),
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.ray_token},
+    )
+    assert status.returncode == 0, status.stderr
+    assert sum(line.strip().startswith("1 node_") for line in status.stdout.splitlines()) == 3, status.stdout
+
+
+def test_the_firewall_of_the_readme_leaves_the_head_s_two_ports(cluster: Cluster) -> None:
+    """Ray binds most of its ports to every interface, and can't be told not to."""
+    (rules,) = re.findall(r"^nft -f - <<'END'\n(.*?)^END$", (ROOT / "README.md").read_text(), re.M | re.S)
+    net, head = cluster.network, cluster.network.address("head")
+    sockets = net.run("head", "ss", "-Hltn").splitlines()
+    places = [line.split()[3].rpartition(":") for line in sockets]
+    everywhere = {int(port) for address, _, port in places if not address.startswith("127.")}
+    meant = {PUBLIC_PORT, HEAD.http}
+    assert meant < everywhere
+    assert reaches(cluster, "internet", head, HEAD.gcs)
+    net.run("head", "nft", rules)
+    assert {port for port in everywhere if reaches(cluster, "internet", head, port)} == meant
+    # The tests after this one have it, too.
+
+
 @pytest.mark.parametrize("kind", ["reset", "blackhole"])
 def test_a_link_that_is_cut_for_a_minute(cluster: Cluster, make: Callable[..., str], kind: str) -> None:
     net = cluster.network
     # At the head's cable, so for all nodes at once.
     cut, mend = {
         "reset": (net.cut_by_reset, net.start_forwarder),
-        "blackhole": (partial(net.black_hole, "head", True, REDIS_PORT), partial(net.black_hole, "head", False)),
+        "blackhole": (partial(net.black_hole, "head", True, *PRIVATE), partial(net.black_hole, "head", False)),
     }[kind]
     before = pids(cluster)
     job_id = make("ltx2", **LONG)

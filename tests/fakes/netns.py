@@ -28,6 +28,7 @@ PUBLIC_PORT = 2222
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
+#: From a port of its own to another machine's, or to a Unix socket here.
 _FORWARDER = """
 import asyncio, sys
 async def pump(reader, writer):
@@ -40,7 +41,10 @@ async def pump(reader, writer):
         writer.transport.abort()
 async def serve(reader, writer):
     try:
-        far_reader, far_writer = await asyncio.open_connection(sys.argv[1], int(sys.argv[2]))
+        if sys.argv[1].startswith("/"):
+            far_reader, far_writer = await asyncio.open_unix_connection(sys.argv[1])
+        else:
+            far_reader, far_writer = await asyncio.open_connection(sys.argv[1], int(sys.argv[2]))
     except OSError:
         writer.transport.abort()
         return
@@ -48,7 +52,7 @@ async def serve(reader, writer):
     for one in (writer, far_writer):
         one.close()
 async def main():
-    server = await asyncio.start_server(serve, "0.0.0.0", int(sys.argv[2]))
+    server = await asyncio.start_server(serve, sys.argv[3:] or "0.0.0.0", int(sys.argv[2]))
     print('{"event": "ready"}', flush=True)
     await server.serve_forever()
 import uvloop
@@ -167,18 +171,23 @@ class Network:
 
     def start_forwarder(self, head: str = "head") -> None:
         """The way in; the head's port need not be open yet."""
-        target = (self.address(head), str(PUBLIC_PORT))
-        self._forwarder = self.start("internet", [sys.executable, "-c", _FORWARDER, *target])
-        self._forwarder.expect("ready")
+        self._forwarder = self.forward(self.address(head), PUBLIC_PORT)
+
+    def forward(self, target: str, port: int, *addresses: str) -> Process:
+        """``internet`` listens on that port, on all or on these ``addresses`` of its own, and leads to ``target``: the
+        same port of an address, or a Unix socket."""
+        process = self.start("internet", [sys.executable, "-c", _FORWARDER, target, str(port), *addresses])
+        process.expect("ready")
+        return process
 
     def cut_by_reset(self) -> None:
         """The proxy dies: every connection ends, no new one begins. :meth:`start_forwarder` heals it."""
         assert self._forwarder is not None
         self._forwarder.stop(signal.SIGKILL)
 
-    def black_hole(self, machine: str, on: bool, spare: int = 0) -> None:
-        """Every packet to and from that machine vanishes without a word, or no longer; TCP port ``spare`` of
-        ``internet`` is on another network, so to speak."""
+    def black_hole(self, machine: str, on: bool, *spared: int) -> None:
+        """Every packet to and from that machine vanishes without a word, or no longer; TCP ports ``spared`` of
+        ``internet`` are on another network, so to speak."""
         if shutil.which("nft"):
             cable = f'"{machine}"'
             rules = (
@@ -187,8 +196,9 @@ class Network:
             rules += f"add chain inet cut {machine}-out {{ type filter hook postrouting priority 300; }}; "
             rules += f"flush chain inet cut {machine}; flush chain inet cut {machine}-out; "
             if on:
-                rules += f"add rule inet cut {machine} iifname {cable} tcp dport != {spare} drop; "
-                rules += f"add rule inet cut {machine}-out oifname {cable} tcp sport != {spare} drop"
+                ports = ", ".join(map(str, spared or (0,)))
+                rules += f"add rule inet cut {machine} iifname {cable} tcp dport != {{ {ports} }} drop; "
+                rules += f"add rule inet cut {machine}-out oifname {cable} tcp sport != {{ {ports} }} drop"
             self.run("internet", "nft", rules)
         else:
             self.run("internet", "ip", "link", "set", machine, "down" if on else "up")

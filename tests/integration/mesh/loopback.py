@@ -1,14 +1,14 @@
 """A whole mesh in one event loop, without root: hub and agents share a network namespace.
 
 Programs listen on their slot's real address. Where an end listens for *other* slots is an address of its own:
-``127.78.<own slot>.<slot>``, so ``mesh.via(2, 3)`` is how a program on node 2 reaches node 3.
+``127.78.<own slot>.<slot>``, so ``mesh.via(2, 1)`` is how a program on node 2 reaches the head.
 """
 
 import asyncio
 import fcntl
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub, HubLimits
 from cluster.mesh.identity import Credentials, HubIdentity
 from cluster.mesh.plan import Slot, slot
-from cluster.mesh.registry import MemoryRegistry, invite
+from cluster.mesh.registry import MemoryRegistry, NodeRegistry, invite
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -46,7 +46,8 @@ class LoopbackMesh:
     state: Path
     hub: Hub
     limits: HubLimits
-    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    told: Mapping[int, bytes]
+    registry: NodeRegistry
     nodes: dict[int, Node] = field(default_factory=dict)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -61,7 +62,7 @@ class LoopbackMesh:
 
     async def enrol(self) -> Credentials:
         """Invite and join one node, but don't start it."""
-        _, invitation = await invite(self.registry, IDENTITY.fingerprint, "node", 60)
+        _, invitation = await invite(self.registry, IDENTITY, "node", 60)
         file = self.state / f"{len(list(self.state.iterdir()))}.json"
         return await join(self.address, invitation.token(), "node", file)
 
@@ -87,7 +88,7 @@ class LoopbackMesh:
     async def restart_hub(self) -> None:
         """A new hub process on the same port with the same registry."""
         await self.hub.close()
-        self.hub = make_hub(self.registry, self.hub.port, self.limits)
+        self.hub = make_hub(self.registry, self.hub.port, self.limits, self.told)
         await self.hub.start()
 
     @property
@@ -96,15 +97,22 @@ class LoopbackMesh:
 
 
 @asynccontextmanager
-async def loopback_mesh(state: Path, nodes: int = 2, limits: HubLimits | None = None) -> AsyncIterator[LoopbackMesh]:
+async def loopback_mesh(
+    state: Path,
+    nodes: int = 2,
+    limits: HubLimits | None = None,
+    told: Mapping[int, bytes] | None = None,
+    registry: NodeRegistry | None = None,
+    patience_s: float = 90,
+) -> AsyncIterator[LoopbackMesh]:
     """A hub with slots 2, 3, … connected."""
-    limits = limits or HubLimits(sync_s=0.2, report_s=0.2)
-    registry = MemoryRegistry()
+    limits, told = limits or HubLimits(sync_s=0.2, report_s=0.2), told or {}
+    registry = registry or MemoryRegistry()
     with _addresses():
-        mesh = LoopbackMesh(state, make_hub(registry, 0, limits), limits, registry)
+        mesh = LoopbackMesh(state, make_hub(registry, 0, limits, told), limits, told, registry)
         await mesh.hub.start()
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(patience_s):
                 for credentials in [await mesh.enrol() for _ in range(nodes)]:
                     await mesh.start(credentials)
                 # A test that hangs says where.
@@ -131,8 +139,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def make_hub(registry: MemoryRegistry, port: int, limits: HubLimits) -> Hub:
-    return Hub(IDENTITY, registry, host="127.0.0.1", port=port, limits=limits, listen_on=listener_of(1))
+def make_hub(registry: NodeRegistry, port: int, limits: HubLimits, told: Mapping[int, bytes]) -> Hub:
+    return Hub(IDENTITY, registry, host="127.0.0.1", port=port, limits=limits, told=told, listen_on=listener_of(1))
 
 
 def listener_of(number: int) -> Callable[[Slot], str]:

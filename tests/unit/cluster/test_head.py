@@ -14,13 +14,12 @@ import psycopg
 import pytest
 import yaml
 
-from cluster import briefing
 from cluster.briefing import BadBriefing, Briefing
+from cluster.environment import ray_environment
 from cluster.head import Application, Autoscaling, Head, HeadOptions, autoscaling, redis_environment, redis_flags
 from cluster.leader import LEADING, LeadershipLost, leading
 from cluster.machine import Gpus, Unfit, check_disk, check_gpus
 from cluster.mesh.plan import HEAD
-from cluster.ray_process import environment
 from cluster.standby import Standby
 from serve_app.app import AppArgs
 from serve_app.deploy import environment_of, read_config
@@ -99,13 +98,14 @@ async def test_a_head_that_waits_is_healthy_only_if_the_lock_is_all_it_lacks() -
         writer.close()
 
 
-async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never() -> None:
+async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, tmp_path: Path) -> None:
+    def never() -> dict[str, str]:
         raise AssertionError("it does not lead")
 
     settings = Settings(database_url=database_url, webhook_secret="w" * 32, port=free_port())
     options = HeadOptions()
-    head = Head(settings, Application(migrate=never, deploy=lambda _: asyncio.sleep(0)), options)
+    application = Application(prepare=never, deploy=lambda _: asyncio.sleep(0), data_dir=tmp_path)
+    head = Head(settings, application, options)
     stop = asyncio.Event()
     async with leading(database_url), httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as http:
         running = asyncio.create_task(head.run(stop))
@@ -125,11 +125,9 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, monkeyp
 # ---------------------------------------------------------------- briefing
 
 
-async def test_a_node_learns_what_its_head_is() -> None:
-    port = free_port()
+def test_a_node_learns_what_its_head_is() -> None:
     told = Briefing.of_this_head("secret")
-    async with briefing.serving(told, "127.0.0.1", port):
-        heard = await briefing.fetch("127.0.0.1", port)
+    heard = Briefing.parse(told.text())
     assert heard == told
     assert heard.mismatch() is None
     assert "secret" not in repr(heard)
@@ -142,15 +140,11 @@ def test_a_node_of_other_versions_is_no_node() -> None:
     assert "Python is" in str(dataclasses.replace(told, python="3.8").mismatch())
 
 
-async def test_nonsense_instead_of_a_briefing_is_an_error_to_retry() -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'{"ray": "2')
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+@pytest.mark.parametrize("text", [b"", b'{"ray": "2', b"[]", b"{}", b'{"ray": "2", "odd": 1}', b"\xff"])
+def test_nonsense_instead_of_a_briefing_is_an_error_to_retry(text: bytes) -> None:
     with pytest.raises(BadBriefing):
-        await briefing.fetch("127.0.0.1", server.sockets[0].getsockname()[1])
-    server.close()
+        Briefing.parse(text)
+    assert issubclass(BadBriefing, OSError)
 
 
 # ---------------------------------------------------------------- what Ray is told
@@ -160,13 +154,13 @@ def test_serve_asks_thrice_within_the_time_that_a_cut_call_takes_to_fail() -> No
     """Else one reset of the link is taken for the death of every replica behind it."""
     for each in yaml.safe_load((ROOT / "configs/production.yaml").read_text())["applications"][0]["deployments"]:
         timeout_s = each["health_check_timeout_s"]
-        assert int(environment("t", 1)["RAY_timeout_ms_task_wait_for_death_info"]) > 1000 * timeout_s
+        assert int(ray_environment("t", 1)["RAY_timeout_ms_task_wait_for_death_info"]) > 1000 * timeout_s
         assert 2 * timeout_s > 60
 
 
 def test_ray_s_token_is_no_argument() -> None:
-    assert environment("token", 5)["RAY_AUTH_TOKEN"] == "token"
-    assert environment("token", 5)["RAY_AUTH_MODE"] == "token"
+    assert ray_environment("token", 5)["RAY_AUTH_TOKEN"] == "token"
+    assert ray_environment("token", 5)["RAY_AUTH_MODE"] == "token"
 
 
 @pytest.mark.parametrize(

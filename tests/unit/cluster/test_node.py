@@ -23,7 +23,7 @@ from tests.fakes.http_peer import HttpPeer
 ROOT = Path(__file__).parents[3]
 CLI = (sys.executable, "-m", "serve_app.cli")
 NOBODY = "127.0.0.1:9"
-TOKEN = Invitation.new(b"f" * 32).token()
+TOKEN = Invitation(b"f" * 32, b"s" * 32).token()
 
 
 class Joining:
@@ -70,7 +70,7 @@ async def test_a_token_that_is_none_is_refused_here(tmp_path: Path, token: str) 
 async def test_a_token_that_the_hub_does_not_know_ends_the_node(tmp_path: Path) -> None:
     identity = HubIdentity.load_or_create(tmp_path / "hub")
     async with Hub(identity, MemoryRegistry(), host="127.0.0.1", port=0) as hub:
-        unknown = Invitation.new(identity.fingerprint).token()
+        unknown = Invitation(identity.fingerprint, b"s" * 32).token()
         joining = Joining(tmp_path, f"127.0.0.1:{hub.port}", unknown, "--trust-gpus", "--gpus", "1")
         assert await joining.end() == (3, "the hub refused this node: bad_token")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import serve
 
 from deployments.registry import MODELS
 from serve_app.app import AppArgs, build
@@ -13,7 +14,7 @@ from serve_app.settings import ConfigurationError, Environment
 def replicas_of(environment: Environment) -> dict[str, dict[str, Any]]:
     """Arguments of each model's replicas."""
     api = build(AppArgs(environment=environment))._bound_deployment
-    dispatcher = api.init_args[1]._bound_deployment
+    (dispatcher,) = [arg._bound_deployment for arg in api.init_args if isinstance(arg, serve.Application)]
     return {name: model._bound_deployment.init_kwargs for name, model in dispatcher.init_args[1].items()}
 
 

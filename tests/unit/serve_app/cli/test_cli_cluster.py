@@ -44,7 +44,7 @@ def head_environment(**changes: str) -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    secrets = {name: f"{name}-of-the-test" for name in ("API_KEY", "WEBHOOK_SECRET", "SECRET_KEY")}
+    secrets = {name: f"{name}-of-the-test".ljust(32, "-") for name in ("API_KEY", "WEBHOOK_SECRET", "SECRET_KEY")}
     database = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
     return {**secrets, "PORT": str(port), "PUBLIC_URL": "http://head", "DATABASE_URL": database, **changes}
 
