@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests start hundreds of Python processes: compiling everything anew in each takes longer than they do.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test unit e2e lint bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean constraints
+.PHONY: demo run test lint unit parts e2e soak-tests bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -12,19 +15,29 @@ demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop
 run: $(STAMP)  ## Keep the service up until Ctrl-C
 	$(BIN)/video-api up
 
-test: lint unit e2e  ## All tests
+test: export TEST_SKIPS := $(CURDIR)/.pytest_cache/skips
+test: $(STAMP)  ## All tests; ends with what was skipped, and why
+	mkdir -p $(dir $(TEST_SKIPS)) && rm -f $(TEST_SKIPS)
+	timeout --foreground 2700 $(MAKE) --no-print-directory lint unit parts e2e
+	$(BIN)/python -m tests.skips
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(STAMP)  ## Without Ray
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/integration
+unit: $(STAMP)  ## Pure logic: no process, no database, no torch
+	$(PYTEST) tests/unit
+
+parts: $(STAMP)  ## Each part on the real thing it works with: PostgreSQL, ffmpeg, torch, sockets, network namespaces
+	$(PYTEST) -n 2 --dist worksteal tests/parts
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e/test_cluster.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+
+soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
+	PYTEST="$(PYTEST)" tests/soak
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py

@@ -17,6 +17,8 @@ T = TypeVar("T")
 REPORT_INTERVAL_S = 1.0
 #: A report that takes longer is sent again: a handle whose other end vanished may never return.
 REPORT_TIMEOUT_S = 15.0
+#: Before a question that nobody answered is asked again; longer each time.
+AGAIN_S = 0.5
 #: Seconds for which the end of a run is reported again and again while nobody answers. The video exists already. A head
 #: that answers takes the report in even when its store is away, so this is only for a head that is away.
 LAST_REPORT_S = 600.0
@@ -66,7 +68,7 @@ class Run:
             except Exception as error:
                 log.warning("links_not_renewed", error=repr(error))
             if left:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(AGAIN_S)
         return self._task
 
     def step(self, stage: str, percent: float) -> None:
@@ -165,7 +167,7 @@ class Run:
 
     async def _report(self, report: Report, patience_s: float) -> Verdict:
         give_up = time.monotonic() + patience_s
-        wait = 0.5
+        wait = AGAIN_S
         while True:
             try:
                 async with asyncio.timeout(min(REPORT_TIMEOUT_S, max(0.0, give_up - time.monotonic()))):

@@ -16,7 +16,10 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.database import connect, migrate
+from tests.skips import pytest_configure
 from tests.stack import Stack, started
+
+__all__ = ["pytest_configure"]
 
 # Two cores: more threads per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
@@ -44,19 +44,22 @@ class Shared(Generic[T]):
     async def get(self) -> T:
         if self._asking is None or (self._asking.done() and time.monotonic() >= self._until):
             self._asking = asyncio.create_task(self._bounded())
-            self._asking.add_done_callback(self._keep)
+            self._asking.add_done_callback(_retrieve)
         # Whoever gives up must not take the answer from the others.
         return await asyncio.shield(self._asking)
 
     async def _bounded(self) -> T:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await self._ask()
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await self._ask()
+        finally:
+            self._until = time.monotonic() + FRESH_S
 
-    def _keep(self, asked: "asyncio.Task[T]") -> None:
-        self._until = time.monotonic() + FRESH_S
-        # So that an error which nobody waited for is not reported as forgotten.
-        if not asked.cancelled():
-            asked.exception()
+
+def _retrieve(asked: "asyncio.Task[Any]") -> None:
+    """An error that nobody waited for is not to be reported as forgotten."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 class Checks:
@@ -66,6 +69,13 @@ class Checks:
         self.counts = Shared(services.queue.counts)
         self.conditions = Shared(services.conditions.current)
         self.storage = Shared(lambda: services.storage.check())
+        self.families = Shared(self._families)
+        self._engine = services.engine
+
+    async def _families(self) -> list[Metric]:
+        depths = await self.counts.get()
+        async with self._engine.connect() as db:
+            return list(await metrics.collect(db, depths))
 
 
 def _checks(request: Request, services: ServicesOf) -> Checks:
@@ -115,13 +125,10 @@ async def health(services: ServicesOf, checks: ChecksOf, response: Response) -> 
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
-async def prometheus(services: ServicesOf, checks: ChecksOf) -> Response:
+async def prometheus(checks: ChecksOf) -> Response:
     """Prometheus text format."""
-    depths = await checks.counts.get()
-    async with services.engine.connect() as db:
-        families = list(await metrics.collect(db, depths))
     registry = CollectorRegistry()
-    registry.register(_Collected(families))
+    registry.register(_Collected(await checks.families.get()))
     return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -86,6 +86,7 @@ def install(app: FastAPI) -> None:
         StorageError: unavailable,
         OperationalError: unavailable,
         PoolTimeout: unavailable,
+        TimeoutError: unavailable,
         Exception: crash,
     }
     for kind, handler in handlers.items():

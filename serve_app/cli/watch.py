@@ -60,7 +60,10 @@ def watching(url: str, say: Say, every_s: float = EVERY_S) -> Iterator[None]:
 def problems(found: Mapping[str, Any]) -> dict[str, str]:
     """What is down by this answer of ``/health``: parts of the service and models, each with its reason."""
     details: Mapping[str, Any] = found.get("details") or {}
-    states = {part: found.get(part) for part in ("api", "database", "storage", "ray")} | (found.get("models") or {})
+    states = {part: found.get(part) for part in ("api", "database", "storage", "ray")}
+    # Where Ray is down, so are the models, and it says why.
+    if found.get("ray") != "down":
+        states |= found.get("models") or {}
     down = [part for part, state in states.items() if state == "down" and part not in details]
     return {part: _line(reason) for part, reason in details.items()} | dict.fromkeys(down, "down")
 

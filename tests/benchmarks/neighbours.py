@@ -22,7 +22,7 @@ from serve_app.jobs.database import connect, migrate
 from serve_app.outbound.pool import WorkerPool
 from serve_app.outbound.process import WorkerProcess
 from tests.fakes.http_source import Answer, HttpSource, Seen
-from tests.integration.neighbourhood import crumbs, neighbourhood
+from tests.parts.serve_app.neighbourhood import crumbs, neighbourhood
 
 JOBS = 10
 LOOPBACK = (ip_network("127.0.0.0/8"),)

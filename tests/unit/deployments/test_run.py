@@ -61,6 +61,7 @@ def task(*, lease_s: float = 30, timeout_s: float = 60) -> Task:
 @pytest.fixture(autouse=True)
 def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "REPORT_INTERVAL_S", 0.02)
+    monkeypatch.setattr(run_module, "AGAIN_S", 0.01)
 
 
 @pytest.fixture

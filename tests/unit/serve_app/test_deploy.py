@@ -12,6 +12,12 @@ import pytest
 from serve_app.deploy import cause_of, deploy
 from serve_app.settings import ConfigurationError
 
+
+@pytest.fixture(autouse=True)
+def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.deploy._AGAIN_S", 0.01)
+
+
 WANTED = {"applications": [{"name": "a"}]}
 
 
@@ -62,7 +68,7 @@ def dashboard(*states: str | int, **more: Any) -> Iterator[tuple[str, list[Any]]
         def log_message(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", seen
     finally:

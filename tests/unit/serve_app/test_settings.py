@@ -1,7 +1,6 @@
 """The environment as configuration: what is refused, what is derived, what a laptop is given."""
 
 import hmac
-import multiprocessing
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -173,30 +172,6 @@ def test_a_laptop_needs_no_configuration(tmp_path: Path) -> None:
 def test_a_secret_that_is_set_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "mine")
     assert Settings.load("local").api_key.get_secret_value() == "mine"
-
-
-def invent(data_dir: str, start: object, found: object) -> None:
-    import os
-
-    os.environ["VIDEO_API_DATA_DIR"] = data_dir
-    start.wait()
-    settings = Settings.load("local")
-    found.put((settings.api_key.get_secret_value(), settings.secret_key.get_secret_value()))
-
-
-def test_processes_that_start_together_agree_on_the_secrets(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    for round_ in range(5):
-        start, found = context.Barrier(4), context.Queue()
-        data_dir = tmp_path / str(round_)
-        processes = [context.Process(target=invent, args=(str(data_dir), start, found)) for _ in range(4)]
-        for process in processes:
-            process.start()
-        secrets = [found.get(timeout=30) for _ in processes]
-        for process in processes:
-            process.join()
-        assert len(set(secrets)) == 1
-        assert [path.name for path in data_dir.iterdir()] == ["secrets.json"], "drafts are removed"
 
 
 # -------------------------------------------------------------------- secrets

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deployments.wav2lip.boxes import NONE_FOUND, Box, Smoother, best_of, overlap, padded
 from deployments.wav2lip.tracks import Follower, Seen, steady
-from tests.unit.deployments.wav2lip.clips import GOLDEN, Scripted
+from tests.parts.deployments.wav2lip.clips import GOLDEN, Scripted
 
 A, B = [10.0, 10.0, 30.0, 30.0], [40.0, 12.0, 56.0, 28.0]
 

@@ -11,7 +11,7 @@ from deployments.contract import Failure, Lease, Outcome, Progress, Stopped
 from deployments.faults import CODES
 from deployments.registry import MODELS
 from serve_app.jobs.reports import vetted
-from tests.unit.serve_app.jobs.samples import FACTS
+from tests.parts.serve_app.jobs.samples import FACTS
 
 LEASE = Lease(job_id="j", token="t", attempt=1)
 ROOT = Path(__file__).parents[4]

@@ -1,0 +1,109 @@
+"""What questions cost that are asked all the time: the same with a hundred thousand jobs as with a few thousand.
+
+In pages of the database, which are the same on a busy machine and an idle one. ``COST_ROWS=1000000`` for more.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deployments.registry import MODELS
+from serve_app.jobs import queue, retention
+from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, TAKE_TURNS
+from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.store import JobStore
+from tests.parts.serve_app.jobs.samples import execute, fetch
+
+LARGE = int(os.environ.get("COST_ROWS", "100000"))
+SMALL = LARGE // 20
+USERS = 40
+
+
+async def grow(engine: AsyncEngine, rows: int, start: int = 0) -> None:
+    """Up to ``rows`` jobs: of ten nine have ended and one waits, half of those for intake."""
+    await execute(
+        engine,
+        """
+        INSERT INTO jobs (id, model, status, user_id, inputs, timings, output_key, error_code, completed_at, created_at)
+        SELECT 'job ' || n, model, status, 'user ' || n / 10 % :users, CASE WHEN n / 10 % 4 > 1 THEN '{}'::jsonb END,
+               '{"run": 2}', 'k', CASE status WHEN 'failed' THEN 'x' END,
+               CASE WHEN status <> 'queued' THEN now() END, now() - make_interval(secs => n)
+          FROM (SELECT n, (ARRAY['ltx2', 'wav2lip'])[1 + n / 10 % 2] AS model,
+                       CASE WHEN n % 10 = 0 THEN 'queued' WHEN n % 3 = 0 THEN 'failed' ELSE 'completed' END AS status
+                  FROM generate_series(:start, :rows - 1) n) kinds
+        """,
+        users=USERS,
+        start=start,
+        rows=rows,
+    )
+    for name in ("", *MODELS):
+        async with engine.begin() as db:
+            # And so were others, who have nothing to do now.
+            gone = [f"gone {n}" for n in range(start // 10, rows // 10)]
+            await db.execute(TAKE_TURNS, {"queue": name, "users": [*gone, *(f"user {n}" for n in range(USERS))]})
+    async with engine.connect() as db:
+        apart = await db.execution_options(isolation_level="AUTOCOMMIT")
+        for table in ("jobs", "turns"):
+            await apart.execute(text(f"VACUUM ANALYZE {table}"))
+
+
+async def pages(engine: AsyncEngine, query: TextClause, values: Mapping[str, Any]) -> int:
+    """Pages that a query touches, after another run of it has warmed up what depends on that."""
+    explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.text}")
+    if query._bindparams:
+        explained = explained.bindparams(*(p for p in query._bindparams.values() if p.key in values))
+    async with engine.connect() as db:
+        for _ in range(2):
+            found = (await db.execute(explained, dict(values))).scalar_one()
+            await db.rollback()
+    plan = (found if isinstance(found, list) else json.loads(found))[0]["Plan"]
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+@pytest.fixture
+async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[TextClause, dict]]:
+    await grow(engine, SMALL)
+    await execute(
+        engine,
+        "INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('new', 'ltx2', 'queued', 'newcomer', '{}')",
+    )
+    newcomer = await store.get("new")
+    return {
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
+        "place": (queue._PLACE, queue._place_parameters(newcomer)),
+        "counts": (queue._COUNTS, {}),
+        "retention": (retention._FORGET, {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200}),
+    }
+
+
+async def test_cost_does_not_grow_with_the_number_of_jobs(
+    engine: AsyncEngine, questions: Mapping[str, tuple[TextClause, dict]]
+) -> None:
+    small = {name: await pages(engine, *question) for name, question in questions.items()}
+    await grow(engine, LARGE, start=SMALL)
+    # As the dispatcher does every minute.
+    await execute(engine, retention._ADD_UP.text)
+    large = {name: await pages(engine, *question) for name, question in questions.items()}
+    print({name: (small[name], large[name]) for name in small})
+    for name in questions.keys() - {"retention"}:
+        # An index may have become a level deeper.
+        assert large[name] < 1.5 * small[name] + 20, name
+    assert large["counts"] < 20
+    # Of a batch of 200 rows each is found, deleted and written down.
+    assert large["retention"] < 20 * 200
+
+
+async def test_counts_agree_with_the_rows(engine: AsyncEngine, questions: object) -> None:
+    await execute(engine, "DELETE FROM jobs WHERE id LIKE '%7'")
+    await execute(engine, "UPDATE jobs SET model = 'wav2lip' WHERE id LIKE '%1'")
+    rows = await fetch(engine, "SELECT model, status, count(*) AS n FROM jobs GROUP BY 1, 2")
+    counted = await JobQueue(engine).counts()
+    assert {(row["model"], row["status"]): row["n"] for row in rows} == {
+        (model, status): n for model, statuses in counted.items() for status, n in statuses.items()
+    }

@@ -1,0 +1,725 @@
+"""Whole jobs through the dispatcher's loops: real PostgreSQL, real intake, real storage, workers in this process."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deployments import run as run_module
+from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
+from serve_app.intake.inputs import Intake
+from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
+from serve_app.jobs.deliveries import Deliveries
+from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
+from serve_app.jobs.job import Job, Status
+from serve_app.jobs.readiness import Readiness
+from serve_app.jobs.retention import Retention, RetentionPolicy
+from serve_app.jobs.store import JobStore
+from serve_app.outbound.base import Outbound, OutboundUnavailable
+from serve_app.outbound.client import SafeClient
+from serve_app.settings import ip_network
+from serve_app.storage import keys, watch
+from serve_app.storage.base import StorageError
+from serve_app.storage.local import LocalStorage
+from tests.fakes.http_source import HttpSource, reply, stalled
+from tests.fakes.media import PICTURE, make
+from tests.fakes.workers import VIDEO, FakeWorkers, OneProcess, Stop
+from tests.parts.serve_app.jobs.samples import eventually, execute, fetch, new_job, row
+
+SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
+LEASE_S = 3.0
+
+
+class House:
+    """A service with its database, storage and workers; dispatchers come and go."""
+
+    def __init__(self, engine: AsyncEngine, database_url: str, folder: Path) -> None:
+        self.engine = engine
+        self._database_url = database_url
+        self._folder = folder
+        self.storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
+        self.store = JobStore(engine, lease_s=LEASE_S)
+        self.workers = FakeWorkers(self.storage, {"ltx2": 2})
+        self.outbound: Outbound = SafeClient((ip_network("127.0.0.0/8"),))
+
+    def dispatcher(self) -> Dispatcher:
+        async def video_url(job: Job) -> str:
+            return f"https://v.example/{job.output_key}"
+
+        return Dispatcher(
+            database_url=self._database_url,
+            store=self.store,
+            storage=self.storage,
+            intake=Intake(self.storage, self.outbound, self._folder / "intake"),
+            workers=self.workers,
+            deliveries=Deliveries(self.engine, self.outbound, SECRET, video_url),
+            retention=Retention(self.engine, self.storage, RetentionPolicy()),
+            readiness=Readiness(Conditions(self.engine)),
+            lease_s=LEASE_S,
+        )
+
+    @asynccontextmanager
+    async def dispatching(self) -> AsyncIterator[Dispatcher]:
+        dispatcher = self.dispatcher()
+        self.workers.reporter = dispatcher
+        loops = asyncio.create_task(dispatcher.run())
+        try:
+            yield dispatcher
+        finally:
+            self.workers.reporter = None
+            loops.cancel()
+            await asyncio.wait({loops})
+        assert loops.cancelled(), "a loop ended by itself"
+
+    async def conditions(self) -> Mapping[str, Condition]:
+        return await Conditions(self.engine).current()
+
+    async def until(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        async def met() -> Job | None:
+            job = await self.store.get(job_id)
+            assert job is not None
+            return job if condition(job) else None
+
+        return await eventually(met)
+
+    async def until_ended(self, job_id: str) -> Job:
+        return await self.until(job_id, lambda job: job.status.terminal)
+
+
+@pytest.fixture(autouse=True)
+def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "REPORT_INTERVAL_S", 0.05)
+
+
+@pytest.fixture
+async def house(engine: AsyncEngine, database_url: str, tmp_path: Path) -> AsyncIterator[House]:
+    house = House(engine, database_url, tmp_path)
+    yield house
+    await house.workers.kill()
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make(tmp_path_factory.mktemp("image") / "a.png", *PICTURE, "-frames:v", "1").read_bytes()
+
+
+@pytest.fixture
+async def source(image: bytes) -> AsyncIterator[HttpSource]:
+    async with HttpSource({"/image": reply(200, image), "/hook": reply(200)}) as source:
+        yield source
+
+
+@pytest.fixture
+def submit(house: House, source: HttpSource) -> Callable[..., Awaitable[str]]:
+    async def submit(**changes: Any) -> str:
+        job = await house.store.submit(new_job(**({"sources": {"image": source.url("/image")}} | changes)))
+        assert job is not None
+        return job.id
+
+    return submit
+
+
+def once(act: Callable[[Task], Awaitable[None]]) -> Callable[[Task], Awaitable[None]]:
+    """``act`` for the first task only."""
+    left = [act]
+
+    async def maybe(task: Task) -> None:
+        if left:
+            await left.pop()(task)
+
+    return maybe
+
+
+def raising(error: Exception) -> Callable[[Task], Awaitable[None]]:
+    async def act(_: Task) -> None:
+        raise error
+
+    return act
+
+
+async def test_a_job_from_submission_to_video_and_webhook(house: House, source: HttpSource, submit: Any) -> None:
+    async with house.dispatching():
+        job_id = await submit(webhook_url=source.url("/hook"), request_id="req-1")
+        job = await house.until_ended(job_id)
+        await eventually(lambda: fetch(house.engine, "SELECT 1 FROM deliveries WHERE delivered_at IS NOT NULL"))
+    assert (job.status, job.attempt, job.progress, job.faults) == (Status.COMPLETED, 1, 100, 0)
+    assert job.output_key == keys.output(job.folder, 1)
+    assert (await house.storage.stat(job.output_key)).size == len(VIDEO)
+    (task,) = house.workers.tasks
+    assert (task.lease.attempt, task.lease.request_id, task.params) == (1, "req-1", {"prompt": "hi"})
+    assert task.inputs["image"].kind == "image"
+    hook = next(seen for seen in source.seen if seen.target == "/hook")
+    assert job.output_key.encode() in hook.body
+
+
+async def test_many_jobs_each_run_once(house: House, submit: Any) -> None:
+    async with house.dispatching(), house.dispatching():
+        ids = [await submit(user_id=user) for user in ("ann", "bob", None) for _ in range(4)]
+        jobs = [await house.until_ended(job_id) for job_id in ids]
+    assert {job.status for job in jobs} == {Status.COMPLETED}
+    assert house.workers.runs == dict.fromkeys(ids, 1)
+
+
+async def test_a_broken_input_never_reaches_a_worker(house: House, source: HttpSource, submit: Any) -> None:
+    source.routes["/text"] = reply(200, b"this is no picture")
+    async with house.dispatching():
+        gone = await submit(sources={"image": source.url("/missing")})
+        odd = await submit(sources={"image": source.url("/text")})
+        assert (await house.until_ended(gone)).error_code == "source_rejected"
+        assert (await house.until_ended(odd)).error_code in ("unsupported_media", "invalid_media")
+    assert house.workers.tasks == []
+
+
+async def test_a_source_that_is_down_for_a_moment_is_tried_again(
+    house: House, source: HttpSource, submit: Any, image: bytes
+) -> None:
+    answers = iter([reply(503), reply(200, image)])
+
+    async def stumble(seen: Any, writer: Any) -> None:
+        await next(answers)(seen, writer)
+
+    source.routes["/slow"] = stumble
+    async with house.dispatching():
+        job = await house.until_ended(await submit(sources={"image": source.url("/slow")}))
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 1)
+
+
+async def test_what_is_our_fault_in_intake_is_no_attempt(house: House, submit: Any) -> None:
+    """Our disk is full once, and there is no way out once."""
+    faults = [OSError(errno.ENOSPC, "full"), OutboundUnavailable("busy")]
+
+    class Stumbling(SafeClient):
+        async def download(self, url: str, path: Path, max_bytes: int, *, owner: str = "") -> int:
+            if faults:
+                raise faults.pop()
+            return await super().download(url, path, max_bytes, owner=owner)
+
+    house.outbound = Stumbling((ip_network("127.0.0.0/8"),))
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults, faults) == (Status.COMPLETED, 1, 0, [])
+
+
+async def test_a_worker_that_dies_costs_one_attempt(house: House, submit: Any) -> None:
+    async def die(_: Task) -> None:
+        asyncio.get_running_loop().call_soon(lambda: [work.cancel() for work in house.workers._alive])
+        await asyncio.Event().wait()
+
+    house.workers.compute = once(die)
+    generate = house.workers.generate
+
+    async def as_serve_says_it(task: Task) -> None:
+        try:
+            await generate(task)
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise
+            raise WorkerDied("the actor died") from None
+
+    house.workers.generate = as_serve_says_it
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 2, 1)
+    assert [task.lease.attempt for task in house.workers.tasks] == [1, 2]
+    assert job.output_key.endswith("/2/output.mp4")
+
+
+async def test_a_worker_that_dies_before_the_start_costs_none(house: House, submit: Any) -> None:
+    house.workers.before_start = once(raising(WorkerDied("the actor died")))
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 0)
+    assert len(house.workers.tasks) == 2
+
+
+async def test_a_worker_that_cannot_be_reached_goes_on(house: House, submit: Any) -> None:
+    """The call breaks while the model runs; what the worker reports still counts, and nobody else gets the job."""
+    computing = Stop()
+    broken = asyncio.Event()
+    house.workers.compute = computing
+    generate = house.workers.generate
+
+    async def break_off(task: Task) -> None:
+        call = asyncio.create_task(generate(task))
+        await computing.reached.wait()
+        call.cancel()
+        await asyncio.wait({call})
+        broken.set()
+        raise WorkerUnreachable("the connection broke")
+
+    house.workers.generate = break_off
+    async with house.dispatching():
+        job_id = await submit()
+        await broken.wait()
+        # Longer than the lease: without heartbeats it would be taken away meanwhile.
+        first = await row(house.engine, job_id)
+        await eventually(lambda: renewed(house, first))
+        computing.opened.set()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt, house.workers.runs[job_id]) == (Status.COMPLETED, 1, 1)
+
+
+async def test_cancel_reaches_a_running_worker_at_once(house: House, submit: Any) -> None:
+    house.workers.compute = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.compute.reached.wait()
+        await house.store.cancel(job_id)
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt) == (Status.CANCELLED, 1)
+    assert [task.lease.job_id for task in house.workers.let_go] == [job_id]
+
+
+@pytest.mark.parametrize("act", ["cancel", "delete"])
+async def test_a_call_that_waits_for_a_gpu_is_let_go_of(house: House, submit: Any, act: str) -> None:
+    """Serve would start a GPU node for a call that stays in its queue."""
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        await getattr(house.store, act)(job_id)
+
+        async def let_go() -> list[Task]:
+            return house.workers.let_go
+
+        assert [task.lease.job_id for task in await eventually(let_go)] == [job_id]
+    assert house.workers.runs == {}
+
+
+async def test_a_call_is_let_go_of_although_the_notification_was_lost(house: House, submit: Any) -> None:
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        # What a cancel does, without its NOTIFY.
+        await execute(
+            house.engine,
+            "UPDATE jobs SET status = 'cancelled', completed_at = now(), lease_token = NULL, lease_expires_at = NULL",
+        )
+
+        async def let_go() -> list[Task]:
+            return house.workers.let_go
+
+        assert [task.lease.job_id for task in await eventually(let_go)] == [job_id]
+
+
+async def test_waiting_for_a_gpu_may_take_longer_than_a_lease(house: House, submit: Any) -> None:
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        first = (await row(house.engine, job_id))["lease_expires_at"]
+
+        async def expired_but_for_renewals() -> bool:
+            (found,) = await fetch(
+                house.engine,
+                "SELECT now() > CAST(:first AS timestamptz) AS past, lease_expires_at > now() AS held FROM jobs",
+                first=first,
+            )
+            assert found["held"]
+            return found["past"]
+
+        await eventually(expired_but_for_renewals)
+        house.workers.before_start.opened.set()
+        job = await house.until_ended(job_id)
+    assert (job.status, len(house.workers.tasks)) == (Status.COMPLETED, 1)
+
+
+async def test_a_late_start_of_an_old_claim_leaves_the_new_one_its_lease(house: House, submit: Any) -> None:
+    house.workers.before_start = Stop()
+    async with house.dispatching() as dispatcher:
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        old = Lease(job_id=job_id, token="of an older claim", attempt=1)
+        assert await dispatcher.report(Started(lease=old)) is Verdict.LEASE_LOST
+        first = await row(house.engine, job_id)
+        await eventually(lambda: renewed(house, first))
+
+
+async def renewed(house: House, first: Mapping[str, Any]) -> bool:
+    found = await row(house.engine, first["id"])
+    assert found["lease_token"] == first["lease_token"], "the lease ran out"
+    return found["lease_expires_at"] > first["lease_expires_at"]
+
+
+async def test_a_new_dispatcher_takes_the_report_of_a_worker_that_went_on(house: House, submit: Any) -> None:
+    computing = Stop()
+    house.workers.compute = computing
+    async with house.dispatching():
+        job_id = await submit()
+        await computing.reached.wait()
+    computing.opened.set()
+    async with house.dispatching():
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt) == (Status.COMPLETED, 1)
+    assert house.workers.runs == {job_id: 1}
+
+
+async def test_a_dispatcher_that_dies_in_intake_loses_nothing(
+    house: House, source: HttpSource, submit: Any, image: bytes
+) -> None:
+    source.routes["/slow"] = stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+    async with house.dispatching():
+        job_id = await submit(sources={"image": source.url("/slow")})
+        await house.until(job_id, lambda job: job.stage == "fetching")
+    source.routes["/slow"] = reply(200, image)
+    async with house.dispatching():
+        job = await house.until_ended(job_id)
+    assert (job.status, job.faults) == (Status.COMPLETED, 0)
+
+
+async def test_a_worker_that_falls_silent_is_replaced(house: House, submit: Any) -> None:
+    """Nobody says that it died: only its lease tells."""
+
+    async def vanish(_: Task) -> None:
+        asyncio.get_running_loop().call_soon(lambda: [work.cancel() for work in house.workers._alive])
+        await asyncio.Event().wait()
+
+    house.workers.compute = once(vanish)
+    generate = house.workers.generate
+
+    async def hang(task: Task) -> None:
+        try:
+            await generate(task)
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise
+            await asyncio.Event().wait()
+
+    house.workers.generate = hang
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 2, 1)
+
+
+async def test_the_loops_survive_a_database_restart(house: House, submit: Any) -> None:
+    async with house.dispatching():
+        assert (await house.until_ended(await submit())).status is Status.COMPLETED
+        with pytest.raises(Exception, match="terminating connection"):
+            async with house.engine.connect() as db:
+                await db.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() ORDER BY pid = pg_backend_pid()"
+                    )
+                )
+        assert (await house.until_ended(await submit())).status is Status.COMPLETED
+
+        async def listening() -> object:
+            return await fetch(
+                house.engine,
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'",
+            )
+
+        assert await eventually(listening)
+
+
+async def test_an_output_that_does_not_match_its_report_is_made_again(house: House, submit: Any) -> None:
+    house.workers.upload = lambda task: VIDEO if task.lease.attempt == 2 else b"half"
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 2, 1)
+    (retried,) = await fetch(house.engine, "SELECT labels FROM counters WHERE name = 'video_job_retries'")
+    assert retried["labels"] == "ltx2,output_corrupt"
+
+
+async def test_an_output_of_the_same_size_but_other_bytes_does_not_match(house: House, submit: Any) -> None:
+    house.workers.upload = lambda task: VIDEO[::-1]
+    async with house.dispatching():
+        job_id = await submit()
+        job = await house.until(job_id, lambda job: job.faults > 0)
+    assert job.error_code == "output_corrupt"
+
+
+async def test_a_message_with_a_nul_does_not_block_the_end(house: House, submit: Any) -> None:
+    """ffmpeg's words are quoted; PostgreSQL refuses NUL, and then nobody could ever end the job."""
+    house.workers.compute = Stop()
+    async with house.dispatching() as dispatcher:
+        job_id = await submit()
+        await house.workers.compute.reached.wait()
+        lease = house.workers.tasks[0].lease
+        report: Report = Failure(lease=lease, code="encode_failed", message="bad\0byte", transient=False)
+        assert await dispatcher.report(report) is Verdict.GO_ON
+        assert (await house.until_ended(job_id)).error_message == "badbyte"
+
+
+async def test_a_job_not_started_in_time_fails_and_lets_go_of_its_call(house: House, submit: Any) -> None:
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit(expires_after=600)
+        await house.workers.before_start.reached.wait()
+        # Not by waiting: on a busy machine the time to start would be over before there is a call.
+        await execute(house.engine, "UPDATE jobs SET expires_at = now() - interval '1 second'")
+        job = await house.until_ended(job_id)
+    assert (job.status, job.error_code) == (Status.FAILED, "expired")
+    assert [task.lease.job_id for task in house.workers.let_go] == [job_id]
+
+
+async def test_deleted_jobs_take_their_media_along(house: House, submit: Any) -> None:
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+        await house.store.delete(job.id)
+
+        async def gone() -> bool:
+            return await house.storage.stat(job.output_key) is None
+
+        await eventually(gone)
+        assert await house.storage.stat(job.inputs["image"]["key"]) is None
+
+
+# -------------------------------------------------------------------- our own store in the way
+
+
+BROKEN_STORE = StorageError("The object store answered 403 AccessDenied for the bucket.", transient=True)
+
+
+class Moody:
+    """Makes methods of the store fail for as long as it is in the mood."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._house = house
+        self._monkeypatch = monkeypatch
+        self._broken: set[str] = set()
+
+    def fails(self, *methods: str, error: Exception = BROKEN_STORE) -> None:
+        for method in methods:
+            self._broken.add(method)
+            real = getattr(LocalStorage, method)
+
+            async def call(*args: Any, method: str = method, real: Any = real) -> Any:
+                if method in self._broken:
+                    raise error
+                return await real(self._house.storage, *args)
+
+            self._monkeypatch.setattr(self._house.storage, method, call)
+
+    def recovers(self) -> None:
+        self._broken.clear()
+
+
+@pytest.fixture
+def moody(house: House, monkeypatch: pytest.MonkeyPatch) -> Moody:
+    monkeypatch.setattr(watch, "FRESH_S", 0.05)
+    return Moody(house, monkeypatch)
+
+
+def postponed(job: Job) -> bool:
+    return job.stage == "storage_unavailable"
+
+
+async def test_nothing_begins_while_the_store_refuses(house: House, submit: Any, moody: Moody) -> None:
+    moody.fails("check")
+    async with house.dispatching():
+        job_id = await submit()
+        await eventually(house.conditions)
+        assert await house.conditions() == {
+            EVERY_MODEL: Condition("storage_unavailable", f"The object store refuses: {BROKEN_STORE.message}")
+        }
+        job = await house.store.get(job_id)
+        assert (job.status, job.attempt, job.inputs) == (Status.QUEUED, 0, None)
+        moody.recovers()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 0)
+    assert await house.conditions() == {}
+
+
+@pytest.mark.parametrize(
+    "error", [BROKEN_STORE, OSError(28, "No space left on device"), StorageError("Gone.", transient=False)]
+)
+async def test_inputs_that_our_store_does_not_take_are_fetched_again_later(
+    house: House, submit: Any, moody: Moody, error: Exception
+) -> None:
+    """A full disk, or a bucket with another policy: the check does not see all of it. Before, three attempts in 3 s."""
+    moody.fails("put_file", error=error)
+    async with house.dispatching():
+        job_id = await submit()
+        await house.until(job_id, postponed)
+        moody.recovers()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.faults) == (Status.COMPLETED, 0)
+
+
+async def test_a_call_that_waited_since_before_the_store_went_away_does_not_start(
+    house: House, submit: Any, moody: Moody
+) -> None:
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        moody.fails("check")
+        await eventually(house.conditions)
+        house.workers.before_start.opened.set()
+        await house.until(job_id, postponed)
+        assert house.workers.runs == {}
+        moody.recovers()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt, job.faults, house.workers.runs[job_id]) == (Status.COMPLETED, 1, 0, 1)
+
+
+@pytest.mark.parametrize(("ours", "faults"), [(True, 0), (False, 1)])
+async def test_a_run_that_could_not_store_its_video_is_to_blame_only_if_we_could(
+    house: House, submit: Any, moody: Moody, ours: bool, faults: int
+) -> None:
+    house.workers.compute = Stop()
+    async with house.dispatching() as dispatcher:
+        job_id = await submit()
+        await house.workers.compute.reached.wait()
+        if ours:
+            moody.fails("check")
+        lease = house.workers.tasks[0].lease
+        report = Failure(lease=lease, code="storage_unavailable", message="Could not upload: 403.", transient=not ours)
+        report = report if ours else report.model_copy(update={"transient": True})
+        assert await dispatcher.report(report) is Verdict.GO_ON
+        job = await house.store.get(job_id)
+        assert (job.status, job.faults, job.attempt) == (Status.QUEUED, faults, 1)
+        moody.recovers()
+        house.workers.compute.opened.set()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt) == (Status.COMPLETED, 2)
+
+
+async def test_a_video_that_cannot_be_verified_now_is_not_made_again(house: House, submit: Any, moody: Moody) -> None:
+    """Its worker is free at once; before, it repeated its report for ten minutes and the GPU ran three times."""
+    moody.fails("stat")
+    async with house.dispatching():
+        job_id = await submit()
+        await house.until(job_id, postponed)
+        await house.workers.idle()
+        assert (await house.store.get(job_id)).status is Status.PROCESSING
+        moody.recovers()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt, job.faults, house.workers.runs[job_id]) == (Status.COMPLETED, 1, 0, 1)
+
+
+async def test_a_held_video_is_completed_by_the_next_dispatcher(house: House, submit: Any, moody: Moody) -> None:
+    moody.fails("stat")
+    async with house.dispatching():
+        job_id = await submit()
+        await house.until(job_id, postponed)
+        await house.workers.idle()
+    moody.recovers()
+    async with house.dispatching():
+        job = await house.until_ended(job_id)
+    assert (job.status, house.workers.runs[job_id]) == (Status.COMPLETED, 1)
+
+
+# -------------------------------------------------------------------- models that do not start
+
+
+BROKEN_MODEL = Condition("model_unavailable", "ltx2 cannot start: FileNotFoundError: /weights")
+
+
+async def test_calls_for_a_model_that_does_not_start_are_taken_back(house: House, submit: Any) -> None:
+    """Serve goes on trying for as long as a call waits. The job waits with us instead, and says why."""
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        house.workers.troubles["ltx2"] = BROKEN_MODEL
+        job = await house.until(job_id, lambda job: job.lease_token is None)
+        assert (job.status, job.attempt) == (Status.QUEUED, 0)
+        assert await house.conditions() == {"ltx2": BROKEN_MODEL}
+        assert [task.lease.job_id for task in house.workers.let_go] == [job_id]
+        house.workers.troubles.clear()
+        house.workers.before_start.opened.set()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 0)
+
+
+async def test_jobs_of_a_model_that_does_not_start_fail_at_their_deadline_and_say_why(
+    house: House, submit: Any
+) -> None:
+    house.workers.troubles["ltx2"] = BROKEN_MODEL
+    async with house.dispatching():
+        await eventually(house.conditions)
+        job = await house.until_ended(await submit(expires_after=2))
+    assert (job.status, job.error_code) == (Status.FAILED, "model_unavailable")
+    assert "FileNotFoundError: /weights" in job.error_message
+    assert house.workers.runs == {}
+
+
+# -------------------------------------------------------------------- neighbours
+
+
+async def test_poison_takes_no_neighbour_along(
+    engine: AsyncEngine, database_url: str, tmp_path: Path, source: HttpSource
+) -> None:
+    """Three jobs on a replica, one of which kills it each time: that one ends after three attempts, the others do."""
+    house = House(engine, database_url, tmp_path)
+    workers = house.workers = OneProcess(house.storage, {"ltx2": 3})
+    ids: dict[str, str] = {}
+
+    async def kills(task: Task) -> bool:
+        if task.lease.job_id != ids["poison"]:
+            return False
+        if not task.alone:
+            # In company: the others have said that they wait for the GPU.
+            for other in ("one", "two"):
+                await house.until(ids[other], lambda job: job.stage == "waiting_for_gpu" and job.attempt > 0)
+        return True
+
+    workers.kills = kills
+    async with house.dispatching():
+        for name in ("poison", "one", "two"):
+            job = await house.store.submit(new_job(name, sources={"image": source.url("/image")}))
+            ids[name] = job.id
+        jobs = {name: await house.until_ended(job_id) for name, job_id in ids.items()}
+    assert (jobs["poison"].status, jobs["poison"].error_code) == (Status.FAILED, "worker_lost")
+    assert jobs["poison"].attempt == 3
+    for name in ("one", "two"):
+        assert (jobs[name].status, jobs[name].attempt, jobs[name].faults) == (Status.COMPLETED, 2, 0)
+    # Once in company, then alone.
+    assert workers.deaths == [set(ids.values()), {ids["poison"]}, {ids["poison"]}]
+
+
+# -------------------------------------------------------------------- rows and reports that are not as they should be
+
+
+async def test_a_row_that_nobody_can_read_fails_alone(house: House, submit: Any) -> None:
+    """As after a redeployment to another version. Before, the queue of its model stood still."""
+    house.workers.before_start = Stop()
+    async with house.dispatching():
+        odd = await submit()
+        await house.until(odd, lambda job: job.inputs is not None)
+    await execute(house.engine, """UPDATE jobs SET inputs = '{"image": {"unheard": "of"}}'""")
+    house.workers.before_start.opened.set()
+    async with house.dispatching():
+        good = await submit()
+        found = [await house.until_ended(job_id) for job_id in (odd, good)]
+    assert [job.status for job in found] == [Status.FAILED, Status.COMPLETED]
+    assert (found[0].error_code, found[0].attempt) == ("internal_error", 0)
+    assert {job.id for job in await house.store.list()} == {odd, good}
+
+
+async def test_a_code_that_nobody_knows_is_a_defect(house: House, submit: Any) -> None:
+    house.workers.compute = Stop()
+    async with house.dispatching() as dispatcher:
+        job_id = await submit()
+        await house.workers.compute.reached.wait()
+        lease = house.workers.tasks[0].lease
+        await dispatcher.report(Failure(lease=lease, code="made,up", message="hm", transient=False))
+        assert (await house.until_ended(job_id)).error_code == "internal_error"
+    (counted,) = await fetch(house.engine, "SELECT labels FROM counters WHERE name = 'video_jobs'")
+    assert counted["labels"] == "ltx2,failed,internal_error"
+
+
+async def test_links_are_renewed_for_whoever_holds_the_job(house: House, submit: Any) -> None:
+    house.workers.compute = Stop()
+    async with house.dispatching() as dispatcher:
+        await submit()
+        await house.workers.compute.reached.wait()
+        task = house.workers.tasks[0]
+        stale = task.model_copy(update={"output_url": "http://old.example/", "inputs": {}})
+        renewed = await dispatcher.renew(stale)
+        assert (renewed.lease, renewed.params, renewed.inputs.keys()) == (task.lease, task.params, {"image"})
+        assert urlsplit(renewed.output_url).path == urlsplit(task.output_url).path
+        lost = stale.model_copy(update={"lease": task.lease.model_copy(update={"token": "another"})})
+        assert await dispatcher.renew(lost) == lost
+        house.workers.compute.opened.set()
