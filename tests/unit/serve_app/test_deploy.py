@@ -91,7 +91,7 @@ async def test_it_waits_until_the_application_runs() -> None:
 )
 async def test_what_does_not_come_up_is_said(states: tuple[str | int, ...], reason: str) -> None:
     with dashboard(*states) as (url, _), pytest.raises(ConfigurationError, match=reason):
-        await deploy(WANTED, url, 2)
+        await deploy(WANTED, url, 0.3)
 
 
 async def test_the_deployment_at_fault_says_why() -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments import run as run_module
 from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
 from serve_app.intake.inputs import Intake
+from serve_app.jobs import dispatcher as dispatcher_module
 from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
@@ -94,8 +95,11 @@ class House:
 
 
 @pytest.fixture(autouse=True)
-def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "REPORT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(run_module, "AGAIN_S", 0.05)
+    for name in ("POLL_S", "SWEEP_S"):
+        monkeypatch.setattr(dispatcher_module, name, 0.2)
 
 
 @pytest.fixture

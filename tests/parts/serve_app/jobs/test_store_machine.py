@@ -52,7 +52,7 @@ FAULTS = st.sampled_from(
 )
 LATE = ["start", "progress", "complete", "hold", "postpone", "fail", "stopped", "admit", "renew"]
 #: Seconds for which new orders are tried.
-BUDGET_S = 15.0
+BUDGET_S = 5.0
 
 
 @dataclass
@@ -621,7 +621,7 @@ def run(database_url: str, examples: int, *, chosen: int | None = None) -> None:
 
 
 def test_no_order_of_events_loses_or_doubles_a_job(database_url: str) -> None:
-    run(database_url, 40)
+    run(database_url, 20)
 
 
 def test_no_new_order_of_events_does_either(database_url: str) -> None:
