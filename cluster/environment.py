@@ -23,6 +23,9 @@ TUNED = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers start when they are needed, not one per CPU in advance.
     "RAY_prestart_worker_first_driver": "0",
+    # Of the output of each process. Without a bound, who makes it talk fills the disk.
+    "RAY_ROTATION_MAX_BYTES": "50000000",
+    "RAY_ROTATION_BACKUP_COUNT": "2",
     # Else Ray refuses a node whose Python differs in the third number. Pickled code passes between such two.
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }

@@ -33,6 +33,9 @@ def running(folder: Path, token: str) -> Iterator[str]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers start when they are needed, not one per CPU in advance: on two cores that costs seconds.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Of the output of each process. Without a bound, who makes it talk fills the disk.
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", "50000000")
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "2")
     import psutil
 
     strangers = frozenset(psutil.Process().children(recursive=True))

@@ -1,7 +1,11 @@
 """The FastAPI application: routers, errors, CORS, request ids."""
 
-from fastapi import FastAPI
+import json
+from collections.abc import Callable
+
+from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
@@ -29,13 +33,17 @@ def create_asgi(services: Services) -> ASGIApp:
         version="0.1.0",
         description=DESCRIPTION,
         responses=problems.documented(InternalError, Unavailable),
+        # Made once, see below.
+        openapi_url=None,
+        # It would lead to whichever host the request names.
+        redirect_slashes=False,
     )
     app.state.services = services
     problems.install(app)
     routers = [part.router for part in (generate, jobs, presign, webhooks, health, files)]
     for router in routers:
         app.include_router(router)
-    _document_problems(app)
+    _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
         Gate(app, services.settings, routers),
@@ -47,13 +55,20 @@ def create_asgi(services: Services) -> ASGIApp:
     return RequestIdMiddleware(open_to_browsers)
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Put ``Problem`` among the schemas: the error responses refer to it by name."""
-    generated = app.openapi
+def _publish(app: FastAPI) -> None:
+    """The schema, and pages that show it. Anybody may ask for them, so they are bytes that are there already."""
+    schema = app.openapi()
+    # The error responses refer to it by name.
+    schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+    rendered = json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode()
+    pages = {
+        "/openapi.json": Response(rendered, media_type="application/json"),
+        "/docs": get_swagger_ui_html(openapi_url="/openapi.json", title=app.title),
+        "/redoc": get_redoc_html(openapi_url="/openapi.json", title=app.title),
+    }
 
-    def openapi() -> dict[str, object]:
-        schema = generated()
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        return schema
+    def shown(page: Response) -> Callable[[], Response]:
+        return lambda: page
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    for path, page in pages.items():
+        app.add_api_route(path, shown(page), include_in_schema=False, response_class=Response)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from serve_app.api.gate import streams
+from serve_app.api.gate import Party, streams
 from serve_app.api.problems import documented
 from serve_app.errors import (
     InvalidRequest,
@@ -16,6 +16,7 @@ from serve_app.errors import (
     SignatureRejected,
 )
 from serve_app.services import Services, ServicesOf
+from serve_app.storage import keys
 from serve_app.storage.base import InvalidKey, ObjectTooLarge
 from serve_app.storage.local import LocalStorage, content_type_of
 from serve_app.storage.signature import BadSignature, Expired, Grant
@@ -25,8 +26,23 @@ router = APIRouter(prefix="/files", tags=["media"])
 
 #: Largest upload. Intake applies each model's own, smaller limit.
 MAX_UPLOAD_BYTES = 2 * 1024**3
+#: Transfers at a time: of one upload (a second one, for a client that lost its connection), and of one job.
+MOST_OF_AN_UPLOAD = 2
+MOST_OF_A_JOB = 8
 #: An upload may take as long as its link lives.
 UPLOAD_S = 3600.0
+
+
+def _reader(path: str) -> Party:
+    key = path.removeprefix(f"{router.prefix}/")
+    owner = keys.owner(key)
+    # Results are for clients, what intake has judged is for workers.
+    return Party(name=owner[0] if owner else key, most=MOST_OF_A_JOB, worker=key.startswith("inputs/"))
+
+
+def _writer(path: str) -> Party:
+    key = path.removeprefix(f"{router.prefix}/")
+    return Party(name=f"to {key}", most=MOST_OF_AN_UPLOAD, worker=key.startswith("outputs/"))
 
 
 @router.get(
@@ -35,7 +51,7 @@ UPLOAD_S = 3600.0
     response_class=FileResponse,
     responses=documented(SignatureRejected, NotFound, InvalidRequest),
 )
-@streams()
+@streams(party=_reader)
 async def read_file(key: str, request: Request, services: ServicesOf) -> FileResponse:
     """Read an object; understands `Range`."""
     grant, storage = _granted("GET", key, request, services)
@@ -51,7 +67,7 @@ async def read_file(key: str, request: Request, services: ServicesOf) -> FileRes
     status_code=200,
     responses=documented(SignatureRejected, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )
-@streams(max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
+@streams(party=_writer, max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
 async def write_file(key: str, request: Request, services: ServicesOf) -> Response:
     """Write an object whole."""
     grant, storage = _granted("PUT", key, request, services)

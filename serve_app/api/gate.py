@@ -11,6 +11,7 @@ Routes that read or write a stream say so with :func:`streams`.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from re import Pattern
@@ -43,33 +44,49 @@ class GateLimits:
     #: A stream's sender has to send so much in each span of so long.
     pace_bytes: int = 64 * 1024
     pace_s: float = 30.0
-    #: Requests in handlers, and streams, at a time. More are told to come back.
+    #: Requests whose answer has not begun, and streams, at a time. More are told to come back.
     requests: int = 512
     streams: int = 256
+    #: Of the streams, those that only GPU workers may have.
+    kept_for_workers: int = 64
 
 
 _Admit = Callable[[Scope, Settings], None]
 #: By the path's beginning. What is not here is public; links to ``/files`` carry their permission themselves.
 _ACCESS: tuple[tuple[str, _Admit], ...] = (("/api/", admit_client), ("/v1/", admit_client), ("/webhook/", admit_worker))
+#: It has to be answered whatever else goes on: a head whose API does not is ended.
+_ALWAYS = "/livez"
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _DECLARED = "__streams__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Party:
+    """On whose behalf a stream is, as its path says."""
+
+    name: str
+    #: Streams that it may have at a time.
+    most: int
+    worker: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
     """What a route that streams allows."""
 
+    #: Whose it is, by the request's path.
+    party: Callable[[str], Party]
     #: Bytes of a request body.
     max_bytes: int
     #: Seconds for all of it; None for as long as it moves.
     seconds: float | None
 
 
-def streams(*, max_bytes: int = 0, seconds: float | None = None) -> Callable[[F], F]:
+def streams(*, party: Callable[[str], Party], max_bytes: int = 0, seconds: float | None = None) -> Callable[[F], F]:
     """Declare that a handler reads its request, or writes its answer, piece by piece."""
 
     def declare(handler: F) -> F:
-        setattr(handler, _DECLARED, Streams(max_bytes=max_bytes, seconds=seconds))
+        setattr(handler, _DECLARED, Streams(party=party, max_bytes=max_bytes, seconds=seconds))
         return handler
 
     return declare
@@ -84,27 +101,30 @@ class Gate:
         self._app = app
         self._settings = settings
         self._limits = limits or GateLimits()
-        self._streams: list[tuple[Pattern[str], set[str], Streams]] = [
-            (route.path_regex, route.methods or set(), getattr(route.endpoint, _DECLARED))
+        self._routes: list[tuple[Pattern[str], set[str], Streams | None]] = [
+            (route.path_regex, route.methods or set(), getattr(route.endpoint, _DECLARED, None))
             for router in routers
             for route in router.routes
-            if isinstance(route, APIRoute) and hasattr(route.endpoint, _DECLARED)
+            if isinstance(route, APIRoute)
         ]
-        self._requests = self._open_streams = 0
+        self._requests = 0
+        self._open_streams: Counter[str] = Counter()
         #: Handlers that were given up and have not ended yet.
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] == _ALWAYS:
             await self._app(scope, receive, send)
             return
         try:
             for beginning, admit in _ACCESS:
                 if scope["path"].startswith(beginning):
                     admit(scope, self._settings)
-            declared = self._declared(scope)
+            known, declared = self._route(scope)
             if declared is None:
-                body = await self._whole_body(scope, receive)
+                # Where there is no route nobody reads a body: the server throws it away once there is an answer.
+                wanted = known and scope["method"] in _WITH_BODY
+                body = await self._whole_body(scope, receive) if wanted else b""
                 if body is not None:
                     await self._answer(scope, _Replayed(body, receive), send)
             else:
@@ -112,17 +132,15 @@ class Gate:
         except VideoApiError as error:
             await answer(error)(scope, receive, send)
 
-    def _declared(self, scope: Scope) -> Streams | None:
-        for path, methods, declared in self._streams:
+    def _route(self, scope: Scope) -> tuple[bool, Streams | None]:
+        """Whether there is one, and what it declares."""
+        for path, methods, declared in self._routes:
             if scope["method"] in methods and path.match(scope["path"]):
-                return declared
-        return None
+                return True, declared
+        return False, None
 
     async def _whole_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The request's body; None if the client has left. Raises PayloadTooLarge or RequestTimeout."""
-        if scope["method"] not in _WITH_BODY:
-            # Nobody will read one. The server throws it away once there is an answer.
-            return b""
         too_large = PayloadTooLarge(f"The body is larger than the {self._limits.body_bytes / 1024:g} KiB allowed.")
         if _promised(scope) > self._limits.body_bytes:
             raise too_large
@@ -146,8 +164,11 @@ class Gate:
             raise Unavailable("Too many requests at a time. Try again shortly.", headers={"retry-after": "1"})
         self._requests += 1
         sender = _Sender(send)
+        # Once begun, an answer costs a buffer; its reader may take his time.
+        sender.begun.add_done_callback(self._begun)
         handling = asyncio.create_task(self._handle(scope, receive, sender))
         handling.add_done_callback(self._handled)
+        handling.add_done_callback(lambda _: sender.begin())
         try:
             await asyncio.wait(
                 {handling, sender.begun}, timeout=self._limits.answer_s, return_when=asyncio.FIRST_COMPLETED
@@ -169,8 +190,10 @@ class Gate:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _handled(self, handling: asyncio.Task[None]) -> None:
+    def _begun(self, _: asyncio.Future[None]) -> None:
         self._requests -= 1
+
+    def _handled(self, handling: asyncio.Task[None]) -> None:
         if handling in self._abandoned:
             self._abandoned.discard(handling)
             if not handling.cancelled() and (error := handling.exception()):
@@ -179,9 +202,13 @@ class Gate:
     async def _stream(self, scope: Scope, receive: Receive, send: Send, declared: Streams) -> None:
         if _promised(scope) > declared.max_bytes:
             raise PayloadTooLarge
-        if self._open_streams >= self._limits.streams:
+        party = declared.party(scope["path"])
+        free = (
+            self._limits.streams - self._open_streams.total() - (0 if party.worker else self._limits.kept_for_workers)
+        )
+        if free <= 0 or self._open_streams[party.name] >= party.most:
             raise Unavailable("Too many transfers at a time. Try again shortly.", headers={"retry-after": "5"})
-        self._open_streams += 1
+        self._open_streams[party.name] += 1
         sender = _Sender(send)
         try:
             async with asyncio.timeout(declared.seconds) as deadline:
@@ -193,7 +220,9 @@ class Gate:
             if not sender.begun.done():
                 raise RequestTimeout from None
         finally:
-            self._open_streams -= 1
+            self._open_streams[party.name] -= 1
+            # Without those that have none.
+            self._open_streams = +self._open_streams
 
 
 def _promised(scope: Scope) -> int:
@@ -252,15 +281,19 @@ class _Sender:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._closed = False
-        #: Done when the answer has begun.
+        #: Done when the answer has begun, or when nothing will come any more.
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __call__(self, message: Message) -> None:
         if self._closed:
             return
+        self.begin()
+        await self._send(message)
+
+    def begin(self) -> None:
+        """There is something to send, or there will never be."""
         if not self.begun.done():
             self.begun.set_result(None)
-        await self._send(message)
 
     def close(self) -> None:
         """What comes after this is dropped."""

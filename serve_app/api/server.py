@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 #: Seconds that requests in progress get when the server stops.
 DRAIN_S = 10.0
@@ -33,12 +33,12 @@ class ServerLimits:
     head_bytes: int = 32 * 1024
     headers: int = 100
     head_s: float = 10.0
-    #: Requests that may wait behind one another on a connection.
+    #: Requests that may wait behind the one in progress on a connection.
     pipelined: int = 16
     #: A connection may idle so long between two requests.
     keep_alive_s: int = 75
-    #: An answer may stand still so long because its reader does not read.
-    stalled_s: float = 60.0
+    #: A reader has to take what waits for it, 48 KiB and more, in so long.
+    stalled_s: float = 30.0
     #: A body that nobody reads is thrown away for so long and so far, so that its sender gets to see the answer.
     linger_s: float = 2.0
     linger_bytes: int = 4 * 1024 * 1024
@@ -82,9 +82,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._among = among
         self._in_head = True
-        #: Of the head that is coming in, from its second piece on.
-        self._head_bytes = 0
-        self._heads = 0
+        #: What came since the last that the application can use: of a head, of trailers, of a chunk's extensions.
+        self._bare_bytes = 0
+        #: Requests begun, pieces of bodies, ends of requests.
+        self._events = 0
+        #: Those that are not answered yet.
+        self._cycles: list[RequestResponseCycle] = []
         #: Nothing more is answered: what comes is thrown away until the connection ends.
         self._lingers = False
         self._thrown_away = 0
@@ -104,6 +107,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._set_stall_timer(None)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        # uvicorn tells the last one only.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._lingers:
@@ -113,13 +120,17 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not self._works():
             self._among.waits(self)
-        heads = self._heads
+        events = self._events
         super().data_received(data)
-        if self._in_head and self._heads == heads:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._limits.head_bytes:
+        self._bare_bytes = self._bare_bytes + len(data) if self._events == events else 0
+        if self._bare_bytes > self._limits.head_bytes:
+            if self._in_head:
                 self._refuse_head()
-        if self._timer is None and self.timeout_keep_alive_task is None and not self._works():
+            else:
+                self._lingers = True
+                self.abort()
+        idle = self.cycle is None or self.cycle.response_complete
+        if self._timer is None and self.timeout_keep_alive_task is None and idle:
             # Blank lines are no request, and have stopped the clock of an idle connection.
             self._set_timer(self._limits.keep_alive_s)
 
@@ -134,10 +145,15 @@ class GuardedProtocol(HttpToolsProtocol):
     # What the parser tells
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        self._heads += 1
+        self._in_head = True
+        self._events += 1
         self._set_timer(self._limits.head_s)
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here as well: nobody reads them, and there is no end to them.
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -153,12 +169,15 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._set_timer(None)
             super().on_headers_complete()
+            self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def on_body(self, body: bytes) -> None:
+        self._events += 1
         if not self._lingers:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._events += 1
         if not self._lingers:
             super().on_message_complete()
             self._among.works(self)

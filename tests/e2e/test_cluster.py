@@ -240,9 +240,9 @@ def test_a_link_that_is_cut_for_a_minute(cluster: Cluster, make: Callable[..., s
 
 
 def test_a_head_that_loses_its_power_in_the_middle_of_a_job(cluster: Cluster, make: Callable[..., str]) -> None:
-    before = pids(cluster)
     running = make("ltx2", **LONG)
     in_the_middle(cluster, running)
+    before = pids(cluster)
     waiting = make("ltx2", **SHORT)
     killed = time.monotonic()
     cluster.head.kill()
@@ -260,10 +260,10 @@ def test_a_head_that_loses_its_power_in_the_middle_of_a_job(cluster: Cluster, ma
 
 
 def test_a_redeploy_in_the_middle_of_a_job(cluster: Cluster, make: Callable[..., str]) -> None:
-    before = pids(cluster)
     was = cluster.api.get("/api/v1/models")
     running = make("ltx2", **LONG)
     in_the_middle(cluster, running)
+    before = pids(cluster)
     old = cluster.redeploy()
     try:
         # Fit, so that the platform stops the old one; but nobody's head yet.

@@ -12,9 +12,10 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 from sqlalchemy import text
 from starlette.types import Message, Scope
+from structlog.testing import capture_logs
 
 from serve_app.api.asgi import create_asgi
-from serve_app.api.gate import Gate, GateLimits, streams
+from serve_app.api.gate import Gate, GateLimits, Party, streams
 from serve_app.api.problems import install
 from serve_app.jobs.database import connect
 from serve_app.jobs.store import JobStore
@@ -24,7 +25,9 @@ from tests.fakes.tcp_hole import Hole
 
 KEY = {"authorization": "Bearer the-api-key"}
 SECRET = {"x-webhook-secret": "the-worker-secret"}
-QUICK = GateLimits(body_bytes=1000, body_s=0.3, answer_s=0.3, pace_bytes=100, pace_s=0.3, requests=2, streams=2)
+QUICK = GateLimits(
+    body_bytes=1000, body_s=0.3, answer_s=0.3, pace_bytes=100, pace_s=0.3, requests=2, streams=6, kept_for_workers=1
+)
 
 
 class Exchange:
@@ -45,6 +48,8 @@ class Exchange:
         }
         self._pieces = list(pieces)
         self.asked = 0
+        #: Set once it waits for what never comes.
+        self.waits = asyncio.Event()
         self.status = 0
         self.body = b""
         self.headers: dict[str, str] = {}
@@ -53,6 +58,7 @@ class Exchange:
         self.asked += 1
         piece = self._pieces.pop(0) if self._pieces else b""
         if piece is None:
+            self.waits.set()
             await asyncio.Event().wait()
         return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
 
@@ -97,8 +103,12 @@ class Handlers:
                 await self.hold.wait()
                 raise
 
-        @router.put("/files/x")
-        @streams(max_bytes=2000, seconds=2)
+        @router.get("/livez")
+        async def livez() -> str:
+            return "ok"
+
+        @router.put("/files/{name}")
+        @streams(party=lambda path: Party(name=path, most=2, worker="worker" in path), max_bytes=2000, seconds=2)
         async def upload(request: Request) -> dict[str, int]:
             async for piece in request.stream():
                 self.seen.append(piece)
@@ -154,6 +164,85 @@ async def test_a_route_is_closed_without_a_gate(services: Services) -> None:
     body = json.dumps({"job_id": "x", "model": "ltx2", "status": "failed"}).encode()
     headers = SECRET | {"content-type": "application/json"}
     assert (await Exchange("POST", "/webhook/complete", headers, [body]).through(app)).status == 401
+
+
+async def test_no_body_is_read_where_there_is_no_route(services: Services) -> None:
+    for method, path, status in (("POST", "/nothing", 404), ("PUT", "/health", 405), ("POST", "/api/v1/jobs", 405)):
+        found = await Exchange(method, path, KEY, [b"x" * 1_000_000]).through(create_asgi(services))
+        assert (found.status, found.asked) == (status, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "level"),
+    [("/" + "a" * 5000, {}, "debug"), ("/api/" + "a" * 5000, {}, "debug"), ("/api/" + "a" * 5000, KEY, "info")],
+)
+async def test_strangers_do_not_fill_the_log(
+    services: Services, path: str, headers: dict[str, str], level: str
+) -> None:
+    with capture_logs() as said:
+        await Exchange("GET", path, headers).through(create_asgi(services))
+    (line,) = said
+    assert (line["log_level"], line["path"]) == (level, path[:200])
+
+
+# -------------------------------------------------------------------- how many
+
+
+class Unread(Exchange):
+    """Its answer begins and is not taken."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.begun, self.taken = asyncio.Event(), asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.begun.set()
+        await self.taken.wait()
+        await super().send(message)
+
+
+async def test_who_does_not_take_an_answer_holds_nobodys_place(gate: Gate) -> None:
+    unread = [Unread("POST", "/api/echo", KEY, [b"{}"]) for _ in range(5)]
+    held = []
+    for each in unread:
+        held.append(asyncio.create_task(each.through(gate)))
+        await each.begun.wait()
+    assert (await Exchange("POST", "/api/echo", KEY, [b"{}"]).through(gate)).status == 200
+    for each in unread:
+        each.taken.set()
+    assert {each.status for each in await asyncio.gather(*held)} == {200}
+
+
+async def test_that_the_api_lives_is_said_whatever_else_goes_on(gate: Gate, handlers: Handlers) -> None:
+    await asyncio.gather(*(Exchange("GET", "/api/hang", KEY).through(gate) for _ in range(2)))
+    assert (await Exchange("GET", "/api/hang", KEY).through(gate)).status == 503
+    assert (await Exchange("GET", "/livez", {}).through(gate)).status == 200
+    handlers.hold.set()
+
+
+async def test_one_link_takes_two_places_and_workers_have_some_of_their_own(gate: Gate) -> None:
+    async def begun(name: str) -> "asyncio.Task[Exchange]":
+        exchange = Exchange("PUT", f"/files/{name}", {}, [b"x", None])
+        running = asyncio.create_task(exchange.through(gate))
+        waiting = asyncio.create_task(exchange.waits.wait())
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        return running
+
+    async def refused(name: str) -> bool:
+        running = await begun(name)
+        return running.done() and running.result().status == 503
+
+    held = [await begun("a"), await begun("a")]
+    assert await refused("a")
+    held += [await begun("b"), await begun("b"), await begun("c")]
+    # All that are not kept for workers.
+    assert await refused("d")
+    held.append(await begun("worker"))
+    assert not any(each.done() for each in held)
+    assert await refused("worker")
+    await asyncio.gather(*held)
+    assert (await Exchange("PUT", "/files/a", {}, [b"x"]).through(gate)).status == 200
 
 
 # -------------------------------------------------------------------- how much

@@ -17,15 +17,23 @@ OK = b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 class App:
-    """``/ok`` answers at once, ``/read`` after it has read the body, ``/hold`` when told, ``/large`` with 64 MiB."""
+    """``/ok`` answers at once, ``/read`` after it has read the body, ``/hold`` when told, ``/large`` with 64 MiB,
+    ``/leave`` never: it waits for the client to leave."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.read = 0
         self.release = asyncio.Event()
+        self.left = asyncio.Event()
+        self.headers: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
+        if scope["path"] == "/leave":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.left.set()
+            return
         body = b"x" * (64 << 20) if scope["path"] == "/large" else scope["path"].encode()
         if scope["path"] == "/read":
             more = True
@@ -33,6 +41,7 @@ class App:
                 message = await receive()
                 self.read += len(message.get("body", b""))
                 more = message.get("more_body", False)
+        self.headers = [name for name, _ in scope["headers"]]
         if scope["path"] == "/hold":
             await self.release.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -114,6 +123,18 @@ async def test_a_body_is_read_at_the_pace_of_the_application() -> None:
         assert app.read == 3_000_000
 
 
+async def test_a_body_may_take_longer_than_a_connection_may_idle() -> None:
+    app = App()
+    async with serving(app, replace(QUICK, keep_alive_s=1)) as connect:
+        peer = await connect()
+        await peer.send(b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n")
+        for _ in range(15):
+            await peer.send(b"x")
+            await asyncio.sleep(0.1)  # the sender's pace
+        assert await peer.answer() == (200, b"/read")
+        assert app.read == 15
+
+
 @pytest.mark.parametrize("separator", [b"", b"\r\nb: "])
 async def test_endless_headers_are_refused(separator: bytes) -> None:
     app = App()
@@ -147,6 +168,44 @@ async def test_large_headers_are_refused(head: bytes) -> None:
             await peer.send(head[start : start + 700])
         assert (await peer.rest()).startswith(b"HTTP/1.1 431 ")
         assert app.calls == 0
+
+
+CHUNKED = b"POST /read HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\n" + b"a: b\r\n" * 1_000_000, b"0\r\na: " + b"b" * 6_000_000, b"1;" + b"b" * 6_000_000],
+    ids=["trailers", "one trailer", "an extension of a chunk"],
+)
+async def test_what_follows_a_body_without_end_is_cut(endless: bytes) -> None:
+    async with serving(App(), ServerLimits()) as connect:
+        peer = await connect()
+        await peer.send(CHUNKED)
+        await peer.send(endless)
+        assert await peer.rest() == b""
+
+
+async def test_trailers_are_no_headers_and_small_pieces_no_offence() -> None:
+    app = App()
+    async with serving(app) as connect:
+        peer = await connect()
+        await peer.send(CHUNKED)
+        await peer.send(b"1\r\nx\r\n" * 100_000)
+        await peer.send(b"0\r\nauthorization: Bearer x\r\n\r\n")
+        assert await peer.answer() == (200, b"/read")
+        assert (app.read, app.headers) == (100_001, [b"host", b"transfer-encoding"])
+
+
+async def test_every_request_of_a_connection_hears_that_it_is_lost() -> None:
+    """And not the last one only, while the one in progress writes to nobody."""
+    app = App()
+    async with serving(app) as connect:
+        peer = await connect()
+        await peer.send(b"GET /leave HTTP/1.1\r\nhost: x\r\n\r\n" + OK * 3)
+        peer.writer.close()
+        async with asyncio.timeout(20):
+            await app.left.wait()
 
 
 async def test_a_large_body_does_not_count_as_the_next_request_s_headers() -> None:
