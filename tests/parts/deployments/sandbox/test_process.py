@@ -1,6 +1,7 @@
 """Programs in the sandbox from outside: their bounds, their end, and who outlives whom."""
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -13,10 +14,11 @@ from typing import BinaryIO
 
 import psutil
 import pytest
+import structlog
 
 from deployments.media.ffmpeg import program as ffmpeg
 from deployments.media.mp4 import VideoCodec
-from deployments.sandbox import connection
+from deployments.sandbox import connection, report
 from deployments.sandbox.connection import SandboxError
 from deployments.sandbox.process import ENVIRONMENT, Call, Finished, Limits, Program, Stream, finish, layers, run, start
 from deployments.sandbox.report import log_layers
@@ -241,10 +243,13 @@ def test_a_killed_keeper_is_replaced_and_what_runs_runs_on() -> None:
     assert left() == []
 
 
-def test_what_protects_is_logged_once_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_protects_is_logged_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    # Of its own: the module's may have been tied to another test's stderr for good.
+    log = structlog.wrap_logger(structlog.PrintLogger(told), [structlog.processors.JSONRenderer()])
+    monkeypatch.setattr(report, "log", log)
     assert log_layers() == layers()
-    told = capfd.readouterr()
-    lines = (told.out + told.err).strip().splitlines()
+    lines = told.getvalue().splitlines()
     assert len(lines) == 1
     assert ("sandbox_complete" in lines[0]) == (not layers().missing)
     assert all(name in lines[0] for name in (*layers().granted, *layers().missing))
