@@ -13,6 +13,8 @@ CHUNK = 1 << 20
 GET_TRIES = 12
 #: Tries of an upload, over about ten minutes: the video is there, and making it again costs a whole run.
 PUT_TRIES = 24
+#: Before the second try; twice as long before each that follows, up to ``MAX_WAIT_S``.
+AGAIN_S = 0.5
 MAX_WAIT_S = 30.0
 #: What a link gets whose time is over, or that was signed with a key which the store does not take any more.
 STALE = (401, 403)
@@ -90,7 +92,7 @@ async def _wait_or_give_up(tries: int, left: int, what: str, error: httpx.HTTPEr
             f"Could not {what}: {status or type(error).__name__}.",
             transient=not refused or status in STALE,
         ) from None
-    await asyncio.sleep(min(0.5 * 2 ** (tries - 1 - left), MAX_WAIT_S))
+    await asyncio.sleep(min(AGAIN_S * 2 ** (tries - 1 - left), MAX_WAIT_S))
 
 
 def _status(error: httpx.HTTPError) -> int | None:

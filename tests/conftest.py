@@ -1,5 +1,6 @@
 """Real parts for tests: one PostgreSQL server per session, whose database is empty before each test."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -38,6 +39,12 @@ structlog.configure(
 )
 
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: torch and Ray are half a million objects, which each collection would look through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

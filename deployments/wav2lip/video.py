@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, sqrt
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from deployments.faults import Fault, about_input
 from deployments.media import ffmpeg, packets, picture
 from deployments.media.formats import MAX_FRAME_PIXELS, Format
 from deployments.media.packets import Packets
-from deployments.sandbox.process import Program, Stream, run
+from deployments.sandbox.process import Finished, Program, Stream, start
 
 #: A picture, uint8 BGR of shape (height, width, 3): the order of channels that Wav2Lip was trained with.
 Frame = NDArray[np.uint8]
@@ -38,7 +39,7 @@ LARGEST_VIDEO, LARGEST_STILL = 3840 * 2160, 1920 * 1080
 SMALLEST_SIDE = 16
 #: Bytes that the head of a YUV4MPEG stream has at least, frame included, and within which all we ask for lies.
 HEAD_BYTES = 100
-#: Seconds that reading the packets (no decoding) may take.
+#: Seconds that reading all packets and decoding the first frame may take.
 SCAN_S = 120
 #: Seconds after which a decoder that gives nothing is taken to hang.
 STALLED_S = 60
@@ -83,10 +84,11 @@ def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -
     """
     if format.kind == "image":
         return _still(path, format, resize_factor)
-    width, height, declared, aspect = _first_frame(path, format)
+    head, listed = _scan(path, format)
+    width, height, declared, aspect = _first_frame(head, listed)
     if width * height > MAX_FRAME_PIXELS:
         raise Fault("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
-    times = _packets(path, format)
+    times = _packets(listed)
     spec.require_length(float(times.seconds))
     times.require_rate()
     # One frame is filmed like a still image.
@@ -192,33 +194,38 @@ def _fill(stream: Stream, room: memoryview) -> int:
         raise Fault("invalid_media", f"The video's decoder did nothing for {STALLED_S} s. Export it as MP4.") from error
 
 
-def _first_frame(path: Path, format: Format) -> tuple[int, int, Fraction, Fraction]:
-    """Width, height, rate and pixel aspect of the first frame as ffmpeg decodes it, i.e. after rotation."""
-    command = [*ffmpeg.reading(format, "-threads", "1"), "-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p"]
-    command += ["-threads", "1", "-strict", "-1", "-f", "yuv4mpegpipe", "pipe:1"]
-    with path.open("rb") as file, Stream(Program(command), ffmpeg.SCAN, file) as stream:
-        # Written once the frame is decoded; the frame itself is not needed.
-        head = bytearray(HEAD_BYTES)
-        _fill(stream, memoryview(head))
-        found = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) \S+ A(\d+):(\d+)", head)
-        if not found:
-            raise ffmpeg.invalid("The video cannot be decoded", stream.log())
+def _scan(path: Path, format: Format) -> tuple[bytes, Finished]:
+    """The head of the first frame as ffmpeg decodes it, and the list of all packets: one pass over the file."""
+    # How much of it cannot be decoded is not judged here, where decoding ends with the first frame.
+    command = [*ffmpeg.reading(format, "-threads", "1"), "-max_error_rate", "1"]
+    command += ["-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-threads", "1", "-strict", "-1"]
+    command += ["-f", "yuv4mpegpipe", "pipe:3", "-map", "0:V:0", *packets.LISTED]
+    with path.open("rb") as file, TemporaryFile() as frame, TemporaryFile() as listing, TemporaryFile() as log:
+        with start(Program(command), ffmpeg.SCAN, (file, listing, log, frame)) as process:
+            ended = process.wait(SCAN_S)
+        for written in (frame, listing, log):
+            written.seek(0)
+        return frame.read(HEAD_BYTES), Finished(ended.status, ended.cpu_s, listing.read(), log.read())
+
+
+def _first_frame(head: bytes, scanned: Finished) -> tuple[int, int, Fraction, Fraction]:
+    """Width, height, rate and pixel aspect of the first frame, i.e. after rotation."""
+    found = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) \S+ A(\d+):(\d+)", head)
+    if not found:
+        raise ffmpeg.invalid("The video cannot be decoded", scanned.stderr)
     width, height, *rest = (int(number) for number in found.groups())
     rate, aspect = Fraction(rest[0], max(1, rest[1])), Fraction(rest[2] or 1, rest[3] or 1)
     return width, height, rate, aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
 
 
-def _packets(path: Path, format: Format) -> Packets:
-    command = [*ffmpeg.reading(format), "-map", "0:V:0", *packets.LISTED]
-    with path.open("rb") as file:
-        done = run(Program(command), ffmpeg.SCAN, file, timeout_s=SCAN_S)
-    if done.status is None:
+def _packets(scanned: Finished) -> Packets:
+    if scanned.status is None:
         raise Fault("invalid_media", f"Reading the video took longer than {SCAN_S} s. Send a shorter one.")
-    if done.status != 0 or ffmpeg.cut_off(done.stderr):
-        raise ffmpeg.invalid("The video is damaged or cut off", done.stderr)
-    found = packets.read(done.stdout).get("video")
+    if scanned.status != 0 or ffmpeg.cut_off(scanned.stderr):
+        raise ffmpeg.invalid("The video is damaged or cut off", scanned.stderr)
+    found = packets.read(scanned.stdout).get("video")
     if found is None:
-        raise ffmpeg.invalid("The video has no frames", done.stderr)
+        raise ffmpeg.invalid("The video has no frames", scanned.stderr)
     return found
 
 

@@ -63,8 +63,10 @@ class Head:
 
 
 @pytest.fixture(autouse=True)
-def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "REPORT_INTERVAL_S", 0.02)
+    monkeypatch.setattr(run_module, "AGAIN_S", 0.02)
+    monkeypatch.setattr(transfer_module, "AGAIN_S", 0.02)
 
 
 @pytest.fixture

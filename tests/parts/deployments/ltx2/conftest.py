@@ -1,7 +1,9 @@
-"""Tiny checkpoints, built and loaded once per test session."""
+"""Tiny checkpoints, built, loaded and rendered once per test session."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from PIL import Image
 
 from deployments.ltx2 import tiny
 from deployments.ltx2.checkpoint import Version
-from deployments.ltx2.pipeline import Pipeline, Shot
+from deployments.ltx2.pipeline import Clip, Pipeline, Shot
+from deployments.ltx2.recipes import RecipeName
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,17 +35,16 @@ def folder_of(tiny_root: Path) -> Callable[[Version], Path]:
 @pytest.fixture(scope="session")
 def pipeline_of(folder_of: Callable[[Version], Path]) -> Callable[[Version], Pipeline]:
     """Loaded pipelines, shared: a test that changes one has to change it back."""
-    loaded: dict[Version, Pipeline] = {}
-
-    def get(version: Version) -> Pipeline:
-        if version not in loaded:
-            loaded[version] = Pipeline(folder_of(version))
-        return loaded[version]
-
-    return get
+    return cache(lambda version: Pipeline(folder_of(version)))
 
 
 @pytest.fixture
+def own_pipeline_of(folder_of: Callable[[Version], Path]) -> Callable[[Version], Pipeline]:
+    """For a test that changes it for good."""
+    return lambda version: Pipeline(folder_of(version))
+
+
+@pytest.fixture(scope="session")
 def shot() -> Callable[..., Shot]:
     """A small shot; keyword arguments replace its fields."""
 
@@ -90,3 +92,32 @@ def watch(pipeline: Pipeline) -> Iterator[Forwards]:
 @pytest.fixture
 def watching() -> Callable[[Pipeline], Any]:
     return watch
+
+
+@dataclass(frozen=True)
+class Take:
+    """A clip, and what was seen of its making."""
+
+    clip: Clip
+    forwards: Forwards
+    #: What was reported to ``step``.
+    steps: list[tuple[str, float]]
+
+
+@pytest.fixture(scope="session")
+def takes_of(
+    pipeline_of: Callable[[Version], Pipeline], shot: Callable[..., Shot]
+) -> Callable[[Version], dict[RecipeName, Take]]:
+    """The small shot by each recipe, the guided one first. Most tests only look at these."""
+
+    @cache
+    def make(version: Version) -> dict[RecipeName, Take]:
+        return {recipe: take(pipeline_of(version), recipe) for recipe in ("quality", "standard")}
+
+    def take(pipeline: Pipeline, recipe: RecipeName) -> Take:
+        steps: list[tuple[str, float]] = []
+        with watch(pipeline) as forwards:
+            clip = pipeline.render(shot(recipe=recipe), lambda *step: steps.append(step))
+        return Take(clip, forwards, steps)
+
+    return make

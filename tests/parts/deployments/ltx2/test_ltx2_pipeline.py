@@ -1,5 +1,5 @@
+from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot, tile_stride, to_uint8
-from deployments.ltx2.recipes import DISTILLED_SIGMAS, num_frames
+from deployments.ltx2.recipes import DISTILLED_SIGMAS, RecipeName, num_frames
+from tests.parts.deployments.ltx2.conftest import Take
 
 PipelineOf = Callable[[Version], Pipeline]
+TakesOf = Callable[[Version], dict[RecipeName, Take]]
 MakeShot = Callable[..., Shot]
 LTX2_VERSIONS = (Version.LTX_2_0, Version.LTX_2_3, Version.LTX_2_5)
 
@@ -29,13 +31,8 @@ def same(one: Clip, two: Clip) -> bool:
 
 
 @pytest.mark.parametrize("version", Version)
-def test_standard_is_one_forward_of_one_item_per_step(
-    version: Version, pipeline_of: PipelineOf, shot: MakeShot, watching: Any
-) -> None:
-    pipeline = pipeline_of(version)
-    with watching(pipeline) as forwards:
-        pipeline.render(shot(), no_step)
-    assert forwards.batches == [1] * 8
+def test_standard_is_one_forward_of_one_item_per_step(version: Version, takes_of: TakesOf) -> None:
+    assert takes_of(version)["standard"].forwards.batches == [1] * 8
 
 
 @pytest.mark.parametrize(
@@ -47,12 +44,8 @@ def test_standard_is_one_forward_of_one_item_per_step(
         (Version.LTX_VIDEO, 50, [2]),
     ],
 )
-def test_quality_is_fully_guided(
-    version: Version, steps: int, batches: list[int], pipeline_of: PipelineOf, shot: MakeShot, watching: Any
-) -> None:
-    pipeline = pipeline_of(version)
-    with watching(pipeline) as forwards:
-        pipeline.render(shot(recipe="quality"), no_step)
+def test_quality_is_fully_guided(version: Version, steps: int, batches: list[int], takes_of: TakesOf) -> None:
+    forwards = takes_of(version)["quality"].forwards
     assert forwards.batches == batches * steps
     if version is not Version.LTX_VIDEO:
         assert [call["spatio_temporal_guidance_blocks"] for call in forwards[:3]] == [None, (1,), None]
@@ -60,14 +53,8 @@ def test_quality_is_fully_guided(
 
 
 @pytest.mark.parametrize("version", Version)
-def test_distilled_sigmas_arrive_unshifted_even_after_another_recipe(
-    version: Version, pipeline_of: PipelineOf, shot: MakeShot, watching: Any
-) -> None:
-    pipeline = pipeline_of(version)
-    with watching(pipeline) as guided:
-        pipeline.render(shot(recipe="quality"), no_step)
-    with watching(pipeline) as forwards:
-        pipeline.render(shot(), no_step)
+def test_distilled_sigmas_arrive_unshifted_even_after_another_recipe(version: Version, takes_of: TakesOf) -> None:
+    guided, forwards = (takes_of(version)[recipe].forwards for recipe in ("quality", "standard"))
     assert forwards[0]["sigmas"] == pytest.approx([*DISTILLED_SIGMAS, 0.0], abs=1e-7)
     # What the transformer is told per token; the tokens of the first frame are clean.
     told = [float(call["timestep"].max()) / 1000 for call in forwards]
@@ -78,13 +65,8 @@ def test_distilled_sigmas_arrive_unshifted_even_after_another_recipe(
 
 
 @pytest.mark.parametrize(("version", "cross"), [(Version.LTX_2_0, False), (Version.LTX_2_3, True)])
-def test_cross_timestep_reaches_the_transformer(
-    version: Version, cross: bool, pipeline_of: PipelineOf, shot: MakeShot, watching: Any
-) -> None:
-    pipeline = pipeline_of(version)
-    with watching(pipeline) as forwards:
-        pipeline.render(shot(), no_step)
-    assert {call["use_cross_timestep"] for call in forwards} == {cross}
+def test_cross_timestep_reaches_the_transformer(version: Version, cross: bool, takes_of: TakesOf) -> None:
+    assert {call["use_cross_timestep"] for call in takes_of(version)["standard"].forwards} == {cross}
 
 
 @pytest.mark.parametrize("version", [Version.LTX_2_0, Version.LTX_VIDEO])
@@ -117,35 +99,34 @@ def test_sound_is_as_long_as_the_picture(version: Version, rate: int, pipeline_o
     assert 0 < np.abs(clip.audio).max() <= 1
 
 
-def test_ltx_video_makes_no_sound(pipeline_of: PipelineOf, shot: MakeShot) -> None:
-    assert pipeline_of(Version.LTX_VIDEO).render(shot(), no_step).audio is None
+def test_ltx_video_makes_no_sound(takes_of: TakesOf) -> None:
+    assert takes_of(Version.LTX_VIDEO)["standard"].clip.audio is None
 
 
 @pytest.mark.parametrize("version", Version)
-def test_the_seed_decides_every_bit(version: Version, pipeline_of: PipelineOf, shot: MakeShot) -> None:
+def test_the_seed_decides_every_bit(
+    version: Version, pipeline_of: PipelineOf, shot: MakeShot, takes_of: TakesOf
+) -> None:
     pipeline = pipeline_of(version)
     first = pipeline.render(shot(seed=2**63 - 1), no_step)
     # Somebody else draws from the global generator in between.
     torch.rand(5)
     assert same(first, pipeline.render(shot(seed=2**63 - 1), no_step))
-    assert not np.array_equal(first.frames, pipeline.render(shot(seed=2), no_step).frames)
+    assert not np.array_equal(first.frames, takes_of(version)["standard"].clip.frames)
 
 
 @pytest.mark.parametrize("version", [Version.LTX_2_0, Version.LTX_2_5, Version.LTX_VIDEO])
-def test_prompt_and_image_matter(version: Version, pipeline_of: PipelineOf, shot: MakeShot) -> None:
+def test_prompt_and_image_matter(version: Version, pipeline_of: PipelineOf, shot: MakeShot, takes_of: TakesOf) -> None:
     pipeline = pipeline_of(version)
-    frames = pipeline.render(shot(), no_step).frames
+    frames = takes_of(version)["standard"].clip.frames
     assert not np.array_equal(frames, pipeline.render(shot(prompt="a loud party"), no_step).frames)
     turned = shot().image.rotate(90)
     assert not np.array_equal(frames, pipeline.render(shot(image=turned), no_step).frames)
 
 
 @pytest.mark.parametrize("recipe", ["standard", "quality"])
-def test_progress_names_the_stages_in_order_and_never_goes_back(
-    recipe: str, pipeline_of: PipelineOf, shot: MakeShot
-) -> None:
-    seen: list[tuple[str, float]] = []
-    pipeline_of(Version.LTX_2_3).render(shot(recipe=recipe), lambda *report: seen.append(report))
+def test_progress_names_the_stages_in_order_and_never_goes_back(recipe: RecipeName, takes_of: TakesOf) -> None:
+    seen = takes_of(Version.LTX_2_3)[recipe].steps
     stages = [stage for stage, _ in seen]
     assert stages == ["encode"] + ["denoise"] * (len(seen) - 2) + ["decode"]
     assert len(seen) == 2 + (8 if recipe == "standard" else 90)
@@ -162,10 +143,10 @@ class Cancelled(Exception):
 @pytest.mark.parametrize("version", [Version.LTX_2_3, Version.LTX_VIDEO])
 @pytest.mark.parametrize("step_number", [0, 1, 5, 8])
 def test_cancelling_stops_at_once_and_the_next_run_is_untouched(
-    version: Version, step_number: int, pipeline_of: PipelineOf, shot: MakeShot
+    version: Version, step_number: int, pipeline_of: PipelineOf, shot: MakeShot, takes_of: TakesOf
 ) -> None:
     pipeline = pipeline_of(version)
-    reference = pipeline.render(shot(), no_step)
+    reference = takes_of(version)["standard"].clip
     # Report 0 is before encoding, 1..8 are before each forward.
     reports: list[str] = []
 
@@ -264,28 +245,28 @@ def test_nan_is_a_fault_and_not_a_black_video(
 )
 def test_dropping_the_text_mask_changes_no_bit(
     version: Version,
-    recipe: str,
+    recipe: RecipeName,
     pipeline_of: PipelineOf,
-    folder_of: Callable[[Version], Path],
     shot: MakeShot,
+    takes_of: TakesOf,
     watching: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    without, with_mask = pipeline_of(version), Pipeline(folder_of(version))
-    with_mask._pipe.transformer._forward_pre_hooks.clear()
-    with_mask._pipe.transformer._forward_pre_hooks_with_kwargs.clear()
-    with watching(without) as dropped, watching(with_mask) as kept:
-        assert same(without.render(shot(recipe=recipe), no_step), with_mask.render(shot(recipe=recipe), no_step))
-    for call in dropped:
+    dropped, pipeline = takes_of(version)[recipe], pipeline_of(version)
+    with monkeypatch.context() as patch:
+        for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+            patch.setattr(pipeline._pipe.transformer, hooks, OrderedDict())
+        with watching(pipeline) as kept:
+            assert same(dropped.clip, pipeline.render(shot(recipe=recipe), no_step))
+    for call in dropped.forwards:
         assert call["encoder_attention_mask"] is call["audio_encoder_attention_mask"] is None
     for call in kept:
         assert call["encoder_attention_mask"].all()
 
 
 @pytest.mark.parametrize("version", Version)
-def test_bfloat16_and_tiling_as_on_a_gpu(
-    version: Version, folder_of: Callable[[Version], Path], shot: MakeShot
-) -> None:
-    pipeline = Pipeline(folder_of(version))
+def test_bfloat16_and_tiling_as_on_a_gpu(version: Version, own_pipeline_of: PipelineOf, shot: MakeShot) -> None:
+    pipeline = own_pipeline_of(version)
     pipeline._pipe.to(torch.bfloat16)
     pipeline._pipe.vae.enable_tiling()
     clip = pipeline.render(shot(width=576), no_step)
@@ -296,9 +277,9 @@ def test_bfloat16_and_tiling_as_on_a_gpu(
 
 @pytest.mark.parametrize(("width", "height"), [(928, 64), (64, 928)])
 def test_no_tile_is_too_small_for_the_decoder(
-    width: int, height: int, folder_of: Callable[[Version], Path], shot: MakeShot
+    width: int, height: int, own_pipeline_of: PipelineOf, shot: MakeShot
 ) -> None:
-    pipeline = Pipeline(folder_of(Version.LTX_2_0))
+    pipeline = own_pipeline_of(Version.LTX_2_0)
     pipeline._pipe.vae.enable_tiling()
     assert pipeline.render(shot(width=width, height=height), no_step).frames.shape == (9, height, width, 3)
 

@@ -45,10 +45,13 @@ _TAKEN = tuple(name for name in _MADE if name.split(".")[1] not in ("flac", "ogg
 
 
 def write(folder: Path) -> list[Path]:
-    """Make all files in ``folder``."""
+    """Make all files in ``folder``. Those that a change left as they were, or like another, are not made twice."""
     good = _good(folder)
     written = []
-    for number, (name, data) in enumerate(_all(good)):
+    different: dict[bytes, str] = {}
+    for name, data in _all(good):
+        different.setdefault(data, name)
+    for number, (data, name) in enumerate(different.items()):
         path = folder / f"{number:04d}-{name}"
         path.write_bytes(data)
         written.append(path)

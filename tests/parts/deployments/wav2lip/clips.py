@@ -4,7 +4,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import cv2
@@ -47,23 +49,32 @@ def source(path: Path, resize_factor: int = 1, content_type: str = "video/mp4") 
 
 def tone(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> Path:
     """A sine wave; ``path``'s suffix chooses the format."""
-    ffmpeg("-f", "lavfi", "-i", f"sine=f=300:r={rate}:d={seconds}", "-ac", str(channels), path)
+    path.write_bytes(_made(path.suffix, "-f", "lavfi", "-i", f"sine=f=300:r={rate}:d={seconds}", "-ac", str(channels)))
     return path
 
 
 def pattern(path: Path, seconds: float, fps: str = "25", size: str = "64x48", options: Sequence[str] = ()) -> Path:
     """A moving test picture."""
-    ffmpeg("-f", "lavfi", "-i", f"testsrc2=s={size}:r={fps}:d={seconds}", *options, path)
+    path.write_bytes(_made(path.suffix, "-f", "lavfi", "-i", f"testsrc2=s={size}:r={fps}:d={seconds}", *options))
     return path
+
+
+@cache
+def _made(suffix: str, *arguments: str, stdin: bytes = b"") -> bytes:
+    """What ffmpeg makes of ``arguments``: many tests want the same clip, and each start costs more than the clip."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"made{suffix}"
+        subprocess.run([ffmpeg_path(), "-v", "error", *arguments, str(path)], input=stdin, check=True)
+        return path.read_bytes()
 
 
 def film(path: Path, frames: Sequence[Frame], fps: str = "25") -> Path:
     """These frames, lossless but for the colours' subsampling."""
     height, width = frames[0].shape[:2]
-    command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{width}x{height}"]
-    command += ["-r", fps, "-i", "pipe:0", "-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", "-pix_fmt", "yuv420p"]
-    command += ["-vf", "scale=flags=accurate_rnd"]
-    subprocess.run([*command, str(path)], input=b"".join(frame.tobytes() for frame in frames), check=True)
+    arguments = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{width}x{height}", "-r", fps, "-i", "pipe:0"]
+    arguments += ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "0", "-pix_fmt", "yuv420p"]
+    arguments += ["-vf", "scale=flags=accurate_rnd"]
+    path.write_bytes(_made(path.suffix, *arguments, stdin=b"".join(frame.tobytes() for frame in frames)))
     return path
 
 

@@ -4,6 +4,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -238,18 +239,35 @@ class Fleeting(Scripted):
         return super().__call__(frames)
 
 
+@dataclass(frozen=True)
+class Greys:
+    """A film of 50 frames that differ in their level only, by level from dark to light, and how it is read."""
+
+    path: Path
+    levels: list[int]
+    frames: list[Frame]
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory: pytest.TempPathFactory) -> Greys:
+    levels = [20 + 4 * n for n in range(50)]
+    path = greys(tmp_path_factory.mktemp("fifty") / "v.mp4", levels)
+    return Greys(path, levels, list(read(source(path), 50)))
+
+
 @pytest.mark.parametrize("first", [0, 1, 40])
 @pytest.mark.parametrize("policy", ["passthrough", "hold"])
 @pytest.mark.parametrize("mode", ["cut", "loop", "pingpong", "hold"])
-def test_a_face_that_comes_late(tmp_path: Path, first: int, policy: str, mode: str, encoded: list[list[Frame]]) -> None:
+def test_a_face_that_comes_late(
+    tmp_path: Path, first: int, policy: str, mode: str, fifty: Greys, encoded: list[list[Frame]]
+) -> None:
     """Shown from frame ``first`` to the 45th of 50. What was let go while looking for it comes back as it was."""
-    levels = [20 + 4 * n for n in range(50)]
-    video, sound = greys(tmp_path / "v.mp4", levels), tone(tmp_path / "a.wav", 60 / 25)
-    boxes = {level: [[8.0, 8.0, 40.0, 40.0]] for level in levels[first:45]}
+    sound = tone(tmp_path / "a.wav", 60 / 25)
+    boxes = {level: [[8.0, 8.0, 40.0, 40.0]] for level in fifty.levels[first:45]}
     detector = Fleeting(boxes, every=1, loose=1)
     options = {"on_missing_face": policy, "sync_mode": mode, "blend": "hard", "pads": [0, 0, 0, 0]}
-    made = make(tmp_path, video, sound, detector=detector, **options)
-    frames = list(read(source(video), 50))
+    made = make(tmp_path, fifty.path, sound, detector=detector, **options)
+    frames = [frame.copy() for frame in fifty.frames]
     for number, frame in enumerate(frames):
         if first <= number < (50 if policy == "hold" else 45):
             frame[8:40, 8:40] = 255
@@ -316,10 +334,11 @@ class Cancelled(Exception):
 
 
 @pytest.mark.parametrize("at", ["detecting", "lipsync"])
-def test_cancelling_while_the_face_has_not_come(tmp_path: Path, at: str, encoded: list[list[Frame]]) -> None:
-    levels = [20 + 4 * n for n in range(50)]
+def test_cancelling_while_the_face_has_not_come(
+    tmp_path: Path, at: str, fifty: Greys, encoded: list[list[Frame]]
+) -> None:
     engine = Wav2LipEngine(Plain(), {"centerface": Scripted({216: [[8.0, 8.0, 40.0, 40.0]]}, loose=1)})
-    sources = inputs(greys(tmp_path / "v.mp4", levels), tone(tmp_path / "a.wav", 2))
+    sources = inputs(fifty.path, tone(tmp_path / "a.wav", 2))
     room = tmp_path / "job"
     room.mkdir()
     prepared = engine.prepare({}, sources, room)
@@ -347,7 +366,7 @@ def test_cancelling_leaves_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     for name in ("tmp", "job"):
         (tmp_path / name).mkdir()
-    video, sound = pattern(tmp_path / "v.mp4", 2, size="320x240"), tone(tmp_path / "a.wav", 4)
+    video, sound = pattern(tmp_path / "v.mp4", 1, size="320x240"), tone(tmp_path / "a.wav", 2)
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
     prepared = engine.prepare({"sync_mode": mode}, inputs(video, sound), tmp_path / "job")
 
