@@ -45,6 +45,11 @@ def admit_worker(scope: Scope, settings: Settings) -> None:
     scope[_SHOWN] = "worker"
 
 
+def is_stranger(scope: Scope) -> bool:
+    """Whether the request has shown nothing: its route asks for nothing."""
+    return _SHOWN not in scope
+
+
 def _require_key(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None) -> None:
     if request.scope.get(_SHOWN) != "key":
         raise Unauthorized(headers=_CHALLENGE)

@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.problems import answer
-from serve_app.auth import admit_client, admit_worker
+from serve_app.auth import admit_client, admit_worker, is_stranger
 from serve_app.errors import PayloadTooLarge, RequestTimeout, Unavailable, VideoApiError
 from serve_app.settings import Settings
 
@@ -44,7 +44,8 @@ class GateLimits:
     #: A stream's sender has to send so much in each span of so long.
     pace_bytes: int = 64 * 1024
     pace_s: float = 30.0
-    #: Requests whose answer has not begun, and streams, at a time. More are told to come back.
+    #: At a time: requests whose answer has not begun, of strangers and of all others each; and streams. More are told
+    #: to come back.
     requests: int = 512
     streams: int = 256
     #: Of the streams, those that only GPU workers may have.
@@ -107,7 +108,8 @@ class Gate:
             for route in router.routes
             if isinstance(route, APIRoute)
         ]
-        self._requests = 0
+        #: By whether they are of strangers.
+        self._requests: Counter[bool] = Counter()
         self._open_streams: Counter[str] = Counter()
         #: Handlers that were given up and have not ended yet.
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -160,12 +162,13 @@ class Gate:
         return bytes(body)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._requests >= self._limits.requests:
+        stranger = is_stranger(scope)
+        if self._requests[stranger] >= self._limits.requests:
             raise Unavailable("Too many requests at a time. Try again shortly.", headers={"retry-after": "1"})
-        self._requests += 1
+        self._requests[stranger] += 1
         sender = _Sender(send)
         # Once begun, an answer costs a buffer; its reader may take his time.
-        sender.begun.add_done_callback(self._begun)
+        sender.begun.add_done_callback(lambda _: self._begun(stranger))
         handling = asyncio.create_task(self._handle(scope, receive, sender))
         handling.add_done_callback(self._handled)
         handling.add_done_callback(lambda _: sender.begin())
@@ -190,8 +193,8 @@ class Gate:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _begun(self, _: asyncio.Future[None]) -> None:
-        self._requests -= 1
+    def _begun(self, stranger: bool) -> None:
+        self._requests[stranger] -= 1
 
     def _handled(self, handling: asyncio.Task[None]) -> None:
         if handling in self._abandoned:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import tempfile
 from pathlib import Path
 
+import psutil
 from ray import serve
 
 from tests.stack import APP, Stack
@@ -35,9 +35,9 @@ def only_pid(stack: Stack, deployment: str) -> int:
     return int(replicas[0]["pid"])
 
 
-def scratch() -> Path:
-    """Where replicas on this machine keep the files of jobs."""
-    return Path(tempfile.gettempdir()) / f"video-api-{os.getuid()}"
+def scratch(pid: int) -> Path:
+    """Where that replica, and those after it, keep the files of jobs."""
+    return Path(psutil.Process(pid).environ()["TMPDIR"]) / f"video-api-{os.getuid()}"
 
 
 def test_dispatcher_killed_in_the_middle_of_a_job(stack: Stack) -> None:
@@ -58,14 +58,15 @@ def test_replica_killed_in_the_middle_of_a_job(stack: Stack) -> None:
     job_id = stack.submit(**LONG)
     running_on(stack, job_id)
     killed = [replica["pid"] for replica in stack.replicas("ltx2")]
-    assert any(list(scratch().glob(f"{pid}-*/job-*/image")) for pid in killed)
+    folder = scratch(killed[0])
+    assert any(list(folder.glob(f"{pid}-*/job-*/image")) for pid in killed)
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     job = stack.wait(job_id)
     assert job["status"] == "completed", job
     assert job["attempt"] == 2
     # The one that took over swept what was left.
-    assert [pid for pid in killed if list(scratch().glob(f"{pid}-*"))] == []
+    assert [pid for pid in killed if list(folder.glob(f"{pid}-*"))] == []
 
 
 def test_two_hundred_jobs_at_once(stack: Stack) -> None:

@@ -39,10 +39,14 @@ def reachable(family: list[psutil.Process]) -> list[str]:
     found = []
     for process in family:
         # Serve's replicas open one port each at an address of Serve's choice; it asks for Ray's token.
-        name = " ".join(process.cmdline())
+        try:
+            name, connections = " ".join(process.cmdline()), process.net_connections("inet")
+        except psutil.NoSuchProcess:
+            # It has done its work, as those do that a program is started with.
+            continue
         found += [
             f"{name}: {each.laddr}"
-            for each in process.net_connections("inet")
+            for each in connections
             if each.status == psutil.CONN_LISTEN
             and not ip_address(each.laddr.ip.removeprefix("::ffff:")).is_loopback
             and "ServeReplica" not in name

@@ -87,7 +87,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainRay]:
         wait_until("the dashboard", lambda: board.get("/api/serve/applications/").status_code == 200, SOON_S)
 
         config = yaml.safe_load(CONFIG.read_text())
-        config["http_options"]["port"] = port
         (folder / "local.yaml").write_text(yaml.safe_dump(config))
         serve = [str(Path(sys.executable).with_name("serve")), "deploy", str(folder / "local.yaml")]
         deployed = subprocess.run(

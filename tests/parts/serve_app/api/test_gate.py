@@ -103,6 +103,10 @@ class Handlers:
                 await self.hold.wait()
                 raise
 
+        @router.get("/public")
+        async def public() -> None:
+            await self.hold.wait()
+
         @router.get("/livez")
         async def livez() -> str:
             return "ok"
@@ -217,6 +221,13 @@ async def test_that_the_api_lives_is_said_whatever_else_goes_on(gate: Gate, hand
     await asyncio.gather(*(Exchange("GET", "/api/hang", KEY).through(gate) for _ in range(2)))
     assert (await Exchange("GET", "/api/hang", KEY).through(gate)).status == 503
     assert (await Exchange("GET", "/livez", {}).through(gate)).status == 200
+    handlers.hold.set()
+
+
+async def test_strangers_take_no_place_of_those_who_have_a_key(gate: Gate, handlers: Handlers) -> None:
+    asked = await asyncio.gather(*(Exchange("GET", "/public", {}).through(gate) for _ in range(5)))
+    assert {each.status for each in asked} == {503}
+    assert (await Exchange("POST", "/api/echo", KEY, [b"{}"]).through(gate)).status == 200
     handlers.hold.set()
 
 
