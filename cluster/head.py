@@ -57,6 +57,9 @@ DATABASE_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
+#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
+RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
+RAY_FOLDER_OF_USER = Path("/var/lib/video-api/ray")
 #: What this head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 
@@ -83,12 +86,17 @@ class HeadOptions:
     """Sizes and places."""
 
     object_store_bytes: int = OBJECT_STORE_BYTES
-    temp_dir: Path = Path("/tmp/ray")  # noqa: S108 - Ray's own default; sockets below it need a short path
+    #: Ray's folder; None: :meth:`ray_folder` says.
+    temp_dir: Path | None = None
     #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
     cluster: Path | None = None
     drain_s: float = DRAIN_S
     #: Whom Ray's processes run as; None: as this one.
     user: RayUser | None = None
+
+    def ray_folder(self) -> Path:
+        """Where another user has it, root alone may write to the folder above; else it is Ray's own default."""
+        return self.temp_dir or (RAY_FOLDER if self.user is None else RAY_FOLDER_OF_USER)
 
 
 def run(settings: Settings, application: Application, options: HeadOptions) -> int:
@@ -196,7 +204,7 @@ class Head:
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
         }
         return await RayProcess.start(
-            flags, environment, temp_dir=options.temp_dir, drain_s=options.drain_s, user=options.user
+            flags, environment, temp_dir=options.ray_folder(), drain_s=options.drain_s, user=options.user
         )
 
 

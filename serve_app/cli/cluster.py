@@ -48,7 +48,13 @@ def head(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Ray's cluster YAML; its provider starts nodes by demand."),
     ] = None,
-    temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
+    temp_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ray's folder; a short path. Default: /tmp/ray, or /var/lib/video-api/ray where another user has it.",
+            show_default=False,
+        ),
+    ] = None,
     object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 100,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for requests in progress after SIGTERM.")] = 10.0,
     ray_user: Annotated[
