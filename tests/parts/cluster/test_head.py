@@ -64,14 +64,43 @@ async def test_a_leader_whose_connection_is_cut_learns_that_it_lost(
     monkeypatch.setattr("cluster.leader.CHECK_S", 0.05)
     async with leading(database_url) as leadership:
         with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
-            db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s", (LEADING,)
-            )
+            db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = %s::regclass", (LEADING,))
         with pytest.raises(LeadershipLost):
             await asyncio.wait_for(leadership.lost, 10)
         # Another may lead at once.
         async with leading(database_url):
             pass
+
+
+@pytest.mark.own_database
+async def test_two_first_heads_at_once(database_url: str) -> None:
+    """The database has nothing yet, not even what they lock."""
+
+    async def lead() -> None:
+        async with leading(database_url):
+            pass
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(lead(), lead(), lead())
+
+
+async def test_what_is_open_to_every_role_keeps_nobody_from_leading(database_url: str) -> None:
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
+        # Once it was the key of the lock.
+        db.execute("SELECT pg_advisory_lock(%s)", (0x68656164,))
+        async with asyncio.timeout(5), leading(database_url):
+            pass
+
+
+async def test_a_leader_holds_no_vacuum_up(database_url: str) -> None:
+    async with leading(database_url):
+        with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
+            found = db.execute(
+                "SELECT backend_xid, backend_xmin FROM pg_stat_activity"
+                " WHERE pid IN (SELECT pid FROM pg_locks WHERE relation = %s::regclass)",
+                (LEADING,),
+            ).fetchall()
+    assert found == [(None, None)]
 
 
 async def test_a_database_that_is_away_is_waited_for() -> None:
