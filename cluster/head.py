@@ -46,8 +46,9 @@ log = structlog.get_logger()
 OBJECT_STORE_BYTES = 100 * 1024**2
 #: Seconds that Serve's proxy gets to finish requests after SIGTERM.
 DRAIN_S = 10.0
-#: Serve brings its controller and the API back by itself; it gets so long.
+#: Serve brings its controller and the API back by itself; it gets so long. How often it is asked.
 SILENCE_S = 120.0
+ASK_S = 5.0
 #: How long the database may take, in libpq's words: to be reached, for a statement, and to say that it is there at all.
 DATABASE_LIMITS = {
     "connect_timeout": 5,
@@ -263,11 +264,13 @@ async def _silence(port: int) -> None:
     heard = loop.time()
     async with httpx.AsyncClient(timeout=10, trust_env=False) as api:
         while loop.time() - heard < SILENCE_S:
-            await asyncio.sleep(5)
-            # Not /health: a database that is away is no reason to start anew.
+            await asyncio.sleep(ASK_S)
+            # Not /health: a database that is away is no reason to start anew. Not a byte of the body: whoever runs code
+            # on Ray may answer there, without end.
             with contextlib.suppress(httpx.HTTPError):
-                if (await api.get(f"http://127.0.0.1:{port}/livez")).is_success:
-                    heard = loop.time()
+                async with api.stream("GET", f"http://127.0.0.1:{port}/livez") as answer:
+                    if answer.is_success:
+                        heard = loop.time()
 
 
 async def _first(*tasks: "asyncio.Future[Any]") -> "asyncio.Future[Any]":

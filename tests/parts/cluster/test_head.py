@@ -1,6 +1,7 @@
 """What the head tells Ray, who may act as head, and what a waiting one answers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
@@ -16,7 +17,16 @@ import yaml
 
 from cluster.briefing import BadBriefing, Briefing
 from cluster.environment import ray_environment
-from cluster.head import Application, Autoscaling, Head, HeadOptions, autoscaling, redis_environment, redis_flags
+from cluster.head import (
+    Application,
+    Autoscaling,
+    Head,
+    HeadOptions,
+    _silence,
+    autoscaling,
+    redis_environment,
+    redis_flags,
+)
 from cluster.leader import LEADING, LeadershipLost, leading
 from cluster.machine import Gpus, Unfit, check_disk, check_gpus
 from cluster.mesh.plan import HEAD
@@ -149,6 +159,42 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, tmp_pat
             pytest.fail("the waiting head never said that it is fit")
         stop.set()
         await asyncio.wait_for(running, 5)
+
+
+# ---------------------------------------------------------------- watchdog
+
+
+async def test_an_answer_without_end_is_an_answer_and_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs code on Ray may answer in the place of the API."""
+    asked, sent = 0, 0
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked, sent
+        asked += 1
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(bytes(1 << 16))
+                sent += 1 << 16
+                await writer.drain()
+        writer.close()
+
+    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.SILENCE_S", 1.0)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        silent = asyncio.create_task(_silence(server.sockets[0].getsockname()[1]))
+        await asyncio.sleep(2)
+        assert not silent.done()
+        silent.cancel()
+        assert asked > 2
+        # What the kernel takes in.
+        assert sent / asked < 32 << 20
+
+
+async def test_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.SILENCE_S", 0.3)
+    await asyncio.wait_for(_silence(free_port()), 5)
 
 
 # ---------------------------------------------------------------- briefing
