@@ -46,8 +46,9 @@ log = structlog.get_logger()
 OBJECT_STORE_BYTES = 100 * 1024**2
 #: Seconds that Serve's proxy gets to finish requests after SIGTERM.
 DRAIN_S = 10.0
-#: Serve brings its controller and the API back by itself; it gets so long.
+#: Serve brings its controller and the API back by itself; it gets so long. How often it is asked.
 SILENCE_S = 120.0
+ASK_S = 5.0
 #: How long the database may take, in libpq's words: to be reached, for a statement, and to say that it is there at all.
 DATABASE_LIMITS = {
     "connect_timeout": 5,
@@ -57,6 +58,9 @@ DATABASE_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
+#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
+RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
+RAY_FOLDER_OF_USER = Path("/var/lib/video-api/ray")
 #: What this head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 
@@ -83,12 +87,17 @@ class HeadOptions:
     """Sizes and places."""
 
     object_store_bytes: int = OBJECT_STORE_BYTES
-    temp_dir: Path = Path("/tmp/ray")  # noqa: S108 - Ray's own default; sockets below it need a short path
+    #: Ray's folder; None: :meth:`ray_folder` says.
+    temp_dir: Path | None = None
     #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
     cluster: Path | None = None
     drain_s: float = DRAIN_S
     #: Whom Ray's processes run as; None: as this one.
     user: RayUser | None = None
+
+    def ray_folder(self) -> Path:
+        """Where another user has it, root alone may write to the folder above; else it is Ray's own default."""
+        return self.temp_dir or (RAY_FOLDER if self.user is None else RAY_FOLDER_OF_USER)
 
 
 def run(settings: Settings, application: Application, options: HeadOptions) -> int:
@@ -196,7 +205,7 @@ class Head:
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
         }
         return await RayProcess.start(
-            flags, environment, temp_dir=options.temp_dir, drain_s=options.drain_s, user=options.user
+            flags, environment, temp_dir=options.ray_folder(), drain_s=options.drain_s, user=options.user
         )
 
 
@@ -255,11 +264,13 @@ async def _silence(port: int) -> None:
     heard = loop.time()
     async with httpx.AsyncClient(timeout=10, trust_env=False) as api:
         while loop.time() - heard < SILENCE_S:
-            await asyncio.sleep(5)
-            # Not /health: a database that is away is no reason to start anew.
+            await asyncio.sleep(ASK_S)
+            # Not /health: a database that is away is no reason to start anew. Not a byte of the body: whoever runs code
+            # on Ray may answer there, without end.
             with contextlib.suppress(httpx.HTTPError):
-                if (await api.get(f"http://127.0.0.1:{port}/livez")).is_success:
-                    heard = loop.time()
+                async with api.stream("GET", f"http://127.0.0.1:{port}/livez") as answer:
+                    if answer.is_success:
+                        heard = loop.time()
 
 
 async def _first(*tasks: "asyncio.Future[Any]") -> "asyncio.Future[Any]":

@@ -4,19 +4,25 @@ Code from any node runs in Ray's processes here. On a machine where the launcher
 can neither read its memory, environment and files nor signal it. Anywhere else, memory and environment are closed.
 """
 
+import contextlib
 import ctypes
 import os
 import pwd
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.environment import inherited
+
 #: From the kernel's ``prctl.h``.
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 _LEAST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW
 
 #: Whether it finds the code that Ray's processes run, without running it.
 _PROBE = """
@@ -74,7 +80,13 @@ class RayUser:
             raise Unsafe(f"user {self.name} can't listen on port {port}: set PORT to {least} or more")
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _PROBE], preexec_fn=self.become, capture_output=True, text=True, timeout=60
+                [sys.executable, "-c", _PROBE],
+                preexec_fn=self.become,
+                # That user's other processes can read its variables.
+                env=inherited(os.environ),
+                capture_output=True,
+                text=True,
+                timeout=60,
             )
             said = done.stderr.strip().splitlines()
             reason = f"it does not find {said[-1] if said else 'Python'}" if done.returncode else ""
@@ -89,31 +101,88 @@ class RayUser:
 
 def own(folder: Path, user: RayUser | None, *, whole: bool = False) -> None:
     """Make the folder, if need be, and make it that user's alone (None: this process's); ``whole``: with what is in it,
-    if it was root's until now. Raises :class:`Unsafe` if somebody else has it."""
+    if it was root's until now. Raises :class:`Unsafe` if somebody else has it, or if a link is on the way to it.
+
+    Whoever owns a folder may put a link into its place, even below ``/tmp``, and root at its next start would give away
+    what that leads to. So no link is followed, and what is given away is what was looked at: the open folder, not its
+    name. It may have another folder at that name a moment later; only that user's own processes will go there.
+    """
     uid, gid = (user.uid, user.gid) if user is not None else (os.geteuid(), os.getegid())
-    for above in reversed([parent for parent in folder.absolute().parents if not parent.exists()]):
-        above.mkdir()
-        # Whatever this process's own files are like: that user has to get through.
-        above.chmod(0o755)
     try:
-        folder.mkdir(exist_ok=True, mode=0o700)
-    except FileExistsError:
-        raise Unsafe(f"{folder} is not a folder: remove it") from None
-    if folder.lstat().st_uid not in (uid, os.geteuid()):
-        # In a folder like /tmp it may be anybody's, or a link of theirs to something of ours.
-        raise Unsafe(f"{folder} belongs to user {folder.lstat().st_uid}: remove it, or name another folder")
-    found = folder.stat()
-    if found.st_uid not in (uid, os.geteuid()):
-        raise Unsafe(f"{folder.resolve()} belongs to user {found.st_uid}: name another folder")
-    if whole and found.st_uid != uid:
-        if folder.resolve() in (Path("/"), Path.home().resolve(), Path.cwd()):
-            raise Unsafe(f"{folder} can't be given to {uid}: name a folder of its own")
-        for path, folders, files in os.walk(folder):
-            for name in (*folders, *files):
-                os.chown(Path(path, name), uid, gid, follow_symlinks=False)
-    if found.st_uid != uid:
-        os.chown(folder, uid, gid)
-    folder.chmod(0o700)
+        opened = _open(folder.absolute())
+    except OSError as error:
+        raise Unsafe(f"{folder} can't be used: {error.strerror}; name another folder") from None
+    try:
+        found = os.fstat(opened)
+        if found.st_uid not in (uid, os.geteuid()):
+            raise Unsafe(f"{folder} belongs to user {found.st_uid}: remove it, or name another folder")
+        if found.st_uid != uid:
+            if any(os.path.samestat(found, place.stat()) for place in (Path("/"), Path.home(), Path.cwd())):
+                raise Unsafe(f"{folder} can't be given to {uid}: name a folder of its own")
+            if whole:
+                _give_content(opened, uid, gid)
+            elif os.listdir(opened):
+                raise Unsafe(f"{folder} is root's and not empty: empty it, or name a folder of its own")
+            os.fchown(opened, uid, gid)
+        os.fchmod(opened, 0o700)
+    finally:
+        os.close(opened)
+
+
+def _open(folder: Path) -> int:
+    """A descriptor of the folder, made with those above it if need be. From the root, step by step: none is a link."""
+    steps = folder.parts[1:]
+    here = os.open("/", _FOLDER | (os.O_PATH if steps else os.O_RDONLY))
+    for count, name in enumerate(steps, start=1):
+        above, last = here, count == len(steps)
+        try:
+            here = _enter(above, name, last)
+        except NotADirectoryError:
+            linked = stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+            wrong = "is a link: name the folder that it leads to" if linked else "is not a folder: remove it"
+            raise Unsafe(f"{Path('/', *steps[:count])} {wrong}") from None
+        finally:
+            os.close(above)
+    return here
+
+
+def _enter(above: int, name: str, last: bool) -> int:
+    # A folder above need not be one that we may list.
+    flags = _FOLDER | (os.O_RDONLY if last else os.O_PATH)
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(name, flags, dir_fd=above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=above)
+    if last:
+        return os.open(name, flags, dir_fd=above)
+    made = os.open(name, _FOLDER | os.O_RDONLY, dir_fd=above)
+    # Whatever this process's own files are like: that user has to get through.
+    os.fchmod(made, 0o755)
+    return made
+
+
+def _give_content(folder: int, uid: int, gid: int) -> None:
+    """Root's files and folders in it go to that user. Links and the like are left, as they are of use to whoever owns
+    the folder; so is what others have."""
+    for _, folders, files, here in os.fwalk(dir_fd=folder):
+        if os.fstat(here).st_uid not in (uid, os.geteuid()):
+            folders.clear()
+            continue
+        for name in files:
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=here)
+            except OSError:
+                # A link, a socket, or gone.
+                continue
+            try:
+                found = os.fstat(file)
+                # With a second name it may be a file of the system, to which somebody made a hard link.
+                if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid():
+                    os.fchown(file, uid, gid)
+            finally:
+                os.close(file)
+        if not os.path.samestat(os.fstat(here), os.fstat(folder)):
+            os.fchown(here, uid, gid)
 
 
 def begin_child(user: RayUser | None) -> None:

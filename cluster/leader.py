@@ -1,10 +1,14 @@
-"""One head at a time: who holds an advisory lock of PostgreSQL acts, the others wait.
+"""One head at a time: who holds a lock of PostgreSQL acts, the others wait.
 
 A platform starts the new head before it stops the old one. Two Ray heads over one Redis, or two that rent machines,
 would undo each other's work.
+
+It is the lock of a view of the launcher's own. An advisory lock is anybody's who can connect: code on Ray could keep it
+with the service's role (``serve_app/jobs/role.py``), and no head would ever lead again.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -14,8 +18,16 @@ import structlog
 
 log = structlog.get_logger()
 
-#: Key of the lock.
-LEADING = 0x68656164
+#: The view. It has no rows that a vacuum would have to look at, as a table has even when it is empty.
+LEADING = "leadership"
+#: The transaction stays open for as long as the head leads. This mode takes no transaction id and no snapshot, so what
+#: others have deleted meanwhile can be cleaned away.
+_LOCK = f"BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE {LEADING} IN EXCLUSIVE MODE NOWAIT"
+#: What the server may limit, in versions that can.
+_UNLIMITED = (
+    "SELECT set_config(name, '0', false) FROM pg_settings"
+    " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+)
 #: Seconds between two attempts to become, or checks to still be, the leader.
 POLL_S = 1.0
 CHECK_S = 5.0
@@ -48,7 +60,7 @@ async def leading(database_url: str, on_wait: Callable[[bool], None] = lambda as
             leadership.lost.cancel()
             await asyncio.gather(leadership.lost, return_exceptions=True)
     finally:
-        # Closing the session is what frees the lock.
+        # The end of the session is what frees the lock.
         await connection.close()
 
 
@@ -60,9 +72,9 @@ async def _acquire(url: str, on_wait: Callable[[bool], None]) -> psycopg.AsyncCo
             connection = await psycopg.AsyncConnection.connect(
                 url, autocommit=True, connect_timeout=10, keepalives_idle=5, keepalives_interval=5, keepalives_count=3
             )
-            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (LEADING,))).fetchone()
-            if row is not None and row[0]:
-                return connection
+            await _lock(connection)
+            return connection
+        except psycopg.errors.LockNotAvailable:
             reason, asked = "another head leads", True
         except psycopg.Error as error:
             reason, asked = f"the database does not answer: {error}".strip(), False
@@ -77,6 +89,19 @@ async def _acquire(url: str, on_wait: Callable[[bool], None]) -> psycopg.AsyncCo
             log.info("head.waits", reason=reason)
             said = reason
         await asyncio.sleep(POLL_S)
+
+
+async def _lock(connection: psycopg.AsyncConnection) -> None:
+    """Raises LockNotAvailable if another has it."""
+    await connection.execute(_UNLIMITED)
+    try:
+        await connection.execute(_LOCK)
+    except psycopg.errors.UndefinedTable:
+        # The first head of all, before the migrations; or the first two at once.
+        await connection.execute("ROLLBACK")
+        with contextlib.suppress(psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+            await connection.execute(f"CREATE VIEW {LEADING} AS SELECT 1 AS head")
+        await connection.execute(_LOCK)
 
 
 async def _watch(connection: psycopg.AsyncConnection) -> NoReturn:

@@ -10,6 +10,7 @@ import httpx
 import structlog
 import yaml
 
+from serve_app.bounded import AsyncBounded
 from serve_app.settings import ConfigurationError, Environment
 
 log = structlog.get_logger()
@@ -44,7 +45,9 @@ async def deploy(wanted: dict[str, Any], dashboard_url: str, timeout_s: float, t
     headers = {"authorization": f"Bearer {token}"} if token else {}
     give_up = time.monotonic() + timeout_s
     sent, seen = False, "no answer"
-    async with httpx.AsyncClient(base_url=dashboard_url, headers=headers, timeout=30, trust_env=False) as dashboard:
+    async with httpx.AsyncClient(
+        base_url=dashboard_url, headers=headers, timeout=30, trust_env=False, transport=AsyncBounded()
+    ) as dashboard:
         while time.monotonic() < give_up:
             try:
                 if not sent:

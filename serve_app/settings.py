@@ -183,11 +183,6 @@ class Settings(BaseSettings):
         """What every process of the Ray cluster shows to the others."""
         return self._derive("ray token", self.cluster_secret).hex()
 
-    @property
-    def database_secret(self) -> str:
-        """Password of the database role that ``Api`` and ``Dispatcher`` have."""
-        return self._derive("database role").hex()
-
     def _derive(self, purpose: str, root: SecretStr | None = None) -> bytes:
         key = (root and root.get_secret_value()) or self.secret_key.get_secret_value()
         # As in the versions without SECRET_KEY: what was handed out then still holds.

@@ -3,6 +3,7 @@
 import asyncio
 import getpass
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -48,7 +49,13 @@ def head(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Ray's cluster YAML; its provider starts nodes by demand."),
     ] = None,
-    temp_dir: Annotated[Path, typer.Option(help="Ray's folder; a short path.")] = RAY_FOLDER,
+    temp_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ray's folder; a short path. Default: /tmp/ray, or /var/lib/video-api/ray where another user has it.",
+            show_default=False,
+        ),
+    ] = None,
     object_store_mb: Annotated[int, typer.Option(min=75, help="Ray's object store.")] = 100,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for requests in progress after SIGTERM.")] = 10.0,
     ray_user: Annotated[
@@ -66,7 +73,7 @@ def head(
     from serve_app.cli.watch import watching
     from serve_app.deploy import deploy, environment_of, read_config
     from serve_app.jobs.database import migrate
-    from serve_app.jobs.role import provide_role
+    from serve_app.jobs.role import provide_role, shut_out
 
     close_launcher()
     configure("head")
@@ -78,8 +85,10 @@ def head(
     passed = _passed(pass_env or [])
 
     def prepare() -> dict[str, str]:
+        shut_out(settings.database_url)
         migrate(settings.database_url)
-        return _environment(settings, provide_role(settings.database_url, settings.database_secret), passed)
+        # Another one at each start: what an earlier head's processes know opens nothing.
+        return _environment(settings, provide_role(settings.database_url, secrets.token_hex(32)), passed)
 
     application = Application(
         prepare=prepare,
@@ -325,9 +334,9 @@ def _ray_user(name: str) -> "RayUser | None":
     else:
         hint = f"useradd --system {RAY_USER}" if os.geteuid() == 0 else "start it as root, with such a user"
         log.warning("head.ray_shares_user", hint=f"{hint}: then what runs on Ray can't touch this process")
-    secrets = Path(".env")
-    if secrets.exists() and secrets.stat().st_mode & 0o077:
-        log.warning("head.open_file", path=str(secrets.absolute()), hint="chmod 600: what runs on Ray can read it")
+    dotenv = Path(".env")
+    if dotenv.exists() and dotenv.stat().st_mode & 0o077:
+        log.warning("head.open_file", path=str(dotenv.absolute()), hint="chmod 600: what runs on Ray can read it")
     return user
 
 

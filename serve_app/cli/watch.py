@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from serve_app.bounded import Bounded
 from serve_app.client import ApiError, Client, Unreachable
 
 EVERY_S = 3.0
@@ -27,7 +28,7 @@ def watching(url: str, say: Say, every_s: float = EVERY_S) -> Iterator[None]:
     def watch() -> None:
         known: Mapping[str, str] | None = None
         before: Mapping[str, str] = {}
-        with Client(url, "", timeout_s=ANSWER_S) as client:
+        with Client(url, "", timeout_s=ANSWER_S, transport=Bounded()) as client:
             while not done.wait(every_s):
                 try:
                     answer = client.health()

@@ -1,6 +1,7 @@
 """What the head tells Ray, who may act as head, and what a waiting one answers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
@@ -16,7 +17,16 @@ import yaml
 
 from cluster.briefing import BadBriefing, Briefing
 from cluster.environment import ray_environment
-from cluster.head import Application, Autoscaling, Head, HeadOptions, autoscaling, redis_environment, redis_flags
+from cluster.head import (
+    Application,
+    Autoscaling,
+    Head,
+    HeadOptions,
+    _silence,
+    autoscaling,
+    redis_environment,
+    redis_flags,
+)
 from cluster.leader import LEADING, LeadershipLost, leading
 from cluster.machine import Gpus, Unfit, check_disk, check_gpus
 from cluster.mesh.plan import HEAD
@@ -64,14 +74,43 @@ async def test_a_leader_whose_connection_is_cut_learns_that_it_lost(
     monkeypatch.setattr("cluster.leader.CHECK_S", 0.05)
     async with leading(database_url) as leadership:
         with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
-            db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s", (LEADING,)
-            )
+            db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = %s::regclass", (LEADING,))
         with pytest.raises(LeadershipLost):
             await asyncio.wait_for(leadership.lost, 10)
         # Another may lead at once.
         async with leading(database_url):
             pass
+
+
+@pytest.mark.own_database
+async def test_two_first_heads_at_once(database_url: str) -> None:
+    """The database has nothing yet, not even what they lock."""
+
+    async def lead() -> None:
+        async with leading(database_url):
+            pass
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(lead(), lead(), lead())
+
+
+async def test_what_is_open_to_every_role_keeps_nobody_from_leading(database_url: str) -> None:
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
+        # Once it was the key of the lock.
+        db.execute("SELECT pg_advisory_lock(%s)", (0x68656164,))
+        async with asyncio.timeout(5), leading(database_url):
+            pass
+
+
+async def test_a_leader_holds_no_vacuum_up(database_url: str) -> None:
+    async with leading(database_url):
+        with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
+            found = db.execute(
+                "SELECT backend_xid, backend_xmin FROM pg_stat_activity"
+                " WHERE pid IN (SELECT pid FROM pg_locks WHERE relation = %s::regclass)",
+                (LEADING,),
+            ).fetchall()
+    assert found == [(None, None)]
 
 
 async def test_a_database_that_is_away_is_waited_for() -> None:
@@ -120,6 +159,42 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, tmp_pat
             pytest.fail("the waiting head never said that it is fit")
         stop.set()
         await asyncio.wait_for(running, 5)
+
+
+# ---------------------------------------------------------------- watchdog
+
+
+async def test_an_answer_without_end_is_an_answer_and_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs code on Ray may answer in the place of the API."""
+    asked, sent = 0, 0
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked, sent
+        asked += 1
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(bytes(1 << 16))
+                sent += 1 << 16
+                await writer.drain()
+        writer.close()
+
+    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.SILENCE_S", 1.0)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        silent = asyncio.create_task(_silence(server.sockets[0].getsockname()[1]))
+        await asyncio.sleep(2)
+        assert not silent.done()
+        silent.cancel()
+        assert asked > 2
+        # What the kernel takes in.
+        assert sent / asked < 32 << 20
+
+
+async def test_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.SILENCE_S", 0.3)
+    await asyncio.wait_for(_silence(free_port()), 5)
 
 
 # ---------------------------------------------------------------- briefing

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.mesh.plan import SLOTS
@@ -45,6 +45,14 @@ async def reason_of(registry: NodeRegistry, token: bytes, key: bytes) -> Reason:
     with pytest.raises(JoinRefused) as error:
         await registry.redeem(token, key, "")
     return error.value.reason
+
+
+async def test_what_is_open_to_every_role_keeps_nobody_from_inviting(engine: AsyncEngine) -> None:
+    async with engine.begin() as db:
+        # Once it was the key of the lock.
+        await db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": 0x6D657368})
+        async with asyncio.timeout(5):
+            assert await PostgresRegistry(engine).invite("first", TOKENS[0], 60) == 2
 
 
 async def test_invite_join_and_ask_again(registries: Registries) -> None:

@@ -185,7 +185,6 @@ def secrets_of(settings: Settings) -> dict[str, str]:
         "webhooks": settings.signing_secret,
         "mesh": settings.mesh_secret.hex(),
         "ray": settings.ray_token,
-        "database": settings.database_secret,
     }
 
 
