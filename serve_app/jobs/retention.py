@@ -94,8 +94,15 @@ _FORGET_IDS = text(
     """
 )
 
-#: Somebody who comes back after a day is as good as new: the first among those who hold as much.
-_FORGET_TURNS = text("DELETE FROM turns WHERE served_at < now() - interval '1 day'")
+#: Somebody who comes back after a day is as good as new: the first among those who hold as much. Who waits, stays.
+_FORGET_TURNS = text(
+    """
+    DELETE FROM turns WHERE (queue, user_id) IN (
+        SELECT queue, user_id FROM turns
+         WHERE served_at < now() - interval '1 day' AND since IS NULL AND later IS NULL
+           FOR UPDATE SKIP LOCKED)
+    """
+)
 
 _FORGET = text(
     """

@@ -188,10 +188,12 @@ async def test_used_ids_and_turns_are_forgotten_in_time(
         engine,
         "UPDATE used_ids SET forgotten_at = now() - interval '31 days' WHERE id = (SELECT min(id) FROM used_ids)",
     )
-    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id = 'ann'")
+    # Who waits is in line, however long that takes.
+    await store.submit(new_job("cid"))
+    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id <> 'bob'")
     await retention.tidy()
     assert len(await fetch(engine, "SELECT 1 FROM used_ids")) == 1
-    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob"}
+    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob", "cid"}
 
 
 async def test_adding_up_the_tally_changes_no_count(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:
