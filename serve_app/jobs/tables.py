@@ -117,6 +117,12 @@ jobs = Table(
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
     Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
+    Index(
+        "jobs_completed_of_user",
+        text("coalesce(user_id, '')"),
+        text("completed_at DESC"),
+        postgresql_where=text("status = 'completed'"),
+    ),
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
 )

@@ -109,6 +109,12 @@ def upgrade() -> None:
         postgresql_where=sa.text("since IS NOT NULL"),
     )
     op.create_index("turns_later", "turns", ["queue", "later"], postgresql_where=sa.text("later IS NOT NULL"))
+    op.create_index(
+        "jobs_completed_of_user",
+        "jobs",
+        [sa.literal_column("coalesce(user_id, '')"), sa.literal_column("completed_at DESC")],
+        postgresql_where=sa.text("status = 'completed'"),
+    )
     # The triggers first: they lock out writers, so nobody joins a line unseen before those who wait already have.
     op.execute(_LINES)
     op.execute(
@@ -125,6 +131,7 @@ def downgrade() -> None:
         op.execute(f"DROP TRIGGER {trigger} ON jobs")
     op.execute("DROP FUNCTION line_up_jobs()")
     op.execute("DROP FUNCTION line_up(text[], text[])")
+    op.drop_index("jobs_completed_of_user", table_name="jobs")
     op.drop_index("turns_later", table_name="turns")
     op.drop_index("turns_next", table_name="turns")
     for column in ("later", "since", "priority"):

@@ -78,7 +78,10 @@ async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
         "place": (queue._PLACE, queue._place_parameters(newcomer)),
         "counts": (queue._COUNTS, {}),
-        "retention": (retention._FORGET, {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200}),
+        "retention": (
+            retention._FORGET,
+            {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200, "lately": 50},
+        ),
     }
 
 

@@ -109,6 +109,17 @@ async def test_of_completed_jobs_the_newest_stay(store: JobStore, retention: Ret
     assert await retention.forget_jobs() == 0
 
 
+async def test_one_users_burst_costs_nobody_else_a_video(store: JobStore, retention: Retention) -> None:
+    """And jobs without a user are those of one."""
+    others = [await completed(store, user) for user in ("bob", None)]
+    burst = [await completed(store, "ann") for _ in range(5)]
+    assert await retention.forget_jobs() == 2
+    assert await left(store) == {*others, *burst[2:]}
+    nobodys = [await completed(store) for _ in range(3)]
+    assert await retention.forget_jobs() == 1
+    assert await left(store) == {others[0], *burst[2:], *nobodys}
+
+
 async def test_media_go_with_the_row(
     store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
 ) -> None:
