@@ -36,6 +36,8 @@ UPLOAD_WINDOW_S = 24 * 3600
 #: Seconds for which a finished video is kept while the store cannot be asked about it.
 VERIFY_S = 24 * 3600
 MAX_CLAIM_S = 30
+#: Seconds until a job that was given back unstarted is handed out again.
+AGAIN_S = 1
 #: Longest wait between two tries while our own store stands in the way; it doubles from one second.
 MAX_POSTPONED_S = 60
 
@@ -225,7 +227,7 @@ class JobStore:
         async with self._engine.begin() as db:
             mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)
             unstarted = mine & (jobs.c.status == Status.QUEUED)
-            again = in_seconds(1)
+            again = in_seconds(AGAIN_S)
             await db.execute(update(jobs).where(unstarted).values(stage="queued", not_before=again, **NO_LEASE))
             await notify(db, "work")
 

@@ -19,7 +19,7 @@ from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch
 
-LARGE = int(os.environ.get("COST_ROWS", "100000"))
+LARGE = int(os.environ.get("COST_ROWS", "40000"))
 SMALL = LARGE // 20
 USERS = 40
 

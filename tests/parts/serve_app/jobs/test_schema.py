@@ -148,8 +148,8 @@ def test_there_is_one_newest_version() -> None:
 
 def test_processes_that_start_together_may_all_migrate(empty_database: str) -> None:
     script = f"from serve_app.jobs.database import migrate; migrate({empty_database!r})"
-    processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
     engine = create_engine(empty_database, poolclass=NullPool)
     assert set(inspect(engine).get_table_names()) == {*metadata.tables, "alembic_version"}
 
