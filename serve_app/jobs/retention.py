@@ -79,7 +79,7 @@ class Retention:
         async with self._engine.begin() as db:
             await db.execute(_ADD_UP)
             await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
-            await db.execute(_FORGET_TURNS)
+            await db.execute(_FORGET_TURNS, {"batch": 10 * self.BATCH})
         return 0
 
 
@@ -105,6 +105,7 @@ _FORGET_TURNS = text(
     DELETE FROM turns WHERE (queue, user_id) IN (
         SELECT queue, user_id FROM turns
          WHERE served_at < now() - interval '1 day' AND since IS NULL AND later IS NULL
+         ORDER BY served_at LIMIT :batch
            FOR UPDATE SKIP LOCKED)
     """
 )

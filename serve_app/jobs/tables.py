@@ -217,6 +217,7 @@ turns = Table(
     _timestamp("later"),
     Index("turns_next", "queue", "turn", text("priority DESC"), "since", postgresql_where=text("since IS NOT NULL")),
     Index("turns_later", "queue", "later", postgresql_where=text("later IS NOT NULL")),
+    Index("turns_oldest", "served_at", postgresql_where=text("since IS NULL AND later IS NULL")),
 )
 
 #: Why jobs wait, as the dispatcher last saw it: by model, or ``''`` for all of them.

@@ -109,6 +109,8 @@ def upgrade() -> None:
         postgresql_where=sa.text("since IS NOT NULL"),
     )
     op.create_index("turns_later", "turns", ["queue", "later"], postgresql_where=sa.text("later IS NOT NULL"))
+    idle = sa.text("since IS NULL AND later IS NULL")
+    op.create_index("turns_oldest", "turns", ["served_at"], postgresql_where=idle)
     op.create_index(
         "jobs_completed_of_user",
         "jobs",
@@ -132,6 +134,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION line_up_jobs()")
     op.execute("DROP FUNCTION line_up(text[], text[])")
     op.drop_index("jobs_completed_of_user", table_name="jobs")
+    op.drop_index("turns_oldest", table_name="turns")
     op.drop_index("turns_later", table_name="turns")
     op.drop_index("turns_next", table_name="turns")
     for column in ("later", "since", "priority"):

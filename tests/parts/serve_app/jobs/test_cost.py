@@ -20,7 +20,8 @@ from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch
 
 LARGE = int(os.environ.get("COST_ROWS", "40000"))
-SMALL = LARGE // 20
+# Each user has more that waits than a claim looks at.
+SMALL = max(LARGE // 20, 5000)
 USERS = 40
 
 
@@ -149,6 +150,7 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
     questions = {
         "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13}),
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
+        "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
         "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
         **{
             f"place of {job_id}": (queue._PLACE, queue._place_parameters(await store.get(job_id)) | {"limit": 20})
