@@ -49,7 +49,6 @@ async def test_places_are_the_order_of_claims_after_any_history(store: JobStore,
     for _ in range(4):
         for user in users:
             await submit(store, *[user] * chance.randrange(3), priority=chance.randrange(-1, 2))
-            await submit(store, *[user] * chance.randrange(2), priority=chance.randrange(-1, 2))
         claimed = await store.claim_to_run("ltx2", chance.randrange(1, 8))
         for job in claimed:
             lease = lease_of(job)
