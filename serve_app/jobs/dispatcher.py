@@ -41,6 +41,10 @@ DELIVERY_SLOTS = 64
 #: Notifications wake the loops; this often they look by themselves, e.g. for jobs whose back-off is over.
 POLL_S = 1.0
 SWEEP_S = 2.0
+#: Seconds until a loop that has stumbled goes on.
+PAUSE_S = 1.0
+#: How often a lease is renewed in its time.
+RENEWALS = 3
 RETENTION_S = 60.0
 
 
@@ -126,7 +130,7 @@ class Dispatcher:
                 ("intake", self._start_intakes, POLL_S),
                 ("dispatch", self._start_calls, POLL_S),
                 ("deliver", self._deliver, POLL_S),
-                ("renew", self._renew, self._store.claim_s / 3),
+                ("renew", self._renew, self._store.claim_s / RENEWALS),
                 ("look", self._look, SWEEP_S),
                 ("verify", self._verify, SWEEP_S),
                 ("deadlines", self._store.expire_deadlines, SWEEP_S),
@@ -213,7 +217,7 @@ class Dispatcher:
     # ---------------------------------------------------------------- loops
 
     async def _forever(
-        self, name: str, step: Callable[[], Awaitable[int]], poll_s: float, *, pause_s: float = 1.0
+        self, name: str, step: Callable[[], Awaitable[int]], poll_s: float, *, pause_s: float | None = None
     ) -> None:
         """Call ``step`` while it finds work, then sleep until woken or for ``poll_s``. Pauses after its errors."""
         wake = asyncio.Event()
@@ -226,7 +230,7 @@ class Dispatcher:
             except Exception:
                 # The database may be restarting: whatever was half done is still there to be done.
                 log.exception("loop_failed", loop=name)
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(PAUSE_S if pause_s is None else pause_s)
             if not found:
                 try:
                     async with asyncio.timeout(poll_s):
@@ -248,7 +252,7 @@ class Dispatcher:
                     self._wake()
             except psycopg.Error as error:
                 log.warning("listen_lost", error=str(error))
-            await asyncio.sleep(1)
+            await asyncio.sleep(PAUSE_S)
 
     async def _start_intakes(self) -> int:
         room = INTAKE_SLOTS - len(self._intakes)

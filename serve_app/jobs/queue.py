@@ -8,10 +8,10 @@ from sqlalchemy import Boolean, DateTime, Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import SLOTS
-from serve_app.jobs.claim import WAITING_USERS
 from serve_app.jobs.job import Job, Status
 
-#: Positions beyond this are all reported as this: nobody needs them exact, and counting costs.
+#: Positions beyond this are all reported as this: nobody needs them exact, and counting costs. Of intake's line, too,
+#: only so many users are looked at, so a position is a lower bound while more of them wait there.
 MAX_POSITION = 1000
 
 
@@ -74,11 +74,12 @@ _COUNTS = text(
 )
 
 #: Ahead are the claimed jobs, the user's own better ones, and of other users those that rank before it by turns, as
-#: ``claim.py`` ranks them. Each part stops counting at ``:limit``.
+#: ``claim.py`` ranks them. Each part stops counting at ``:limit``. Of others only those are looked at who can be ahead:
+#: who holds something, the first in the model's line, up to the user's own turn if this is his first job, and the first
+#: whose inputs are being fetched. Whom a back-off keeps from being taken is nowhere.
 _PLACE = text(
-    "WITH RECURSIVE"  # noqa: S608 - constants only
-    + WAITING_USERS.format(of="model = :model")
-    + """,
+    """
+    WITH
     claimed AS (
         SELECT coalesce(user_id, '') AS id, status, priority, created_at FROM jobs
          WHERE lease_token IS NOT NULL AND model = :model AND inputs IS NOT NULL
@@ -105,6 +106,17 @@ _PLACE = text(
                SELECT priority, created_at FROM jobs
                 WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND coalesce(user_id, '') = :user
                 ORDER BY priority DESC, created_at LIMIT 1) next ON true
+    ),
+    users AS (
+        SELECT id FROM in_flight
+        UNION
+        (SELECT user_id FROM turns
+          WHERE queue = :model AND since IS NOT NULL
+            AND turn <= (SELECT CASE WHEN rank = 1 THEN turn ELSE 9223372036854775807 END FROM me)
+          ORDER BY turn, priority DESC, since LIMIT :limit + 1)
+        UNION
+        (SELECT user_id FROM turns
+          WHERE queue = '' AND since IS NOT NULL ORDER BY turn, priority DESC, since LIMIT :limit + 1)
     ),
     others AS (
         SELECT count(*) AS n FROM (

@@ -15,13 +15,17 @@ from serve_app.storage.base import Storage, StorageError
 
 log = structlog.get_logger()
 
+#: Whose number is counted: the users of the latest so many completed jobs, since nobody else can have come to be over
+#: it. Retention looks whenever a job ends; whom it misses then has his next job, or the age, to be found by.
+LATELY = 50
+
 
 @dataclass(frozen=True)
 class RetentionPolicy:
     """The original service's numbers by default."""
 
     completed_hours: float = 24
-    #: Completed jobs beyond the newest so many go earlier.
+    #: Completed jobs of a user beyond his newest so many go earlier: one's burst costs nobody else a video.
     completed_count: int = 1000
     #: Also cancelled jobs.
     failed_hours: float = 24 * 7
@@ -44,6 +48,7 @@ class Retention:
             "count": self._policy.completed_count,
             "failed_s": self._policy.failed_hours * 3600,
             "batch": self.BATCH,
+            "lately": LATELY,
         }
         async with self._engine.begin() as db:
             return (await db.execute(_FORGET, values)).rowcount
@@ -74,7 +79,7 @@ class Retention:
         async with self._engine.begin() as db:
             await db.execute(_ADD_UP)
             await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
-            await db.execute(_FORGET_TURNS)
+            await db.execute(_FORGET_TURNS, {"batch": 10 * self.BATCH})
         return 0
 
 
@@ -94,12 +99,25 @@ _FORGET_IDS = text(
     """
 )
 
-#: Somebody who comes back after a day is as good as new: the first among those who hold as much.
-_FORGET_TURNS = text("DELETE FROM turns WHERE served_at < now() - interval '1 day'")
+#: Somebody who comes back after a day is as good as new: the first among those who hold as much. Who waits, stays.
+_FORGET_TURNS = text(
+    """
+    DELETE FROM turns WHERE (queue, user_id) IN (
+        SELECT queue, user_id FROM turns
+         WHERE served_at < now() - interval '1 day' AND since IS NULL AND later IS NULL
+         ORDER BY served_at LIMIT :batch
+           FOR UPDATE SKIP LOCKED)
+    """
+)
 
 _FORGET = text(
     """
     WITH owed AS NOT MATERIALIZED (SELECT job_id, attempts FROM deliveries WHERE next_attempt_at IS NOT NULL),
+    users AS (
+        SELECT DISTINCT id FROM (
+            SELECT coalesce(user_id, '') AS id FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
+             ORDER BY completed_at DESC LIMIT :lately) latest
+    ),
     old AS (
         -- Over age a job goes, whatever its receiver does: one that never answers can't keep media for days. Its
         -- webhook goes with it, but has been tried once.
@@ -109,11 +127,16 @@ _FORGET = text(
           LIMIT :batch)
         UNION
         -- Over number only, it stays until its webhook is delivered or given up: a burst of jobs should not cost any.
-        (SELECT id FROM jobs
-          WHERE status = 'completed' AND completed_at < (
-                SELECT completed_at FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
-                 ORDER BY completed_at DESC OFFSET :count - 1 LIMIT 1)
-            AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
+        (SELECT over.id FROM users
+          CROSS JOIN LATERAL (
+              SELECT completed_at FROM jobs
+               WHERE status = 'completed' AND coalesce(user_id, '') = users.id AND completed_at IS NOT NULL
+               ORDER BY completed_at DESC OFFSET :count - 1 LIMIT 1) edge
+          CROSS JOIN LATERAL (
+              SELECT id FROM jobs
+               WHERE status = 'completed' AND coalesce(user_id, '') = users.id AND completed_at < edge.completed_at
+                 AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
+               LIMIT :batch) over
           LIMIT :batch)
         UNION
         (SELECT id FROM jobs

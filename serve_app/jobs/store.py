@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, INTAKE, TAKE_TURNS
+from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, DUE_BATCH, INTAKE, TAKE_TURNS
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Stumble, end, expire, fail, notify, requeue, retry_or_fail, sum_timings
 from serve_app.jobs.job import Job, NewJob, Status
@@ -36,6 +36,8 @@ UPLOAD_WINDOW_S = 24 * 3600
 #: Seconds for which a finished video is kept while the store cannot be asked about it.
 VERIFY_S = 24 * 3600
 MAX_CLAIM_S = 30
+#: Seconds until a job that was given back unstarted is handed out again.
+AGAIN_S = 1
 #: Longest wait between two tries while our own store stands in the way; it doubles from one second.
 MAX_POSTPONED_S = 60
 
@@ -180,6 +182,7 @@ class JobStore:
         user's at a time."""
         async with self._engine.begin() as db:
             await one_at_a_time(db, INTAKE)
+            await db.execute(COME_DUE, {"queue": INTAKE, "batch": DUE_BATCH})
             ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit, "share": share})).scalars())
             return await self._lease(db, ids, INTAKE, stage="fetching")
 
@@ -198,11 +201,11 @@ class JobStore:
     async def claim_to_run(self, model: str, window: int) -> Sequence[Job]:
         """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
 
-        Fair between users: see ``claim.py``. The cost follows the number of users with waiting jobs, not the number of
-        jobs.
+        Fair between users: see ``claim.py``. The cost follows the window, not the number of jobs or of users who wait.
         """
         async with self._engine.begin() as db:
             await one_at_a_time(db, model)
+            await db.execute(COME_DUE, {"queue": model, "batch": DUE_BATCH})
             ids = list((await db.execute(CLAIM_TO_RUN, {"model": model, "window": window})).scalars())
             return await self._lease(db, ids, model, stage="waiting_for_gpu")
 
@@ -224,7 +227,7 @@ class JobStore:
         async with self._engine.begin() as db:
             mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)
             unstarted = mine & (jobs.c.status == Status.QUEUED)
-            again = in_seconds(1)
+            again = in_seconds(AGAIN_S)
             await db.execute(update(jobs).where(unstarted).values(stage="queued", not_before=again, **NO_LEASE))
             await notify(db, "work")
 

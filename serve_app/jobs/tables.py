@@ -117,6 +117,12 @@ jobs = Table(
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
     Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
+    Index(
+        "jobs_completed_of_user",
+        text("coalesce(user_id, '')"),
+        text("completed_at DESC"),
+        postgresql_where=text("status = 'completed'"),
+    ),
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
 )
@@ -192,16 +198,26 @@ used_ids = Table(
     Index("used_ids_oldest", "forgotten_at"),
 )
 
-#: Who was served when, by model (and ``''``: intake). Of users who have as much, the one served longest ago is next.
+#: The line of users, by model (and ``''``: intake): who was served when, and who has a job that waits. Of users who
+#: have as much, the one served longest ago is next. Triggers of migration 0005 keep the last three columns as jobs come
+#: and go, so that a claim reads the head of the line and not all of it.
 turns = Table(
     "turns",
     metadata,
     Column("queue", Text, primary_key=True),
     #: ``''`` for jobs without one.
     Column("user_id", Text, primary_key=True),
-    #: Grows with every claim.
+    #: Grows with every claim; 0 for users who have never been served.
     Column("turn", BigInteger, Identity(), nullable=False),
     _timestamp("served_at", now=True),
+    #: Priority and age of the user's best job that may be taken now; null if there is none.
+    Column("priority", SmallInteger),
+    _timestamp("since"),
+    #: When the first of those may be taken whose back-off is not over; null if another can be taken, or none waits.
+    _timestamp("later"),
+    Index("turns_next", "queue", "turn", text("priority DESC"), "since", postgresql_where=text("since IS NOT NULL")),
+    Index("turns_later", "queue", "later", postgresql_where=text("later IS NOT NULL")),
+    Index("turns_oldest", "served_at", postgresql_where=text("since IS NULL AND later IS NULL")),
 )
 
 #: Why jobs wait, as the dispatcher last saw it: by model, or ``''`` for all of them.

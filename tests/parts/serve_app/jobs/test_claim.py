@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deployments.contract import Started
 from serve_app.jobs.dispatcher import share_of
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import INPUTS, eventually, execute, fetch, lease_of, new_job, running
+from tests.parts.serve_app.jobs.samples import INPUTS, eventually, execute, fetch, lease_of, new_job, running, silence
 
 
 async def admitted(store: JobStore, *users: str | None, **changes: object) -> list[str]:
@@ -95,6 +96,71 @@ async def test_many_intakes_at_once_take_each_job_once(store: JobStore) -> None:
     handed_out = [job.id for claimed in found for job in claimed]
     assert len(handed_out) == len(set(handed_out))
     assert set(handed_out) <= jobs
+
+
+async def line(engine: AsyncEngine, user: str) -> bool:
+    """Whether the user is among those whose turn a claim to run may find it to be."""
+    return bool(
+        await fetch(engine, "SELECT 1 FROM turns WHERE queue = 'ltx2' AND user_id = :u AND since IS NOT NULL", u=user)
+    )
+
+
+async def test_a_user_is_in_line_while_a_job_can_be_taken(store: JobStore, engine: AsyncEngine) -> None:
+    first, second = await admitted(store, "ann", "ann")
+    assert await line(engine, "ann")
+    await store.cancel(first)
+    assert await line(engine, "ann")
+    (job,) = await store.claim_to_run("ltx2", 1)
+    assert job.id == second
+    assert not await line(engine, "ann")
+    await silence(engine, second)
+    await store.expire_leases()
+    assert await line(engine, "ann")
+    await store.delete(second)
+    assert not await line(engine, "ann")
+
+
+async def test_whoever_backs_off_is_in_line_again_when_that_is_over(store: JobStore, engine: AsyncEngine) -> None:
+    (job_id,) = await admitted(store, "ann")
+    (job,) = await store.claim_to_run("ltx2", 1)
+    await store.release(lease_of(job))
+    assert not await line(engine, "ann")
+    assert await claim(store, 1) == []
+    async with engine.begin() as db:
+        # As if time had passed: no trigger sees that.
+        await db.execute(text("SET LOCAL session_replication_role = replica"))
+        await db.execute(text("UPDATE jobs SET not_before = now() - interval '1 second'"))
+        await db.execute(text("UPDATE turns SET later = now() - interval '1 second' WHERE later IS NOT NULL"))
+    assert await claim(store, 1) == [job_id]
+
+
+@pytest.mark.parametrize("order", ["cancel, submit", "submit, cancel"])
+async def test_nobody_drops_out_of_line_while_somebody_else_changes_it(
+    store: JobStore, engine: AsyncEngine, order: str
+) -> None:
+    """Of two transactions neither of which sees the other's job, the second has the last word on the line."""
+    (old,) = await admitted(store, "ann")
+    cancelled = text(
+        "UPDATE jobs SET status = 'cancelled', completed_at = now(), lease_token = NULL, lease_expires_at = NULL"
+        " WHERE id = :id"
+    )
+    submitted = text(
+        "INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('new', 'ltx2', 'queued', 'ann', '{}')"
+    )
+    steps = {"cancel": (cancelled, {"id": old}), "submit": (submitted, {})}
+    first, second = (steps[name] for name in order.split(", "))
+
+    async def later() -> None:
+        async with engine.begin() as db:
+            await db.execute(*second)
+
+    async with engine.begin() as db:
+        await db.execute(*first)
+        other = asyncio.create_task(later())
+        waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        await eventually(lambda: fetch(engine, waits))
+    await other
+    assert await claim(store, 1) == ["new"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What questions cost that are asked all the time: the same with a hundred thousand jobs as with a few thousand.
+"""What questions cost that are asked all the time: the same with many jobs, or users, as with few.
 
 In pages of the database, which are the same on a busy machine and an idle one. ``COST_ROWS=1000000`` for more.
 """
@@ -14,13 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.registry import MODELS
 from serve_app.jobs import queue, retention
-from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, TAKE_TURNS
+from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, TAKE_TURNS
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch
 
-LARGE = int(os.environ.get("COST_ROWS", "100000"))
-SMALL = LARGE // 20
+LARGE = int(os.environ.get("COST_ROWS", "40000"))
+# Each user has more that waits than a claim looks at.
+SMALL = max(LARGE // 20, 5000)
 USERS = 40
 
 
@@ -78,7 +79,10 @@ async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
         "place": (queue._PLACE, queue._place_parameters(newcomer)),
         "counts": (queue._COUNTS, {}),
-        "retention": (retention._FORGET, {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200}),
+        "retention": (
+            retention._FORGET,
+            {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200, "lately": 50},
+        ),
     }
 
 
@@ -107,3 +111,61 @@ async def test_counts_agree_with_the_rows(engine: AsyncEngine, questions: object
     assert {(row["model"], row["status"]): row["n"] for row in rows} == {
         (model, status): n for model, statuses in counted.items() for status, n in statuses.items()
     }
+
+
+async def join(engine: AsyncEngine, start: int, users: int) -> None:
+    """Users ``start`` to ``users``, in this order, each with a job that waits to run and one whose inputs are fetched.
+    Every other was served before, as the last but one of all; the rest never were."""
+    await execute(
+        engine,
+        """
+        INSERT INTO turns (queue, user_id) SELECT queue, 'user ' || n
+          FROM generate_series(:start + 1, :users - 1, 2) n, unnest(ARRAY['', 'ltx2']) queue ORDER BY n
+        """,
+        start=start,
+        users=users,
+    )
+    await execute(
+        engine,
+        """
+        INSERT INTO jobs (id, model, status, user_id, inputs, created_at)
+        SELECT kind || n, 'ltx2', 'queued', 'user ' || n, CASE kind WHEN 'run ' THEN '{}'::jsonb END,
+               now() + make_interval(secs => n)
+          FROM generate_series(:start, :users - 1) n, unnest(ARRAY['run ', 'fetch ']) kind
+        """,
+        start=start,
+        users=users,
+    )
+    async with engine.connect() as db:
+        apart = await db.execution_options(isolation_level="AUTOCOMMIT")
+        for table in ("jobs", "turns"):
+            await apart.execute(text(f"VACUUM ANALYZE {table}"))
+
+
+@pytest.mark.own_database
+async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: AsyncEngine, store: JobStore) -> None:
+    """A back end passes on what its users are called; whoever signs up often could stop every queue."""
+    few, many = 50, 20_000
+    await join(engine, 0, few)
+    questions = {
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
+        "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
+        "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
+        **{
+            f"place of {job_id}": (queue._PLACE, queue._place_parameters(await store.get(job_id)) | {"limit": 20})
+            for job_id in ("run 0", "run 48", "run 49", "fetch 49")
+        },
+    }
+    small = {name: await pages(engine, *question) for name, question in questions.items()}
+    await join(engine, few, many)
+    large = {name: await pages(engine, *question) for name, question in questions.items()}
+    print({name: (small[name], large[name]) for name in small})
+    for name in questions:
+        # Indexes have become two levels deeper. One look at each user would be a hundred times as much.
+        assert large[name] < 4 * small[name] + 50, name
+    # And what is found is right: newcomers first, then who was served longest ago.
+    places = [await JobQueue(engine).place(await store.get(f"run {n}")) for n in (0, 8, 1998, 2002, 1)]
+    assert [place.position for place in places if place] == [0, 4, 999, 1000, 1000]
+    claimed = await store.claim_to_run("ltx2", 13)
+    assert [job.id for job in claimed] == [f"run {2 * n}" for n in range(13)]

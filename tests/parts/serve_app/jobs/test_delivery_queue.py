@@ -201,11 +201,18 @@ async def test_the_cost_follows_the_users_and_not_the_rows(
     deliveries: Deliveries, engine: AsyncEngine, distinct: int
 ) -> None:
     """20 000 rows of one user that are due and 20 000 that wait, beside ten users with a few."""
-    await owe(engine, "ann", [f"{n % distinct}.tarpit" for n in range(20_000)], age_s=3600)
-    await owe(engine, "zoe", [f"{n}.later" for n in range(20_000)])
+    await owe(engine, "ann", ["a.example"])
+    # All of one job: the rows that are claimed are those that matter.
     await execute(
         engine,
-        "UPDATE deliveries SET state = 'waiting', next_attempt_at = now() + interval '1 hour' WHERE owner = 'zoe'",
+        """
+        INSERT INTO deliveries (id, job_id, url, owner, host, state, next_attempt_at)
+        SELECT state || n, 'ann 1', 'http://x/', CASE state WHEN 'due' THEN 'ann' ELSE 'zoe' END,
+               n % CAST(:distinct AS int) || '.tarpit', state,
+               now() + make_interval(secs => CASE state WHEN 'due' THEN -3600 ELSE 3600 END + n * 0.001)
+          FROM generate_series(1, 20000) n, unnest(ARRAY['due', 'waiting']) state
+        """,
+        distinct=distinct,
     )
     for n in range(10):
         await owe(engine, f"user {n}", ["a.example", "b.example"])

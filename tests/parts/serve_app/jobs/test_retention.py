@@ -109,6 +109,17 @@ async def test_of_completed_jobs_the_newest_stay(store: JobStore, retention: Ret
     assert await retention.forget_jobs() == 0
 
 
+async def test_one_users_burst_costs_nobody_else_a_video(store: JobStore, retention: Retention) -> None:
+    """And jobs without a user are those of one."""
+    others = [await completed(store, user) for user in ("bob", None)]
+    burst = [await completed(store, "ann") for _ in range(5)]
+    assert await retention.forget_jobs() == 2
+    assert await left(store) == {*others, *burst[2:]}
+    nobodys = [await completed(store) for _ in range(3)]
+    assert await retention.forget_jobs() == 1
+    assert await left(store) == {others[0], *burst[2:], *nobodys}
+
+
 async def test_media_go_with_the_row(
     store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
 ) -> None:
@@ -188,10 +199,12 @@ async def test_used_ids_and_turns_are_forgotten_in_time(
         engine,
         "UPDATE used_ids SET forgotten_at = now() - interval '31 days' WHERE id = (SELECT min(id) FROM used_ids)",
     )
-    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id = 'ann'")
+    # Who waits is in line, however long that takes.
+    await store.submit(new_job("cid"))
+    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id <> 'bob'")
     await retention.tidy()
     assert len(await fetch(engine, "SELECT 1 FROM used_ids")) == 1
-    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob"}
+    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob", "cid"}
 
 
 async def test_adding_up_the_tally_changes_no_count(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:

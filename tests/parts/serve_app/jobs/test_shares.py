@@ -17,9 +17,9 @@ from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch, lease_of
 from tests.parts.serve_app.jobs.turns import take_turns
 
-WINDOWS, USERS = range(1, 17), range(2, 51)
-#: Of all those, for the database itself.
-SOME = [(1, 2), (1, 50), (2, 3), (3, 2), (4, 4), (5, 3), (7, 4), (7, 16), (8, 3), (11, 4), (13, 5), (16, 7), (16, 50)]
+WINDOWS, USERS = range(1, 17), (*range(2, 21), 33, 50)
+#: Of all those, for the database itself: fewer slots than users, as many, more, and many times as many users.
+SOME = [(1, 2), (2, 3), (4, 4), (7, 4), (8, 3), (3, 20)]
 
 #: Seconds that a job of this user takes.
 RunTime = Callable[[int], float]
@@ -106,13 +106,13 @@ def number(user: str) -> int:
     return int(user.removeprefix("user "))
 
 
-@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize(("window", "users"), SOME)
 async def test_the_database_shares_fairly(
     store: JobStore, engine: AsyncEngine, window: int, users: int, seed: int | None
 ) -> None:
     run_time = equal if seed is None else unequal(seed)
-    ends = users + window if seed is None else 20
+    ends = users + window if seed is None else 12
     await posted(engine, users, each=ends + window)
     slots = Slots(users, run_time)
     for _ in range(ends):
@@ -166,7 +166,7 @@ async def test_intake_is_shared_in_the_same_way(store: JobStore, engine: AsyncEn
     await posted(engine, 4, each=20)
     await execute(engine, "UPDATE jobs SET inputs = NULL")
     slots = Slots(4, equal)
-    for _ in range(40):
+    for _ in range(15):
         for job in await store.claim_for_intake(7 - slots.held.total(), share=4):
             slots.start(number(job.user_id), job.id)
         slots.check(equal)
