@@ -179,11 +179,14 @@ def test_a_model_scales_over_the_nodes_and_back_to_none(cluster: Cluster) -> Non
 
 
 def test_metrics_and_status_of_all_nodes(cluster: Cluster) -> None:
+    def has_figures(url: str) -> bool:
+        with httpx.Client(transport=Inside(lambda: cluster.head)) as prometheus:
+            return "ray_node_mem_used" in prometheus.get(url).text
+
     for number in (1, 2, 3):
         url = f"http://{slot(number).address}:{slot(number).metrics_export}/metrics"
-        with httpx.Client(transport=Inside(lambda: cluster.head)) as prometheus:
-            # An agent that has just begun has no figures yet.
-            wait_until(url, lambda: "ray_node_mem_used" in prometheus.get(url).text, 60)
+        # An agent that has just begun has none yet.
+        wait_until(url, partial(has_figures, url), 60)
     status = cluster.head.run(
         (sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={HEAD.address}:{HEAD.gcs}"),
         {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.ray_token},
