@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -56,19 +57,18 @@ def create_asgi(services: Services) -> ASGIApp:
 
 
 def _publish(app: FastAPI) -> None:
-    """The schema, and pages that show it. Anybody may ask for them, so they are bytes that are there already."""
-    schema = app.openapi()
-    # The error responses refer to it by name.
-    schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-    rendered = json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode()
-    pages = {
-        "/openapi.json": Response(rendered, media_type="application/json"),
-        "/docs": get_swagger_ui_html(openapi_url="/openapi.json", title=app.title),
-        "/redoc": get_redoc_html(openapi_url="/openapi.json", title=app.title),
+    """The schema, and pages that show it. Anybody may ask for them, so each is made once."""
+
+    def openapi() -> Response:
+        schema = app.openapi()
+        # The error responses refer to it by name.
+        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return Response(json.dumps(schema, ensure_ascii=False, separators=(",", ":")), media_type="application/json")
+
+    makers: dict[str, Callable[[], Response]] = {
+        "/openapi.json": openapi,
+        "/docs": lambda: get_swagger_ui_html(openapi_url="/openapi.json", title=app.title),
+        "/redoc": lambda: get_redoc_html(openapi_url="/openapi.json", title=app.title),
     }
-
-    def shown(page: Response) -> Callable[[], Response]:
-        return lambda: page
-
-    for path, page in pages.items():
-        app.add_api_route(path, shown(page), include_in_schema=False, response_class=Response)
+    for path, make in makers.items():
+        app.add_api_route(path, cache(make), include_in_schema=False, response_class=Response)
