@@ -29,8 +29,9 @@ lint: $(STAMP)
 unit: $(STAMP)  ## Pure logic: no process, no database, no torch
 	$(PYTEST) tests/unit
 
+# Four workers on two cores: many of these tests wait for time-outs of others.
 parts: $(STAMP)  ## Each part on the real thing it works with: PostgreSQL, ffmpeg, torch, sockets, network namespaces
-	$(PYTEST) -n 2 --dist worksteal tests/parts
+	$(PYTEST) -n 4 --dist worksteal tests/parts
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
 	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py
