@@ -31,7 +31,7 @@ unit: $(STAMP)  ## Pure logic: no process, no database, no torch
 
 # Four workers on two cores: many of these tests wait for time-outs of others.
 parts: $(STAMP)  ## Each part on the real thing it works with: PostgreSQL, ffmpeg, torch, sockets, network namespaces
-	$(PYTEST) -n 4 --dist worksteal tests/parts
+	$(PYTEST) -n 4 --dist loadgroup tests/parts
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
 	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py

@@ -5,11 +5,9 @@ Programs listen on their slot's real address. Where an end listens for *other* s
 """
 
 import asyncio
-import fcntl
 import hashlib
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,29 +106,20 @@ async def loopback_mesh(
     """A hub with slots 2, 3, … connected."""
     limits, told = limits or HubLimits(sync_s=0.2, report_s=0.2), told or {}
     registry = registry or MemoryRegistry()
-    with _addresses():
-        mesh = LoopbackMesh(state, make_hub(registry, 0, limits, told), limits, told, registry)
-        await mesh.hub.start()
-        try:
-            async with asyncio.timeout(patience_s):
-                for credentials in [await mesh.enrol() for _ in range(nodes)]:
-                    await mesh.start(credentials)
-                # A test that hangs says where.
-                yield mesh
-        finally:
-            for node in mesh.nodes.values():
-                node.running.cancel()
-            await asyncio.gather(*(node.running for node in mesh.nodes.values()), return_exceptions=True)
-            await mesh.hub.close()
-            await mesh._stack.aclose()
-
-
-@contextmanager
-def _addresses() -> Iterator[None]:
-    """Tests in other processes want the same ones: wait for them."""
-    with open(Path(tempfile.gettempdir()) / "video-api-test-mesh.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    mesh = LoopbackMesh(state, make_hub(registry, 0, limits, told), limits, told, registry)
+    await mesh.hub.start()
+    try:
+        async with asyncio.timeout(patience_s):
+            for credentials in [await mesh.enrol() for _ in range(nodes)]:
+                await mesh.start(credentials)
+            # A test that hangs says where.
+            yield mesh
+    finally:
+        for node in mesh.nodes.values():
+            node.running.cancel()
+        await asyncio.gather(*(node.running for node in mesh.nodes.values()), return_exceptions=True)
+        await mesh.hub.close()
+        await mesh._stack.aclose()
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ from cluster.mesh.registry import MemoryRegistry, Node, PostgresRegistry, invite
 from cluster.mesh.wire import Hello, Join, Peers, Reason, encode
 from tests.parts.cluster.mesh.loopback import IDENTITY, LoopbackMesh, echo, exchange, loopback_mesh, until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
 ROOT = Path(__file__).parents[4]
 #: Round trip of a node at the other end of the world, seconds.

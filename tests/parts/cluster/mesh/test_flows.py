@@ -17,7 +17,7 @@ from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.wire import PIECE, Open, encode
 from tests.parts.cluster.mesh.loopback import OFFSET, LoopbackMesh, digest, echo, exchange, greet, loopback_mesh, until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
 WAYS = [(1, 2), (2, 1)]
 

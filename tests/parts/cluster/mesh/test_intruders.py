@@ -29,7 +29,7 @@ from tests.parts.cluster.mesh.loopback import (
     until,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
 
 @asynccontextmanager

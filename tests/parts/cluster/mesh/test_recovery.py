@@ -10,7 +10,7 @@ import structlog
 from cluster.mesh.hub import HubLimits
 from tests.parts.cluster.mesh.loopback import LoopbackMesh, echo, exchange, loopback_mesh
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
 
 async def test_hub_restart(tmp_path: Path) -> None:

@@ -176,17 +176,14 @@ async def test_no_body_is_read_where_there_is_no_route(services: Services) -> No
         assert (found.status, found.asked) == (status, 0)
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "level"),
-    [("/" + "a" * 5000, {}, "debug"), ("/api/" + "a" * 5000, {}, "debug"), ("/api/" + "a" * 5000, KEY, "info")],
-)
+@pytest.mark.parametrize(("path", "headers", "shown"), [("/", {}, False), ("/api/", {}, False), ("/api/", KEY, True)])
 async def test_strangers_do_not_fill_the_log(
-    services: Services, path: str, headers: dict[str, str], level: str
+    services: Services, path: str, headers: dict[str, str], shown: bool
 ) -> None:
+    path += "a" * 5000
     with capture_logs() as said:
         await Exchange("GET", path, headers).through(create_asgi(services))
-    (line,) = said
-    assert (line["log_level"], line["path"]) == (level, path[:200])
+    assert [line["path"] for line in said if line["log_level"] != "debug"] == ([path[:200]] if shown else [])
 
 
 # -------------------------------------------------------------------- how many
