@@ -52,8 +52,6 @@ class House:
         self.store = JobStore(engine, lease_s=LEASE_S)
         self.workers = FakeWorkers(self.storage, {"ltx2": 2})
         self.outbound: Outbound = SafeClient((ip_network("127.0.0.0/8"),))
-        #: What a new dispatcher gives workers that went on without one to say so.
-        self.patience_s = LEASE_S
 
     def dispatcher(self) -> Dispatcher:
         async def video_url(job: Job) -> str:
@@ -68,7 +66,7 @@ class House:
             deliveries=Deliveries(self.engine, self.outbound, SECRET, video_url),
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
             readiness=Readiness(Conditions(self.engine)),
-            lease_s=self.patience_s,
+            lease_s=LEASE_S,
         )
 
     @asynccontextmanager
@@ -389,7 +387,6 @@ async def test_a_dispatcher_that_dies_in_intake_loses_nothing(
 
 async def test_a_worker_that_falls_silent_is_replaced(house: House, submit: Any) -> None:
     """Nobody says that it died: only its lease tells."""
-    house.patience_s = 0.1
     vanished = asyncio.Event()
 
     async def vanish(_: Task) -> None:
