@@ -83,8 +83,7 @@ class Replica:
     def __init__(self, model: str, reporter: Reporter | None = None, *, allow_random_weights: bool = True) -> None:
         logs.configure(f"replica.{model}")
         # It holds Ray's token, and runs decoders of strangers' files as the same user where it is not root.
-        close_to_others()
-        log_layers()
+        close_to_others(log_layers())
         started = time.monotonic()
         self._model = model
         MODELS[model].require_weights(os.environ, allow_random=allow_random_weights)

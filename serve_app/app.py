@@ -21,6 +21,7 @@ from deployments import logs
 from deployments.contract import SLOTS, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
+from deployments.sandbox.process import layers
 from deployments.sandbox.report import log_layers
 from deployments.sandbox.secrecy import close_to_others
 from serve_app import preflight
@@ -76,7 +77,7 @@ class Api:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
         logs.configure("api")
-        close_to_others()
+        close_to_others(await asyncio.to_thread(layers))
         # Media of the local store are for this user alone, whoever has started Ray.
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
@@ -100,9 +101,8 @@ class DispatcherDeployment:
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
-        close_to_others()
+        close_to_others(await asyncio.to_thread(log_layers))
         os.umask(0o077)
-        await asyncio.to_thread(log_layers)
         # Copies to and from the store and waits for decoders each hold one; Serve's loop has five.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))

@@ -1,12 +1,16 @@
-"""For processes that hold secrets: closed to other processes of the same user."""
+"""For processes that hold secrets: closed to other processes of the same user, where decoders are such."""
 
 from deployments.sandbox import kernel
+from deployments.sandbox.layers import Layers
 
 
-def close_to_others() -> None:
-    """Let nobody but root read this process's memory and first environment, or attach to it, and dump no core.
+def close_to_others(layers: Layers) -> None:
+    """Let nobody but root read this process's memory and first environment, or attach to it, and dump no core: unless
+    the sandbox is whole here, so that no decoder sees another process anyway.
 
-    /proc/PID/stat and the like stay open, so Ray's dashboard still shows memory and CPU. Profilers and debuggers of the
-    same user are refused (``py-spy``, the dashboard's "stack trace"), but not root's. It does not outlast an exec.
+    It has a price. Profilers and debuggers of the same user are refused, and Ray's agent, where it is not root, takes
+    one process whose descriptors it can't count for a fault and reports nothing of the whole node (2.60): the dashboard
+    then has no CPU and memory, Prometheus no ``ray_node_*``. It does not outlast an exec.
     """
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    if layers.missing:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)

@@ -261,16 +261,16 @@ def test_what_protects_is_logged_once_in_a_line(monkeypatch: pytest.MonkeyPatch)
 #: Whether another process of the same user may look into this one.
 HOLDER = """
 import os, sys
+from deployments.sandbox.layers import Layers
 from deployments.sandbox.secrecy import close_to_others
-if "close" in sys.argv:
-    close_to_others()
+close_to_others(Layers({}, {"processes": "refused"} if "close" in sys.argv else {}))
 print("up", flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.mark.parametrize(("how", "readable"), [("open", True), ("close", False)])
-def test_a_holder_of_secrets_is_closed_to_the_same_user(how: str, readable: bool) -> None:
+def test_a_holder_of_secrets_is_closed_to_the_same_user_where_a_layer_is_missing(how: str, readable: bool) -> None:
     # As an ordinary user in both processes: root may look into everything.
     enter = "import os\nfrom tests.fakes.users import become_ordinary\nbecome_ordinary()\n"
     look = f"""{enter}
