@@ -18,7 +18,7 @@ def ffmpeg_says(path: Path) -> str:
 
 
 def test_a_broken_link_fails_before_any_gpu_is_asked_for(stack: Stack) -> None:
-    """Runs first, while the service is still at zero replicas."""
+    before = stack.target_replicas("ltx2"), {replica["pid"] for replica in stack.replicas("ltx2")}
     for link in (f"{stack.peer.url}/missing.png", "http://127.0.0.1:9/refused.png", "http://name.invalid/x.png"):
         job = stack.wait(stack.submit(image_url=link))
         assert job["status"] == "failed"
@@ -27,8 +27,9 @@ def test_a_broken_link_fails_before_any_gpu_is_asked_for(stack: Stack) -> None:
         # By the server's clock; the bar for a link that is broken.
         took = datetime.fromisoformat(job["completed_at"]) - datetime.fromisoformat(job["created_at"])
         assert took.total_seconds() < 2
-    assert stack.target_replicas("ltx2") == 0
-    assert stack.replicas("ltx2") == []
+    # Zero and none, unless a test before this one has had some started; that may have ended meanwhile.
+    assert stack.target_replicas("ltx2") <= before[0]
+    assert {replica["pid"] for replica in stack.replicas("ltx2")} <= before[1]
 
 
 def test_an_image_by_url_becomes_a_playable_video_and_a_signed_webhook(stack: Stack, tmp_path: Path) -> None:
