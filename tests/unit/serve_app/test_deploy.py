@@ -36,7 +36,7 @@ LINE 2: CREATE TABLE alembic_version (
 The above exception was the direct cause of the following exception:
 
 \x1b[36mray::ServeReplica:video-api:dispatcher.initialize_and_get_metadata()\x1b[39m (pid=1, ip=127.0.0.1)
-  File "/work/serve_app/app.py", line 86, in __init__
+  File "/app/serve_app/app.py", line 86, in __init__
     await asyncio.to_thread(migrate, settings.database_url)
 sqlalchemy.exc.ProgrammingError: (psycopg.errors.InsufficientPrivilege) permission denied for schema public
 LINE 2: CREATE TABLE alembic_version (
