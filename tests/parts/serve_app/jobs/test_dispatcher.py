@@ -672,11 +672,14 @@ async def test_poison_takes_no_neighbour_along(
     house = House(engine, database_url, tmp_path)
     workers = house.workers = OneProcess(house.storage, {"ltx2": 3})
     ids: dict[str, str] = {}
+    on_the_gpu, all_there = asyncio.Event(), asyncio.Event()
 
     async def kills(task: Task) -> bool:
         if task.lease.job_id != ids["poison"]:
             return False
+        on_the_gpu.set()
         if not task.alone:
+            await all_there.wait()
             # In company: the others have said that they wait for the GPU.
             for other in ("one", "two"):
                 await house.until(ids[other], lambda job: job.stage == "waiting_for_gpu" and job.attempt > 0)
@@ -687,6 +690,8 @@ async def test_poison_takes_no_neighbour_along(
         for name in ("poison", "one", "two"):
             job = await house.store.submit(new_job(name, sources={"image": source.url("/image")}))
             ids[name] = job.id
+            await on_the_gpu.wait()
+        all_there.set()
         jobs = {name: await house.until_ended(job_id) for name, job_id in ids.items()}
     assert (jobs["poison"].status, jobs["poison"].error_code) == (Status.FAILED, "worker_lost")
     assert jobs["poison"].attempt == 3
