@@ -3,14 +3,17 @@
 from deployments.sandbox import kernel
 from deployments.sandbox.layers import Layers
 
+#: The layer that only a service which is root can have. The others keep a decoder of the same user from other processes.
+_OWN_USER = "uid"
+
 
 def close_to_others(layers: Layers) -> None:
     """Let nobody but root read this process's memory and first environment, or attach to it, and dump no core: unless
-    the sandbox is whole here, so that no decoder sees another process anyway.
+    the sandbox keeps decoders from other processes of their user anyway.
 
     It has a price. Profilers and debuggers of the same user are refused, and Ray's agent, where it is not root, takes
     one process whose descriptors it can't count for a fault and reports nothing of the whole node (2.60): the dashboard
     then has no CPU and memory, Prometheus no ``ray_node_*``. It does not outlast an exec.
     """
-    if layers.missing:
+    if layers.missing.keys() - {_OWN_USER}:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)

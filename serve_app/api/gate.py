@@ -4,7 +4,8 @@ Pure ASGI, in front of FastAPI, which would read and parse a body before it asks
 
 1. The key or secret, from the headers. A stranger's body is never read.
 2. The size, from ``content-length``, and again while the body comes in.
-3. The body, whole and within its time, before the handler runs: a slow sender holds a buffer and nothing else.
+3. The body, whole and within its time, before the handler runs, whatever the method: a slow sender holds a buffer and
+   nothing else, and is not answered before he has asked.
 4. The answer, within its time: a database that hangs is answered with 503.
 
 Routes that read or write a stream say so with :func:`streams`.
@@ -125,8 +126,7 @@ class Gate:
             known, declared = self._route(scope)
             if declared is None:
                 # Where there is no route nobody reads a body: the server throws it away once there is an answer.
-                wanted = known and scope["method"] in _WITH_BODY
-                body = await self._whole_body(scope, receive) if wanted else b""
+                body = await self._whole_body(scope, receive) if known else b""
                 if body is not None:
                     await self._answer(scope, _Replayed(body, receive), send)
             else:
@@ -142,20 +142,26 @@ class Gate:
         return False, None
 
     async def _whole_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The request's body; None if the client has left. Raises PayloadTooLarge or RequestTimeout."""
+        """The request's body, empty where the method gives it no meaning; None if the client has left.
+
+        Raises PayloadTooLarge or RequestTimeout.
+        """
+        meant = scope["method"] in _WITH_BODY
         too_large = PayloadTooLarge(f"The body is larger than the {self._limits.body_bytes / 1024:g} KiB allowed.")
         if _promised(scope) > self._limits.body_bytes:
             raise too_large
-        body, more = bytearray(), True
+        body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(self._limits.body_s):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    body += message.get("body", b"")
+                    piece = message.get("body", b"")
+                    body += piece if meant else b""
+                    size += len(piece)
                     more = message.get("more_body", False)
-                    if len(body) > self._limits.body_bytes:
+                    if size > self._limits.body_bytes:
                         raise too_large
         except TimeoutError:
             raise RequestTimeout from None

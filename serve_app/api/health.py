@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import structlog
@@ -36,8 +37,10 @@ FRESH_S = 1.0
 class Shared(Generic[T]):
     """An answer, or the lack of one, that is asked for once a second however many want it."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> None:
+        """``timeout_s``: after so long there is none; None: what it asks of is bounded itself."""
         self._ask = ask
+        self._timeout_s = timeout_s
         self._asking: asyncio.Task[T] | None = None
         self._until = 0.0
 
@@ -50,7 +53,7 @@ class Shared(Generic[T]):
 
     async def _bounded(self) -> T:
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._ask()
         finally:
             self._until = time.monotonic() + FRESH_S
@@ -62,19 +65,64 @@ def _retrieve(asked: "asyncio.Task[Any]") -> None:
         asked.exception()
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What many get to see. Each gets a response of his own: what is added to its headers is for him alone."""
+
+    status: int
+    body: bytes
+    media_type: str
+
+    def response(self) -> Response:
+        return Response(self.body, self.status, media_type=self.media_type)
+
+
 class Checks:
-    """What ``/health`` and ``/metrics`` look at. Of Ray, :class:`ClusterState` keeps the answer itself."""
+    """What ``/health`` and ``/metrics`` say. Whole answers are shared: they cost too much to be made for each who asks.
+    Of Ray, :class:`ClusterState` keeps the answer itself."""
 
     def __init__(self, services: Services) -> None:
-        self.counts = Shared(services.queue.counts)
-        self.conditions = Shared(services.conditions.current)
-        self.storage = Shared(lambda: services.storage.check())
-        self.families = Shared(self._families)
-        self._engine = services.engine
+        self.health = Shared(self._health)
+        self.metrics = Shared(self._metrics)
+        self._services = services
+        self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
+        self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
+        self._storage = Shared(lambda: services.storage.check(), CHECK_TIMEOUT_S)
+        self._families = Shared(self._collect, CHECK_TIMEOUT_S)
 
-    async def _families(self) -> list[Metric]:
-        depths = await self.counts.get()
-        async with self._engine.connect() as db:
+    async def _health(self) -> Answer:
+        details: dict[str, str] = {}
+        counts, conditions, _, states = await asyncio.gather(
+            _check("database", self._counts.get(), details),
+            _check("database", self._conditions.get(), details),
+            _check("storage", self._storage.get(), details),
+            _check("ray", self._services.cluster.models(), details),
+        )
+        if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
+            details["ray"] = "; ".join(absent)
+        parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
+        status = 503 if details else 200
+        models: Mapping[str, ModelHealth] = {}
+        if states is not None:
+            models = {name: _model(name, states.get(name), (conditions or {}).get(name), details) for name in MODELS}
+        health = Health(
+            api="ok",
+            **parts,
+            models=models,
+            queues={} if counts is None else {name: _queue(counts.get(name, {})) for name in MODELS},
+            weights={name: _weights(spec, self._services.settings) for name, spec in MODELS.items()},
+            details=details,
+        )
+        return Answer(status, health.model_dump_json().encode(), "application/json")
+
+    async def _metrics(self) -> Answer:
+        registry = CollectorRegistry()
+        registry.register(_Collected(await self._families.get()))
+        return Answer(200, generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _collect(self) -> list[Metric]:
+        depths = await self._counts.get()
+        async with self._services.engine.connect() as db:
             return list(await metrics.collect(db, depths))
 
 
@@ -96,40 +144,21 @@ async def livez() -> Response:
     return Response("ok", media_type="text/plain")
 
 
-@router.get("/health", operation_id="health", responses={503: {"model": Health, "description": "A part is down."}})
-async def health(services: ServicesOf, checks: ChecksOf, response: Response) -> Health:
+@router.get(
+    "/health",
+    operation_id="health",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "A part is down."}},
+)
+async def health(checks: ChecksOf) -> Response:
     """Whether every part works, and how many jobs there are. A model that does not start makes no part down."""
-    details: dict[str, str] = {}
-    counts, conditions, _, states = await asyncio.gather(
-        _check("database", checks.counts.get(), details),
-        _check("database", checks.conditions.get(), details),
-        _check("storage", checks.storage.get(), details),
-        _check("ray", services.cluster.models(), details),
-    )
-    if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
-        details["ray"] = "; ".join(absent)
-    if details:
-        response.status_code = 503
-    parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
-    models: Mapping[str, ModelHealth] = {}
-    if states is not None:
-        models = {name: _model(name, states.get(name), (conditions or {}).get(name), details) for name in MODELS}
-    return Health(
-        api="ok",
-        **parts,
-        models=models,
-        queues={} if counts is None else {name: _queue(counts.get(name, {})) for name in MODELS},
-        weights={name: _weights(spec, services.settings) for name, spec in MODELS.items()},
-        details=details,
-    )
+    return (await checks.health.get()).response()
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
 async def prometheus(checks: ChecksOf) -> Response:
     """Prometheus text format."""
-    registry = CollectorRegistry()
-    registry.register(_Collected(await checks.families.get()))
-    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return (await checks.metrics.get()).response()
 
 
 class _Collected(Collector):

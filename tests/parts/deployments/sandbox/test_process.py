@@ -263,19 +263,23 @@ HOLDER = """
 import os, sys
 from deployments.sandbox.layers import Layers
 from deployments.sandbox.secrecy import close_to_others
-close_to_others(Layers({}, {"processes": "refused"} if "close" in sys.argv else {}))
+close_to_others(Layers({}, {name: "refused" for name in sys.argv[1:]}))
 print("up", flush=True)
 sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize(("how", "readable"), [("open", True), ("close", False)])
-def test_a_holder_of_secrets_is_closed_to_the_same_user_where_a_layer_is_missing(how: str, readable: bool) -> None:
+@pytest.mark.parametrize(
+    ("missing", "readable"), [([], True), (["uid"], True), (["pid_namespace"], False), (["uid", "seccomp"], False)]
+)
+def test_a_holder_of_secrets_is_closed_to_the_same_user_where_decoders_are_not_kept_from_it(
+    missing: list[str], readable: bool
+) -> None:
     # As an ordinary user in both processes: root may look into everything.
     enter = "import os\nfrom tests.fakes.users import become_ordinary\nbecome_ordinary()\n"
     look = f"""{enter}
 import subprocess, sys
-command = [sys.executable, "-c", {HOLDER!r}, {how!r}]
+command = [sys.executable, "-c", {HOLDER!r}, *{missing!r}]
 holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={{"SECRET_KEY": "x"}})
 holder.stdout.readline()
 for name in ("environ", "mem", "stat", "statm"):

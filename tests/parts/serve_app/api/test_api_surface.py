@@ -383,10 +383,14 @@ async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
 
     counted(services.storage, "check")
     counted(services.queue, "counts")
+    counted(services.cluster, "models")
     monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
     answers = await asyncio.gather(*(anyone.get(path) for path in ("/health", "/metrics") * 50))
     assert {answer.status_code for answer in answers} == {200}
-    assert sorted(looks) == ["check", "counts"]
+    assert sorted(looks) == ["check", "counts", "models"]
+    # What is shared is the answer, and not what is said with it.
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 100
+    assert {len(answer.headers.get_list("x-request-id")) for answer in answers} == {1}
 
 
 async def test_a_part_that_is_down_is_not_hammered_either(

@@ -269,6 +269,12 @@ async def test_a_body_that_does_not_say_is_counted(gate: Gate, handlers: Handler
     assert (found.status, handlers.seen) == (200, [b"x" * 1000])
 
 
+async def test_a_body_that_means_nothing_is_read_and_forgotten(gate: Gate, handlers: Handlers) -> None:
+    handlers.hold.set()
+    assert (await Exchange("GET", "/public", {}, [b"x" * 500] * 2).through(gate)).status == 200
+    assert (await Exchange("GET", "/public", {}, [b"x" * 500] * 3).through(gate)).status == 413
+
+
 async def test_an_upload_has_its_own_size(gate: Gate) -> None:
     assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 4).through(gate)).status == 200
     assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 5).through(gate)).status == 413
@@ -279,9 +285,12 @@ async def test_an_upload_has_its_own_size(gate: Gate) -> None:
 # -------------------------------------------------------------------- how long
 
 
-async def test_a_body_that_does_not_come_holds_no_handler(gate: Gate, handlers: Handlers) -> None:
-    """Not even many of them: only whole requests count against the limit."""
-    slow = [Exchange("POST", "/api/echo", KEY, [b"x", None]).through(gate) for _ in range(20)]
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/echo"), ("GET", "/public")])
+async def test_a_body_that_does_not_come_holds_no_handler(
+    gate: Gate, handlers: Handlers, method: str, path: str
+) -> None:
+    """Not even many of them: only whole requests count against the limit. Nor is who has not asked yet answered."""
+    slow = [Exchange(method, path, KEY, [b"x", None]).through(gate) for _ in range(20)]
     waiting = [asyncio.create_task(each) for each in slow]
     await asyncio.sleep(0.1)
     assert (await Exchange("POST", "/api/echo", KEY, [b"{}"]).through(gate)).status == 200

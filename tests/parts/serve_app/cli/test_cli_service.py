@@ -25,7 +25,10 @@ def test_models_shows_inputs_and_parameters(run: Run) -> None:
     assert "ltx2" in {model["model"] for model in parsed(run("models", "--json"))}
 
 
-def test_health_is_exit_code_3_when_a_part_is_down(run: Run, service: LiveService) -> None:
+def test_health_is_exit_code_3_when_a_part_is_down(
+    run: Run, service: LiveService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
     health = parsed(run("health", "--json"))
     assert (health["database"], health["storage"]) == ("ok", "ok")
 
