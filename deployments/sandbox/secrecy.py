@@ -3,7 +3,7 @@
 from deployments.sandbox import kernel
 from deployments.sandbox.layers import Layers
 
-#: The layer that only a service which is root can have. The others keep a decoder of the same user from other processes.
+#: Only a service that is root can have this layer. The others keep a decoder of the same user from other processes.
 _OWN_USER = "uid"
 
 
