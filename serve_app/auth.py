@@ -50,12 +50,14 @@ def is_stranger(scope: Scope) -> bool:
     return _SHOWN not in scope
 
 
-def _require_key(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None) -> None:
+async def _require_key(
+    request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
+) -> None:
     if request.scope.get(_SHOWN) != "key":
         raise Unauthorized(headers=_CHALLENGE)
 
 
-def _require_worker(request: Request, x_webhook_secret: Annotated[str, Header()] = "") -> None:
+async def _require_worker(request: Request, x_webhook_secret: Annotated[str, Header()] = "") -> None:
     if request.scope.get(_SHOWN) != "worker":
         raise Unauthorized("Invalid webhook secret")
 

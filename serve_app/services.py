@@ -80,7 +80,7 @@ def build_storage(settings: Settings) -> Storage:
     return LocalStorage(settings.data_dir / "media", settings.base_url, settings.signing_key)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

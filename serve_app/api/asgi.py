@@ -1,7 +1,7 @@
 """The FastAPI application: routers, errors, CORS, request ids."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
 
 from fastapi import FastAPI, Response
@@ -57,7 +57,7 @@ def create_asgi(services: Services) -> ASGIApp:
 
 
 def _publish(app: FastAPI) -> None:
-    """The schema, and pages that show it. Anybody may ask for them, so each is made once."""
+    """The schema, and pages that show it. Anybody may ask for them, so each is made once, by the first who asks."""
 
     def openapi() -> Response:
         schema = app.openapi()
@@ -71,4 +71,11 @@ def _publish(app: FastAPI) -> None:
         "/redoc": lambda: get_redoc_html(openapi_url="/openapi.json", title=app.title),
     }
     for path, make in makers.items():
-        app.add_api_route(path, cache(make), include_in_schema=False, response_class=Response)
+        app.add_api_route(path, _served(cache(make)), include_in_schema=False, response_class=Response)
+
+
+def _served(made: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return made()
+
+    return page

@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import structlog
@@ -65,18 +64,6 @@ def _retrieve(asked: "asyncio.Task[Any]") -> None:
         asked.exception()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What many get to see. Each gets a response of his own: what is added to its headers is for him alone."""
-
-    status: int
-    body: bytes
-    media_type: str
-
-    def response(self) -> Response:
-        return Response(self.body, self.status, media_type=self.media_type)
-
-
 class Checks:
     """What ``/health`` and ``/metrics`` say. Whole answers are shared: they cost too much to be made for each who asks.
     Of Ray, :class:`ClusterState` keeps the answer itself."""
@@ -90,7 +77,7 @@ class Checks:
         self._storage = Shared(lambda: services.storage.check(), CHECK_TIMEOUT_S)
         self._families = Shared(self._collect, CHECK_TIMEOUT_S)
 
-    async def _health(self) -> Answer:
+    async def _health(self) -> Response:
         details: dict[str, str] = {}
         counts, conditions, _, states = await asyncio.gather(
             _check("database", self._counts.get(), details),
@@ -113,12 +100,12 @@ class Checks:
             weights={name: _weights(spec, self._services.settings) for name, spec in MODELS.items()},
             details=details,
         )
-        return Answer(status, health.model_dump_json().encode(), "application/json")
+        return Response(health.model_dump_json(), status, media_type="application/json")
 
-    async def _metrics(self) -> Answer:
+    async def _metrics(self) -> Response:
         registry = CollectorRegistry()
         registry.register(_Collected(await self._families.get()))
-        return Answer(200, generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _collect(self) -> list[Metric]:
         depths = await self._counts.get()
@@ -126,7 +113,7 @@ class Checks:
             return list(await metrics.collect(db, depths))
 
 
-def _checks(request: Request, services: ServicesOf) -> Checks:
+async def _checks(request: Request, services: ServicesOf) -> Checks:
     """Those of this application."""
     state = request.app.state
     if not hasattr(state, "checks"):
@@ -152,13 +139,13 @@ async def livez() -> Response:
 )
 async def health(checks: ChecksOf) -> Response:
     """Whether every part works, and how many jobs there are. A model that does not start makes no part down."""
-    return (await checks.health.get()).response()
+    return await checks.health.get()
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
 async def prometheus(checks: ChecksOf) -> Response:
     """Prometheus text format."""
-    return (await checks.metrics.get()).response()
+    return await checks.metrics.get()
 
 
 class _Collected(Collector):

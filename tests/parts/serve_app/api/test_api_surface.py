@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -364,6 +365,27 @@ async def test_a_database_that_is_away_is_not_taken_for_anything_else(
     assert body["models"] == {"ltx2": "ok", "wav2lip": "ok"}
     assert body["queues"] == {}
     assert body["details"].keys() == {"database"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/openapi.json", "/docs"])
+async def test_what_is_shared_is_the_answer_and_not_what_is_said_with_it(services: Services, path: str) -> None:
+    settings = services.settings.model_copy(update={"cors_origins": ("https://mine.example",)})
+    app = create_asgi(replace(services, settings=settings))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
+        mine = await client.get(path, headers={"origin": "https://mine.example"})
+        other = await client.get(path, headers={"origin": "https://other.example"})
+    assert mine.headers["access-control-allow-origin"] == "https://mine.example"
+    assert "access-control-allow-origin" not in other.headers
+    assert mine.headers["content-type"] == other.headers["content-type"]
+    assert mine.content == other.content
+
+
+async def test_no_question_takes_a_thread(anyone: httpx.AsyncClient, client: httpx.AsyncClient) -> None:
+    """A hop to one costs more than most answers, and more still with each task that waits in the event loop."""
+    with patch("anyio.to_thread.run_sync", side_effect=AssertionError("a thread")):
+        for path in ("/livez", "/health", "/metrics", "/openapi.json", "/docs"):
+            assert (await anyone.get(path)).status_code == 200
+        assert (await client.get("/api/v1/jobs")).status_code == 200
 
 
 async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
