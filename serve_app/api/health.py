@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
@@ -34,19 +34,27 @@ FRESH_S = 1.0
 
 
 class Shared(Generic[T]):
-    """An answer, or the lack of one, that is asked for once a second however many want it."""
+    """An answer, or the lack of one, that is asked for once a second however many want it.
+
+    Nobody waits for the next one while the last is not two seconds old.
+    """
 
     def __init__(self, ask: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> None:
         """``timeout_s``: after so long there is none; None: what it asks of is bounded itself."""
         self._ask = ask
         self._timeout_s = timeout_s
         self._asking: asyncio.Task[T] | None = None
-        self._until = 0.0
+        self._last: asyncio.Task[T] | None = None
+        #: When the last answer, or the lack of one, came.
+        self._since = 0.0
 
     async def get(self) -> T:
-        if self._asking is None or (self._asking.done() and time.monotonic() >= self._until):
-            self._asking = asyncio.create_task(self._bounded())
+        age = time.monotonic() - self._since
+        if self._asking is None or (self._asking.done() and age >= FRESH_S):
+            self._last, self._asking = self._asking, asyncio.create_task(self._bounded())
             self._asking.add_done_callback(_retrieve)
+        if self._last is not None and not self._asking.done() and age < 2 * FRESH_S:
+            return self._last.result()
         # Whoever gives up must not take the answer from the others.
         return await asyncio.shield(self._asking)
 
@@ -55,10 +63,10 @@ class Shared(Generic[T]):
             async with asyncio.timeout(self._timeout_s):
                 return await self._ask()
         finally:
-            self._until = time.monotonic() + FRESH_S
+            self._since = time.monotonic()
 
 
-def _retrieve(asked: "asyncio.Task[Any]") -> None:
+def _retrieve(asked: "asyncio.Task[T]") -> None:
     """An error that nobody waited for is not to be reported as forgotten."""
     if not asked.cancelled():
         asked.exception()
@@ -72,9 +80,9 @@ class Checks:
         self.health = Shared(self._health)
         self.metrics = Shared(self._metrics)
         self._services = services
+        # A database that hangs can't be waited for, not even until what asks it is cancelled.
         self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
         self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
-        self._storage = Shared(lambda: services.storage.check(), CHECK_TIMEOUT_S)
         self._families = Shared(self._collect, CHECK_TIMEOUT_S)
 
     async def _health(self) -> Response:
@@ -82,7 +90,7 @@ class Checks:
         counts, conditions, _, states = await asyncio.gather(
             _check("database", self._counts.get(), details),
             _check("database", self._conditions.get(), details),
-            _check("storage", self._storage.get(), details),
+            _check("storage", self._services.storage.check(), details),
             _check("ray", self._services.cluster.models(), details),
         )
         if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import httpx
@@ -444,6 +445,36 @@ async def test_a_part_that_is_back_is_seen(
     monkeypatch.setattr(services.storage, "check", check)
     monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
     assert [(await anyone.get("/health")).json()["storage"] for _ in range(2)] == ["down", "ok"]
+
+
+async def test_nobody_waits_for_the_next_look_while_the_last_is_young(
+    anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = 1000.0, 0
+    proceeds = asyncio.Event()
+
+    async def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            await proceeds.wait()
+
+    async def storage() -> str:
+        return str((await anyone.get("/health")).json()["storage"])
+
+    monkeypatch.setattr(services.storage, "check", check)
+    monkeypatch.setattr("serve_app.api.health.time", SimpleNamespace(monotonic=lambda: now))
+    assert (await storage(), looks) == ("ok", 1)
+    now += 1.5
+    # Answered by the first look; the second is under way.
+    assert [await storage() for _ in range(3)] == ["ok"] * 3
+    assert looks == 2
+    now += 1
+    waiting = asyncio.create_task(storage())
+    done, _ = await asyncio.wait({waiting}, timeout=0.2)
+    assert not done
+    proceeds.set()
+    assert (await waiting, looks) == ("ok", 2)
 
 
 async def test_metrics_are_open(anyone: httpx.AsyncClient, services: Services) -> None:
