@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts e2e soak-tests bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean constraints
+.PHONY: demo run test lint unit parts e2e soak-tests bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -56,6 +56,9 @@ bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 
 bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what they can
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/neighbours.py
+
+tables: $(STAMP)  ## The README's tables of codes, made from the code
+	$(BIN)/python -m serve_app.documentation README.md
 
 constraints: $(STAMP)  ## Write down the versions that were tested
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.failure_code import FailureCode
+from deployments.stage import Stage
+
 #: Jobs in flight on one replica: one is prepared, one computed, one encoded and uploaded.
 SLOTS = 3
 
@@ -90,7 +93,7 @@ class Progress(_Value):
 
     kind: Literal["progress"] = "progress"
     lease: Lease
-    stage: str
+    stage: Stage
     #: 0 to 100.
     percent: float = Field(ge=0, le=100)
 
@@ -127,8 +130,7 @@ class Failure(_Value):
 
     kind: Literal["failed"] = "failed"
     lease: Lease
-    #: Stable, documented code, e.g. ``out_of_memory``.
-    code: str
+    code: FailureCode
     message: str
     #: Whether another attempt may succeed.
     transient: bool

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from deployments.contract import MediaFacts, MediaKind
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import Format, by_content_type, wanted
+from deployments.stage import Stage
 from deployments.weights import CheckpointError, WeightsCheck, reason_of
 
 #: Seconds by which a replica may find a clip longer than intake did: samples are counted there, and packets here.
@@ -42,7 +44,7 @@ class InputSpec:
         """Raise ``Fault('media_too_long')`` for a clip of ``seconds``, give or take ``grace_s``."""
         if self.max_seconds is not None and seconds > self.max_seconds + grace_s:
             raise Fault(
-                "media_too_long",
+                FailureCode.MEDIA_TOO_LONG,
                 f"It is {seconds:.1f} s long; at most {self.max_seconds:g} s are allowed. Send a shorter clip.",
             )
 
@@ -58,7 +60,7 @@ class InputFile:
         """How to read it. Raises ``Fault('unsupported_media')`` if ``spec`` does not take it."""
         format = by_content_type(self.content_type)
         if format is None or format.kind not in spec.kinds:
-            raise Fault("unsupported_media", f"This is {self.content_type}. Send {wanted(spec.kinds)}.")
+            raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"This is {self.content_type}. Send {wanted(spec.kinds)}.")
         return format
 
 
@@ -78,8 +80,6 @@ class ModelSpec:
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.
     weights_variable: str
-    #: Codes of faults that only this model has; ``deployments/faults.py`` lists the others.
-    fault_codes: tuple[str, ...] = ()
     #: By variable, of these weights and of any others the model can do with: a cheap look before anything loads.
     weights_checks: Mapping[str, WeightsCheck] = field(default_factory=dict)
 
@@ -127,7 +127,7 @@ class Rendered:
 
 #: ``step(stage, fraction)``: call at every step with the stage's name and how much of ``run`` is done (0..1).
 #: Raises to stop the run (cancelled, lease lost, timed out); let it pass through after freeing resources.
-Step = Callable[[str, float], None]
+Step = Callable[[Stage, float], None]
 
 
 class Engine(Protocol):

@@ -1,7 +1,4 @@
-"""Why a run ended without a video: the codes a replica reports.
-
-Codes are labels of metrics and rows of counters, so there is a fixed number of them: those in ``CODES``, and what a
-model names in its ``ModelSpec.fault_codes``. The head takes any other for ``internal_error``.
+"""How code says that a job cannot go on.
 
 ``Fault`` is the only exception an engine raises on purpose; anything else is a defect and is reported as
 ``internal_error`` (transient, so that a lucky second try is given).
@@ -10,33 +7,20 @@ model names in its ``ModelSpec.fault_codes``. The head takes any other for ``int
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What any model may report.
-CODES = frozenset(
-    {
-        "device_lost",
-        "encode_failed",
-        "input_too_large",
-        "internal_error",
-        "invalid_media",
-        "media_too_long",
-        "out_of_memory",
-        "storage_unavailable",
-        "timed_out",
-        "too_many_pixels",
-        "unsupported_media",
-        "worker_lost",
-    }
-)
+from deployments.failure_code import FailureCode
 
 
 class Fault(Exception):
-    """The run cannot go on. ``transient`` says whether another attempt may succeed."""
+    """The job cannot go on. ``message`` tells the client what to do about it.
 
-    def __init__(self, code: str, message: str, *, transient: bool = False) -> None:
+    ``transient`` says whether another attempt may succeed; without it, the code's own rule does.
+    """
+
+    def __init__(self, code: FailureCode, message: str, *, transient: bool | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
-        self.transient = transient
+        self.transient = code.transient if transient is None else transient
 
     def of_input(self, name: str) -> "Fault":
         """The same fault, saying which input it is about."""
@@ -56,11 +40,11 @@ class OutOfMemory(Fault):
     """The device ran out of memory. The replica frees what it can; the job may try once more."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("out_of_memory", message, transient=True)
+        super().__init__(FailureCode.OUT_OF_MEMORY, message)
 
 
 class DeviceLost(Fault):
     """The CUDA context is dead: this process cannot compute any more and has to be replaced."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("device_lost", message, transient=True)
+        super().__init__(FailureCode.DEVICE_LOST, message)

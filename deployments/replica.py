@@ -28,6 +28,7 @@ from ray import serve
 from deployments import logs
 from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
 from deployments.engine import InputFile, Rendered
+from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.occupancy import Occupancy
 from deployments.registry import MODELS
@@ -35,6 +36,7 @@ from deployments.run import Reporter, Run, RunStopped
 from deployments.sandbox.report import log_layers
 from deployments.sandbox.secrecy import close_to_others
 from deployments.scratch import Scratch
+from deployments.stage import Stage
 from deployments.transfer import Transfer
 
 log = structlog.get_logger()
@@ -58,7 +60,7 @@ class WorkerBroke(Fault):
     """Another job broke this process before this one had its turn."""
 
     def __init__(self, why: str) -> None:
-        super().__init__("worker_lost", f"The GPU worker broke before this job had its turn: {why}", transient=True)
+        super().__init__(FailureCode.WORKER_LOST, f"The GPU worker broke before this job had its turn: {why}")
 
 
 class DispatcherReporter:
@@ -160,7 +162,7 @@ class Replica:
             report = self._failure(run, task, fault)
         except Exception as error:
             log.exception("run_crashed")
-            crash = Fault("internal_error", f"{type(error).__name__}: {error}", transient=True)
+            crash = Fault(FailureCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
             report = self._failure(run, task, crash)
         finally:
             heartbeat.cancel()
@@ -174,9 +176,9 @@ class Replica:
             for name, item in task.inputs.items():
                 path = inputs[name].path
                 await run.unless_stopped(self._transfer.get(item.url, path, partial(_input_link, run, name)))
-            run.step("preparing", PREPARED / 2)
+            run.step(Stage.PREPARING, PREPARED / 2)
             prepared = await self._in_cpu(run, self._engine.prepare, task.params, inputs, workdir)
-            run.step("waiting_for_gpu", PREPARED)
+            run.step(Stage.WAITING_FOR_GPU, PREPARED)
         with _timed(run, "wait"):
             await run.unless_stopped(self._gpu.acquire(), own=False)
         try:
@@ -187,10 +189,10 @@ class Replica:
         # The decoded inputs are as large as the video; the next stage does not need them.
         del prepared
         with _timed(run, "publish"):
-            run.step("encoding", COMPUTED)
+            run.step(Stage.ENCODING, COMPUTED)
             rendered: Rendered = await self._in_cpu(run, self._engine.publish, result, workdir)
             del result
-            run.step("uploading", (COMPUTED + 100) / 2)
+            run.step(Stage.UPLOADING, (COMPUTED + 100) / 2)
             md5 = await self._in_cpu(run, _md5, rendered.path)
             await run.unless_stopped(self._transfer.put(rendered.path, task.output_url, partial(_output_link, run)))
         self._out_of_memory = 0
@@ -204,12 +206,12 @@ class Replica:
         )
 
     async def _on_gpu(self, run: Run, prepared: Any) -> Any:
-        def step(stage: str, fraction: float) -> None:
+        def step(stage: Stage, fraction: float) -> None:
             run.step(stage, PREPARED + (COMPUTED - PREPARED) * fraction)
 
         if self._broken:
             raise WorkerBroke(self._broken)
-        step("generating", 0.0)
+        step(Stage.GENERATING, 0.0)
         self._runs += 1
         return await self._in_time(run, self._call(self._gpu_thread, self._engine.run, prepared, step))
 
@@ -248,7 +250,7 @@ class Replica:
         if not done:
             # The thread hangs, in the device perhaps, and cannot be ended; the process has to go.
             self._broken = "a thread made no step within its time limit"
-            raise Fault("timed_out", self._broken, transient=True)
+            raise Fault(FailureCode.TIMED_OUT, self._broken)
         return work.result()
 
     def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":

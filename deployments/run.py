@@ -8,7 +8,9 @@ from typing import Protocol, TypeVar
 import structlog
 
 from deployments.contract import Failure, Outcome, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
+from deployments.stage import Stage
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class Run:
         self._task = task
         self._reporter = reporter
         self._deadline = time.monotonic() + task.timeout_s
-        self._stage = "preparing"
+        self._stage = Stage.PREPARING
         self._percent = 0.0
         self._hurry = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -71,7 +73,7 @@ class Run:
                 await asyncio.sleep(AGAIN_S)
         return self._task
 
-    def step(self, stage: str, percent: float) -> None:
+    def step(self, stage: Stage, percent: float) -> None:
         """Note progress.
 
         Raises:
@@ -89,7 +91,7 @@ class Run:
         return self._deadline - time.monotonic()
 
     def _out_of_time(self) -> Fault:
-        return Fault("timed_out", f"The run took longer than {self._task.timeout_s:.0f} s.", transient=True)
+        return Fault(FailureCode.TIMED_OUT, f"The run took longer than {self._task.timeout_s:.0f} s.")
 
     def hurry(self) -> None:
         """Ask the head now what it wants, instead of at the next report."""
@@ -121,7 +123,7 @@ class Run:
 
     async def heartbeat(self) -> None:
         """Report progress and keep the lease until cancelled; learn from the answers whether to stop."""
-        sent: tuple[str, float] | None = None
+        sent: tuple[Stage, float] | None = None
         sent_at = 0.0
         while self.verdict is Verdict.GO_ON:
             now = (self._stage, self._percent)

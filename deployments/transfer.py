@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 
 CHUNK = 1 << 20
@@ -88,7 +89,7 @@ async def _wait_or_give_up(tries: int, left: int, what: str, error: httpx.HTTPEr
         # 401 and 403 are links that have expired: another attempt of the job comes with new ones.
         # The URL carries a signature: it stays out of the message.
         raise Fault(
-            "storage_unavailable",
+            FailureCode.STORAGE_UNAVAILABLE,
             f"Could not {what}: {status or type(error).__name__}.",
             transient=not refused or status in STALE,
         ) from None

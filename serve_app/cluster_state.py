@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
 from deployments.registry import MODELS
-from serve_app.jobs.conditions import MODEL_UNAVAILABLE, NO_NODE_FITS, Condition
+from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.placement import Node, why_no_node_fits
 
 #: Seconds for which an answer counts.
@@ -94,7 +94,7 @@ class ServeState:
 
 def _trouble(name: str, deployment: DeploymentDetails) -> Condition | None:
     if reason := reason_of(deployment.message):
-        return Condition(MODEL_UNAVAILABLE, f"{name} cannot start: {reason}")
+        return Condition(WaitCode.MODEL_UNAVAILABLE, f"{name} cannot start: {reason}")
     homeless = [
         replica
         for replica in deployment.replicas
@@ -107,7 +107,7 @@ def _trouble(name: str, deployment: DeploymentDetails) -> Condition | None:
     options = deployment.deployment_config.ray_actor_options
     labels = (options.get("label_selector") if isinstance(options, dict) else options.label_selector) or {}
     why = why_no_node_fits(deployment.required_resources, labels, _nodes())
-    return Condition(NO_NODE_FITS, f"No node takes a replica of {name}: {why}.") if why else None
+    return Condition(WaitCode.NO_NODE_FITS, f"No node takes a replica of {name}: {why}.") if why else None
 
 
 def reason_of(message: str) -> str | None:

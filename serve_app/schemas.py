@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, crea
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from serve_app.jobs.conditions import STORAGE_UNAVAILABLE, Condition
+from deployments.stage import Stage
+from serve_app.documentation import table
+from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.job import Job, NewJob, Status
 
 #: Also a folder's name in the object store, so nothing but a UUID will do.
@@ -111,7 +113,7 @@ class JobView(BaseModel):
     model: str | None
     status: Status
     progress: float = Field(description="0 to 100; never goes back.")
-    stage: str = Field(description="What is happening, e.g. `fetching`, `waiting_for_gpu`, `generating`, `uploading`.")
+    stage: str = Field(description=f"What is happening.\n\n{table('stage')}")
     wait_code: str | None = Field(
         None,
         description="What keeps it from running besides the line: `model_unavailable`, `no_node_fits`, "
@@ -122,7 +124,9 @@ class JobView(BaseModel):
     eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
     result_url: str | None = None
     error_message: str | None = None
-    error_code: str | None = None
+    error_code: str | None = Field(
+        None, description=f"Why it failed. ↻: after further attempts.\n\n{table('error_code')}"
+    )
     attempt: int = Field(description="How many times a GPU has started on it.")
     user_id: str | None = None
     media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
@@ -146,9 +150,9 @@ class JobView(BaseModel):
     ) -> "JobView":
         stage = job.stage
         if job.cancel_requested_at and not job.status.terminal:
-            stage = "cancelling"
-        elif waits is not None and waits.code == STORAGE_UNAVAILABLE:
-            stage = STORAGE_UNAVAILABLE
+            stage = Stage.CANCELLING
+        elif waits is not None and waits.code == WaitCode.STORAGE_UNAVAILABLE:
+            stage = Stage.STORAGE_UNAVAILABLE
         return cls(
             job_id=job.id,
             model=job.model,

@@ -15,11 +15,13 @@ from PIL import Image
 
 from deployments import accelerator
 from deployments.engine import Step
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.ltx2 import checkpoint
 from deployments.ltx2.checkpoint import Checkpoint
 from deployments.ltx2.recipes import Recipe, RecipeName, expand
 from deployments.ltx2.schedule import scheduler_of
+from deployments.stage import Stage
 from deployments.weights import CheckpointError
 
 #: Arguments of the pipeline call that :meth:`Pipeline.render` fills per job; the recipe has all others.
@@ -88,7 +90,7 @@ class Pipeline:
         self._schedulers = {name: scheduler_of(recipe) for name, recipe in self._recipes.items()}
 
     def render(self, shot: Shot, step: Step) -> Clip:
-        """Make the clip, reporting ``encode``, ``denoise`` and ``decode``. What ``step`` raises passes through.
+        """Make the clip, reporting its three stages. What ``step`` raises passes through.
 
         Raises ``OutOfMemory`` and ``DeviceLost``; the pipeline is usable afterwards in all other cases and after the
         former. The same shot gives the same bits on the same device.
@@ -112,7 +114,7 @@ class Pipeline:
             self._pipe.vae.enable_tiling(
                 tile_sample_stride_height=tile_stride(shot.height), tile_sample_stride_width=tile_stride(shot.width)
             )
-        step("encode", 0.0)
+        step(Stage.ENCODING_PROMPT, 0.0)
         # The VAE of LTX-Video draws noise of its own from the global generator.
         torch.manual_seed(shot.seed)
         meter = _Meter(recipe, step)
@@ -156,14 +158,14 @@ class _Meter:
 
     def forward(self, module: Any, args: Any) -> None:
         """Before each call of the transformer; guided recipes make several a step, seconds apart on a big clip."""
-        self._step("denoise", _DENOISE_FROM + (_DENOISE_TO - _DENOISE_FROM) * self._begun / self._forwards)
+        self._step(Stage.DENOISING, _DENOISE_FROM + (_DENOISE_TO - _DENOISE_FROM) * self._begun / self._forwards)
         self._begun += 1
 
     def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """After each step. Decoding follows the last one, without another word from the pipeline."""
         if index + 1 == self._steps:
             _finite(tensors["latents"], "video")
-            self._step("decode", _DENOISE_TO)
+            self._step(Stage.DECODING_LATENTS, _DENOISE_TO)
         return {}
 
 
@@ -189,7 +191,7 @@ def tile_stride(pixels: int) -> int:
 def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
     """``values``, or a fault: NaN would be delivered as a black video or a burst of noise."""
     if not bool(torch.isfinite(values).all()):
-        raise Fault("not_finite", f"the {what} came out as NaN or infinity; another seed or size may work")
+        raise Fault(FailureCode.NOT_FINITE, f"the {what} came out as NaN or infinity; another seed or size may work")
     return values
 
 

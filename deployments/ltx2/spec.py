@@ -77,5 +77,4 @@ SPEC = ModelSpec(
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check},
-    fault_codes=("not_finite",),
 )

@@ -8,6 +8,7 @@ import re
 
 import imageio_ffmpeg
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import MAX_FRAME_PIXELS, Format
 from deployments.sandbox.connection import SandboxError
@@ -38,7 +39,7 @@ def reading(format: Format, *options: str, level: str = "error") -> list[str]:
     Raises ``Fault('unsupported_media')`` for an image.
     """
     if not format.demuxer:
-        raise Fault("unsupported_media", f"This is a picture ({format.name}), which has no time.")
+        raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"This is a picture ({format.name}), which has no time.")
     return [
         *(program(), "-hide_banner", "-nostdin", "-nostats", "-v", level, *options),
         *("-protocol_whitelist", "fd,pipe", "-max_streams", str(_MAX_STREAMS), "-max_pixels", str(_MAX_CODED_PIXELS)),
@@ -65,4 +66,4 @@ def invalid(what: str, log: bytes) -> Fault:
     check(log)
     lines = [re.sub(r"^(\[[^]]*\] *)+", "", line) for line in log.decode(errors="replace").splitlines()]
     reason = next(filter(None, lines), "no reason given")
-    return Fault("invalid_media", f"{what} ({reason[:200]}). Export it as MP4 or WAV and upload it again.")
+    return Fault(FailureCode.INVALID_MEDIA, f"{what} ({reason[:200]}). Export it as MP4 or WAV and upload it again.")

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.ffmpeg import ENCODE, program
 from deployments.sandbox.process import ENVIRONMENT, File, Program, start
@@ -93,7 +94,7 @@ class Mp4Encoder:
                 written = opened.enter_context(path.open("wb"))
                 read_again = opened.enter_context(path.open("rb"))
             except OSError as error:
-                raise Fault("encode_failed", f"The mp4 cannot be written: {error.strerror}.") from error
+                raise Fault(FailureCode.ENCODE_FAILED, f"The mp4 cannot be written: {error.strerror}.") from error
             reading, writing = os.pipe()
             frames = opened.enter_context(open(reading, "rb", buffering=0))
             self._frames = opened.enter_context(open(writing, "wb"))
@@ -131,7 +132,7 @@ class Mp4Encoder:
     def _fault(self, status: int | None) -> Fault:
         self._log.seek(0)
         lines = self._log.read(64 * 1024).decode(errors="replace").strip().splitlines()
-        return Fault("encode_failed", f"ffmpeg ended with {status}: {lines[-1] if lines else 'no message'}")
+        return Fault(FailureCode.ENCODE_FAILED, f"ffmpeg ended with {status}: {lines[-1] if lines else 'no message'}")
 
 
 def write_samples(path: Path, samples: NDArray[np.float32]) -> None:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import MAX_FPS
 
@@ -32,7 +33,7 @@ class Packets:
     def require_rate(self) -> None:
         """Raise ``Fault('invalid_media')`` for a picture of too many frames a second: each costs time and memory."""
         if self.count > MAX_FPS * max(Fraction(1), self.seconds):
-            raise Fault("invalid_media", f"It has more than {MAX_FPS} frames a second. Export it with fewer.")
+            raise Fault(FailureCode.INVALID_MEDIA, f"It has more than {MAX_FPS} frames a second. Export it with fewer.")
 
 
 def read(listing: bytes) -> dict[str, Packets]:
@@ -50,11 +51,11 @@ def read(listing: bytes) -> dict[str, Packets]:
                 stream, decoded, presented, duration = (int(field) for field in line.split(b",")[:4])
                 at = decoded if presented == _NO_TIME else presented
                 if at == _NO_TIME:
-                    raise Fault("invalid_media", "Its frames have no time stamps. Convert it to MP4.")
+                    raise Fault(FailureCode.INVALID_MEDIA, "Its frames have no time stamps. Convert it to MP4.")
                 found.setdefault(stream, _Span(at)).add(at, duration)
         return {kinds[stream]: span.packets(ticks[stream]) for stream, span in found.items()}
     except (ValueError, LookupError) as error:
-        raise Fault("invalid_media", "It can't be read. Export it and upload it again.") from error
+        raise Fault(FailureCode.INVALID_MEDIA, "It can't be read. Export it and upload it again.") from error
 
 
 class _Span:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import MAX_IMAGE_PIXELS, Format
 from deployments.sandbox.connection import SandboxError
@@ -55,10 +56,10 @@ def decode(path: Path, format: Format, max_pixels: int = MAX_IMAGE_PIXELS) -> tu
             pixels = bytearray(picture.width * picture.height * 3 if picture else 0)
             whole = stream.fill(memoryview(pixels), _TIMEOUT_S) == len(pixels)
         except TimeoutError as error:
-            raise Fault("invalid_media", _DAMAGED) from error
+            raise Fault(FailureCode.INVALID_MEDIA, _DAMAGED) from error
         _check(stream.process.wait(_TIMEOUT_S), stream.log())
     if picture is None or not whole:
-        raise Fault("invalid_media", _DAMAGED)
+        raise Fault(FailureCode.INVALID_MEDIA, _DAMAGED)
     return picture, pixels
 
 
@@ -71,7 +72,7 @@ def _check(ended: Ended, log: bytes) -> None:
         # Whatever the file does to Pillow is answered; this is a defect of ours.
         raise SandboxError(f"reading an image failed: {log.decode(errors='replace')}")
     if ended.status != 0:
-        raise Fault("invalid_media", _DAMAGED)
+        raise Fault(FailureCode.INVALID_MEDIA, _DAMAGED)
 
 
 def _picture(answer: bytes | bytearray, max_pixels: int) -> Picture:
@@ -81,14 +82,16 @@ def _picture(answer: bytes | bytearray, max_pixels: int) -> Picture:
         unusable = found.get("unusable")
         picture = None if unusable else Picture(int(found["width"]), int(found["height"]), bool(found["animated"]))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Fault("invalid_media", _DAMAGED) from error
+        raise Fault(FailureCode.INVALID_MEDIA, _DAMAGED) from error
     if unusable == "pixels":
-        raise Fault("too_many_pixels", f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one.")
+        raise Fault(
+            FailureCode.TOO_MANY_PIXELS, f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one."
+        )
     if unusable == "parts":
         raise Fault(
-            "invalid_media",
+            FailureCode.INVALID_MEDIA,
             "The image is made of far more parts than a camera or a program writes. Export and upload it again.",
         )
     if picture is None or min(picture.width, picture.height) < 1 or picture.width * picture.height > max_pixels:
-        raise Fault("invalid_media", _DAMAGED)
+        raise Fault(FailureCode.INVALID_MEDIA, _DAMAGED)
     return picture

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from deployments.engine import InputSpec
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media import ffmpeg
 from deployments.media.formats import Format
@@ -91,7 +92,7 @@ class Track:
             # Killed by us where the sound is longer than the picture. A decoder that crashed left silence.
             status = stream.process.kill().status
             if status is not None and status < 0 and status != -signal.SIGKILL:
-                raise Fault("encode_failed", f"the decoder of the sound ended with {status}")
+                raise Fault(FailureCode.ENCODE_FAILED, f"the decoder of the sound ended with {status}")
 
 
 def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[Speech, Track]:
@@ -117,7 +118,9 @@ def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[
         head.seek(0)
         said, facts = log.read(64 * 1024), head.read(64 * 1024).decode(errors="replace")
     if status is None or status < 0:
-        raise Fault("invalid_media", "Its sound takes too long to decode. Export it as WAV and upload it again.")
+        raise Fault(
+            FailureCode.INVALID_MEDIA, "Its sound takes too long to decode. Export it as WAV and upload it again."
+        )
     # Sound cut off or damaged at its end still plays in every player, so only a file without any is refused.
     if target.stat().st_size < 4:
         raise ffmpeg.invalid("Its sound cannot be decoded", said)
@@ -125,7 +128,7 @@ def decode(path: Path, format: Format, spec: InputSpec, workdir: Path) -> tuple[
     spec.require_length(float(speech.seconds))
     for begin in range(0, speech.samples, RATE * 10):
         if not np.isfinite(speech.part(begin, begin + RATE * 10)).all():
-            raise Fault("invalid_media", "Its sound holds samples that are not numbers (NaN or infinite).")
+            raise Fault(FailureCode.INVALID_MEDIA, "Its sound holds samples that are not numbers (NaN or infinite).")
     return speech, Track(path, format, *_shape(facts))
 
 

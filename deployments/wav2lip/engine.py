@@ -12,6 +12,7 @@ import torch
 from deployments import accelerator
 from deployments.contract import MediaFacts
 from deployments.engine import InputFile, Rendered, Step
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
 from deployments.wav2lip import audio, checkpoint, lipsync, video
 from deployments.wav2lip.centerface import CenterFace
@@ -67,7 +68,7 @@ class Wav2LipEngine:
         asked = Wav2LipParams.model_validate(dict(params))
         if asked.detector not in self._detectors:
             raise Fault(
-                "detector_unavailable",
+                FailureCode.DETECTOR_UNAVAILABLE,
                 f"This service has no weights for the detector {asked.detector}. Its operator sets {S3FD_VARIABLE}.",
             )
         footage, sound = inputs["video"], inputs["audio"]

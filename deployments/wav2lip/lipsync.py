@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 
 from deployments.engine import Step
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.mp4 import Mp4Encoder, VideoCodec
+from deployments.stage import Stage
 from deployments.wav2lip.audio import Mel, Track, window_start
 from deployments.wav2lip.boxes import Box
 from deployments.wav2lip.generator import Generator
@@ -34,7 +36,6 @@ QUEUED, MOST_QUEUED = 32 * 1024**2, 32
 #: Part of the face's side over which a feathered edge fades.
 FADE = 1 / 12
 
-DETECTING, SPEAKING = "detecting", "lipsync"
 #: Part of the progress that the search for the first face makes.
 SEARCH = 0.05
 
@@ -74,14 +75,14 @@ def render(job: Job, generator: Generator, detector: Detector, step: Step, targe
         with closing(_spotted(job, detector, step, depth, target.parent)) as spotted:
             size = max(1, min(generator.batch, BATCHED // job.source.frame_bytes))
             batch = list(islice(spotted, size))
-            step(SPEAKING, SEARCH)
+            step(Stage.LIPSYNC, SEARCH)
             with Behind(lambda: _encoder(job, target, codec), depth) as encoder:
                 while batch:
                     for frame in speak(batch, done, job, generator):
                         encoder.put(frame)
                     done += len(batch)
                     untouched += sum(box is None for _, box in batch)
-                    step(SPEAKING, SEARCH + (1 - SEARCH) * (done / job.frames))
+                    step(Stage.LIPSYNC, SEARCH + (1 - SEARCH) * (done / job.frames))
                     batch = list(islice(spotted, size))
     except BaseException:
         target.unlink(missing_ok=True)
@@ -173,13 +174,13 @@ def face_box(job: Job) -> Box:
     # The even size of the output may have cost a line at the edge.
     if rows[1] > source.height + 1 or columns[1] > source.width + 1:
         raise Fault(
-            "face_box_outside",
+            FailureCode.FACE_BOX_OUTSIDE,
             f"Input 'video': face_box reaches beyond its picture of {round(source.width * source.scale_x)} x "
             f"{round(source.height * source.scale_y)} pixels.",
         )
     box = (rows[0], min(rows[1], source.height), columns[0], min(columns[1], source.width))
     if box[1] - box[0] < 2 or box[3] - box[2] < 2:
-        raise Fault("face_box_outside", "Input 'video': face_box is too small at this resize_factor.")
+        raise Fault(FailureCode.FACE_BOX_OUTSIDE, "Input 'video': face_box is too small at this resize_factor.")
     return box
 
 
@@ -195,19 +196,19 @@ def _found(
     pads = (*(n / source.scale_y for n in params.pads[:2]), *(n / source.scale_x for n in params.pads[2:]))
     follower = Follower(detector, params.face_index or 0)
     located = steady(follower.follow(frames), pads, smoothing=params.smoothing)
-    step(DETECTING, 0.0)
+    step(Stage.DETECTING, 0.0)
     last: Box | None = None
     missing: int | None = None
     for number, (frame, box) in enumerate(located):
         if box is None and missing is None:
             missing = number
         if box is None and last is None:
-            step(DETECTING, SEARCH * (number + 1) / min(job.frames, source.frames))
+            step(Stage.DETECTING, SEARCH * (number + 1) / min(job.frames, source.frames))
             continue
         # Only once a face was seen it is clear that this is a frame without one and not a video without any.
         if missing is not None and params.on_missing_face == "error":
             at = float(missing / source.fps)
-            raise Fault("face_missing", f"Input 'video': There is no face in frame {missing}, at {at:.2f} s.")
+            raise Fault(FailureCode.FACE_MISSING, f"Input 'video': There is no face in frame {missing}, at {at:.2f} s.")
         if last is None and number > 0:
             with Ahead(read(source, number), depth) as again:
                 for faceless in again:
@@ -219,7 +220,7 @@ def _found(
         advice = "Give face_box if there is one."
         if params.resize_factor > 1:
             advice = f"Give face_box if there is one, or a smaller resize_factor than {params.resize_factor}."
-        raise Fault("no_face_found", f"Input 'video': No face was found{which}. {advice}")
+        raise Fault(FailureCode.NO_FACE_FOUND, f"Input 'video': No face was found{which}. {advice}")
 
 
 class _Boxes:

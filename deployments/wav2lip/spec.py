@@ -118,5 +118,4 @@ SPEC = ModelSpec(
         "WAV2LIP_MODEL_PATH": partial(check_file, smallest=SMALLEST),
         S3FD_VARIABLE: partial(check_file, smallest=SMALLEST_S3FD),
     },
-    fault_codes=("no_face_found", "face_missing", "face_box_outside", "detector_unavailable"),
 )

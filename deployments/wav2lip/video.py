@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.engine import InputSpec
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
 from deployments.media import ffmpeg, packets, picture
 from deployments.media.formats import MAX_FRAME_PIXELS, Format
@@ -87,7 +88,7 @@ def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -
     head, listed = _scan(path, format)
     width, height, declared, aspect = _first_frame(head, listed)
     if width * height > MAX_FRAME_PIXELS:
-        raise Fault("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
+        raise Fault(FailureCode.TOO_MANY_PIXELS, f"The video is {width}x{height}. Send one of at most 4096x2304.")
     times = _packets(listed)
     spec.require_length(float(times.seconds))
     times.require_rate()
@@ -182,7 +183,8 @@ def _output_size(width: Fraction, height: Fraction, largest: int, resize_factor:
     if min(made) < SMALLEST_SIDE:
         hint = f" Ask for a smaller resize_factor than {resize_factor}." if resize_factor > 1 else " Send a larger one."
         raise Fault(
-            "invalid_media", f"A picture of {round(width)} x {round(height)} pixels is too small for a face.{hint}"
+            FailureCode.INVALID_MEDIA,
+            f"A picture of {round(width)} x {round(height)} pixels is too small for a face.{hint}",
         )
     return made
 
@@ -191,7 +193,9 @@ def _fill(stream: Stream, room: memoryview) -> int:
     try:
         return stream.fill(room, STALLED_S)
     except TimeoutError as error:
-        raise Fault("invalid_media", f"The video's decoder did nothing for {STALLED_S} s. Export it as MP4.") from error
+        raise Fault(
+            FailureCode.INVALID_MEDIA, f"The video's decoder did nothing for {STALLED_S} s. Export it as MP4."
+        ) from error
 
 
 def _scan(path: Path, format: Format) -> tuple[bytes, Finished]:
@@ -220,7 +224,7 @@ def _first_frame(head: bytes, scanned: Finished) -> tuple[int, int, Fraction, Fr
 
 def _packets(scanned: Finished) -> Packets:
     if scanned.status is None:
-        raise Fault("invalid_media", f"Reading the video took longer than {SCAN_S} s. Send a shorter one.")
+        raise Fault(FailureCode.INVALID_MEDIA, f"Reading the video took longer than {SCAN_S} s. Send a shorter one.")
     if scanned.status != 0 or ffmpeg.cut_off(scanned.stderr):
         raise ffmpeg.invalid("The video is damaged or cut off", scanned.stderr)
     found = packets.read(scanned.stdout).get("video")

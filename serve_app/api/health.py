@@ -16,7 +16,7 @@ from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.cluster_state import ModelState
 from serve_app.jobs import metrics
-from serve_app.jobs.conditions import MODEL_UNAVAILABLE, Condition
+from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.job import Status
 from serve_app.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.services import Services, ServicesOf
@@ -184,7 +184,7 @@ def _model(name: str, state: ModelState | None, condition: Condition | None, det
     trouble = condition or state.trouble
     if trouble is not None:
         details[name] = trouble.message
-        return "down" if trouble.code == MODEL_UNAVAILABLE else "waiting"
+        return "down" if trouble.code == WaitCode.MODEL_UNAVAILABLE else "waiting"
     if state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
         details[name] = state.message.partition("\n")[0] or f"{name} is unhealthy"
         return "down"

@@ -11,11 +11,11 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media import ffmpeg, packets
 from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, MP3, WAV, Format
 from deployments.sandbox.process import Finished, Program, finish
-from serve_app.intake.errors import IntakeError
 
 #: Ends of a program that used up its time: by our clock, or by the kernel's.
 _OVERDRAWN = (None, -signal.SIGKILL, -signal.SIGXCPU)
@@ -51,10 +51,10 @@ class Container:
 
 
 async def measure(path: Path, media: Format) -> Container:
-    """Measure the file. Raises :class:`IntakeError`: ``invalid_media`` or ``too_many_pixels``."""
+    """Measure the file. Raises :class:`Fault`: ``invalid_media`` or ``too_many_pixels``."""
     listed = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", *packets.LISTED)
     # Half a million lines at worst.
-    streams = await asyncio.to_thread(_read, listed.stdout)
+    streams = await asyncio.to_thread(packets.read, listed.stdout)
     log = listed.stderr.decode(errors="replace")
     picture, sound = streams.get("video"), streams.get("audio")
     if not picture and not sound:
@@ -71,7 +71,7 @@ async def measure(path: Path, media: Format) -> Container:
     _check_complete(path, media, duration_s, _promised(log))
     width = height = fps = None
     if picture:
-        _require_rate(picture)
+        picture.require_rate()
         width, height = await _first_frame(path, media)
         fps = _frame_rate(log, picture)
     has_audio = sound is not None and await _can_be_heard(path, media)
@@ -85,31 +85,17 @@ async def _first_frame(path: Path, media: Format) -> tuple[int, int]:
     """Width and height as decoded and displayed, whatever the header says."""
     decoded = await _ffmpeg(path, media, "error", "-map", "0:V:0", "-frames:v", "1", *_DECODED)
     size = _SIZE.search(decoded.stdout)
-    if size is None or "video" not in _read(decoded.stdout):
+    if size is None or "video" not in packets.read(decoded.stdout):
         raise _invalid("holds no picture that can be decoded")
     width, height = int(size[1]), int(size[2])
     if width * height > MAX_FRAME_PIXELS:
-        raise IntakeError("too_many_pixels", f"The video is {width}x{height}. Send one of at most 4096x2304.")
+        raise Fault(FailureCode.TOO_MANY_PIXELS, f"The video is {width}x{height}. Send one of at most 4096x2304.")
     return width, height
 
 
 async def _can_be_heard(path: Path, media: Format) -> bool:
     decoded = await _ffmpeg(path, media, "error", "-map", "0:a:0", "-t", "1", *_RESAMPLED, *_DECODED)
-    return "audio" in _read(decoded.stdout)
-
-
-def _read(listing: bytes) -> dict[str, packets.Packets]:
-    try:
-        return packets.read(listing)
-    except Fault as fault:
-        raise IntakeError("invalid_media", fault.message) from fault
-
-
-def _require_rate(picture: packets.Packets) -> None:
-    try:
-        picture.require_rate()
-    except Fault as fault:
-        raise IntakeError("invalid_media", fault.message) from fault
+    return "audio" in packets.read(decoded.stdout)
 
 
 def _promised(log: str) -> float | None:
@@ -159,5 +145,7 @@ async def _ffmpeg(path: Path, media: Format, level: str, *output: str) -> Finish
     return finished
 
 
-def _invalid(what: str) -> IntakeError:
-    return IntakeError("invalid_media", f"The file {what}. It may be damaged or cut short: export and upload it again.")
+def _invalid(what: str) -> Fault:
+    return Fault(
+        FailureCode.INVALID_MEDIA, f"The file {what}. It may be damaged or cut short: export and upload it again."
+    )

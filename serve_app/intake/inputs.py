@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.contract import MediaKind
 from deployments.engine import InputSpec
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault
 from serve_app.fair import FairSlots
-from serve_app.intake.errors import Code, IntakeError
 from serve_app.intake.probe import MediaProbe, probe, require
 from serve_app.intake.workdir import Workdir
 from serve_app.outbound.base import Outbound, OutboundError, Reason
@@ -23,11 +24,11 @@ from serve_app.storage.base import ObjectMissing, ObjectTooLarge, Storage, Stora
 _PROBES, _PROBES_SHARE, _PROBES_SPARE = 2, 1, 1
 #: Copies from and to the object store at a time; each holds a thread.
 _COPIES, _COPIES_SHARE = 8, 4
-_CODES: Mapping[Reason, Code] = {
-    "unreachable": "source_unreachable",
-    "rejected": "source_rejected",
-    "forbidden": "source_forbidden",
-    "too_large": "input_too_large",
+_CODES: Mapping[Reason, FailureCode] = {
+    "unreachable": FailureCode.SOURCE_UNREACHABLE,
+    "rejected": FailureCode.SOURCE_REJECTED,
+    "forbidden": FailureCode.SOURCE_FORBIDDEN,
+    "too_large": FailureCode.INPUT_TOO_LARGE,
 }
 
 
@@ -75,8 +76,8 @@ class Intake:
     ) -> dict[str, StoredInput]:
         """All inputs of a job, by name: from a URL in ``sources`` or a storage key in ``uploads``.
 
-        Idempotent: a second call stores the same objects again. Raises :class:`IntakeError` about the first input that
-        fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
+        Idempotent: a second call stores the same objects again. Raises :class:`~deployments.faults.Fault` about the
+        first input that fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
         :class:`~serve_app.outbound.base.OutboundUnavailable`: neither of those is an attempt. ``owner`` is the user
         with whom others share the work fairly, ``""`` if unknown.
         """
@@ -112,7 +113,7 @@ class Intake:
             key = keys.verified(job_id, spec.name, probed.extension)
             async with self._copies.hold(owner):
                 await self._storage.put_file(key, path, probed.content_type)
-        except IntakeError as error:
+        except Fault as error:
             raise error.of_input(spec.name) from error
         return StoredInput(
             kind=probed.kind,
@@ -130,21 +131,22 @@ class Intake:
         try:
             await self._outbound.download(url, path, spec.max_bytes, owner=owner)
         except OutboundError as error:
-            raise IntakeError(_CODES[error.reason], error.message, transient=error.transient) from error
+            raise Fault(_CODES[error.reason], error.message, transient=error.transient) from error
 
     async def _fetch_upload(self, key: str, path: Path, spec: InputSpec, owner: str) -> None:
         if not key:
-            raise IntakeError("upload_missing", "There is neither a URL nor an upload. Give one of them.")
+            raise Fault(FailureCode.UPLOAD_MISSING, "There is neither a URL nor an upload. Give one of them.")
         try:
             async with self._copies.hold(owner):
                 await self._storage.get_file(key, path, spec.max_bytes)
         except ObjectMissing as error:
-            raise IntakeError(
-                "upload_missing", "Nothing was uploaded. PUT the file to the upload URL before asking for the video."
+            raise Fault(
+                FailureCode.UPLOAD_MISSING,
+                "Nothing was uploaded. PUT the file to the upload URL before asking for the video.",
             ) from error
         except ObjectTooLarge as error:
-            raise IntakeError(
-                "input_too_large",
+            raise Fault(
+                FailureCode.INPUT_TOO_LARGE,
                 f"The upload is larger than the {spec.max_bytes / 2**20:g} MiB allowed. Send a smaller one.",
             ) from error
 

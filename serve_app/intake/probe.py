@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from deployments.contract import MediaKind
 from deployments.engine import InputSpec
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media import picture
 from deployments.media.formats import MAX_IMAGE_PIXELS, MP4, NOUNS, by_content_type, sound_only, wanted
 from serve_app.intake.container import measure
-from serve_app.intake.errors import Code, IntakeError
 from serve_app.intake.sniff import HEAD_BYTES, sniff
 
 #: Seconds by which a clip may exceed its limit: encoders pad the last packet.
@@ -44,19 +43,16 @@ async def probe(
 ) -> MediaProbe:
     """Judge the file at ``path`` without decoding it in this process. ``kinds`` are what it should be.
 
-    Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``too_many_pixels``.
+    Raises :class:`Fault`: ``unsupported_media``, ``invalid_media`` or ``too_many_pixels``.
     """
     size, head = _glance(path)
     media = sniff(head, kinds)
     if media.kind == "image":
-        try:
-            image = await picture.judge(path, media, max_image_pixels)
-        except Fault as fault:
-            raise IntakeError(cast("Code", fault.code), fault.message) from fault
+        image = await picture.judge(path, media, max_image_pixels)
         if image.animated and "image" in kinds and "video" in kinds:
             # Where it could have been a video, one picture of many is not what was meant.
             what = f"This is an animated {media.name}, of which only a still one is taken."
-            raise IntakeError("unsupported_media", f"{what} Send {wanted(kinds)}.")
+            raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"{what} Send {wanted(kinds)}.")
         return MediaProbe(
             kind="image",
             content_type=media.content_type,
@@ -92,18 +88,17 @@ def _glance(path: Path) -> tuple[int, bytes]:
 def require(spec: InputSpec, probed: MediaProbe) -> None:
     """Hold a file against what the model takes.
 
-    Raises :class:`IntakeError`: ``unsupported_media``, ``invalid_media`` or ``media_too_long``.
+    Raises :class:`Fault`: ``unsupported_media``, ``invalid_media`` or ``media_too_long``.
     """
     if probed.kind not in spec.kinds:
         if probed.kind == "audio" and "video" in spec.kinds:
-            raise IntakeError("invalid_media", f"The file holds sound but no picture. Send {wanted(spec.kinds)}.")
+            raise Fault(FailureCode.INVALID_MEDIA, f"The file holds sound but no picture. Send {wanted(spec.kinds)}.")
         found = by_content_type(probed.content_type)
         name = found.name if found and found.name else probed.content_type
-        raise IntakeError("unsupported_media", f"This is {NOUNS[probed.kind]} ({name}). Send {wanted(spec.kinds)}.")
+        raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"This is {NOUNS[probed.kind]} ({name}). Send {wanted(spec.kinds)}.")
     # A video may be sent for its sound where the model says so; then it must have some.
     if "audio" in spec.kinds and not probed.has_audio:
-        raise IntakeError("invalid_media", f"The file holds no sound. Send {wanted(spec.kinds)} with an audio track.")
-    try:
-        spec.require_length(probed.duration_s or 0.0, _GRACE_S)
-    except Fault as fault:
-        raise IntakeError("media_too_long", fault.message) from fault
+        raise Fault(
+            FailureCode.INVALID_MEDIA, f"The file holds no sound. Send {wanted(spec.kinds)} with an audio track."
+        )
+    spec.require_length(probed.duration_s or 0.0, _GRACE_S)

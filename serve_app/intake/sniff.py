@@ -7,8 +7,9 @@ to ffmpeg they are media, and they may point at local files or private addresses
 from collections.abc import Sequence
 
 from deployments.contract import MediaKind
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault
 from deployments.media.formats import JPEG, M4A, MKV, MOV, MP3, MP4, PNG, WAV, WEBM, WEBP, Format, wanted
-from serve_app.intake.errors import IntakeError
 
 #: How many leading bytes :func:`sniff` looks at.
 HEAD_BYTES = 64
@@ -47,15 +48,15 @@ _REFUSED = (
 def sniff(head: bytes, kinds: Sequence[MediaKind]) -> Format:
     """The format of a file that begins with ``head`` (64 bytes are enough, fewer if the file is shorter).
 
-    Raises :class:`IntakeError` ``unsupported_media`` for all else, saying which of ``kinds`` to send, or
+    Raises :class:`~deployments.faults.Fault` ``unsupported_media`` for all else, saying which of ``kinds`` to send, or
     ``invalid_media`` if there is nothing.
     """
     head = head[:HEAD_BYTES]
     if not head:
-        raise IntakeError("invalid_media", "The file is empty. Upload it again.")
+        raise Fault(FailureCode.INVALID_MEDIA, "The file is empty. Upload it again.")
     found = _image(head) or _boxes(head) or _matroska(head) or _sound(head)
     if found is None:
-        raise IntakeError("unsupported_media", f"{_refusal(head)} Send {wanted(kinds)}.")
+        raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"{_refusal(head)} Send {wanted(kinds)}.")
     return found
 
 

@@ -5,19 +5,40 @@ The dispatcher writes what it sees; the API reads, and so does the store when a 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.stage import Stage
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.tables import conditions
 
-MODEL_UNAVAILABLE = "model_unavailable"
-NO_NODE_FITS = "no_node_fits"
-STORAGE_UNAVAILABLE = "storage_unavailable"
-RETRYING = "retrying"
+
+class WaitCode(StrEnum):
+    """What keeps a job waiting, beyond its turn."""
+
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str = "") -> "WaitCode":
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    MODEL_UNAVAILABLE = (
+        "model_unavailable",
+        "Replicas of the model do not start, e.g. for want of its weights; tried again after 1, 2, 4 … 15 minutes.",
+    )
+    NO_NODE_FITS = "no_node_fits", "No machine has what a replica needs: `needs 2 CPUs, 1 free`."
+    STORAGE_UNAVAILABLE = (
+        "storage_unavailable",
+        "Our disk is full or our bucket refuses; the job goes on by itself and loses no attempt.",
+    )
+    RETRYING = "retrying", "What the attempt before ended with."
+
 
 #: The subject of what concerns the jobs of every model.
 EVERY_MODEL = ""
@@ -67,14 +88,16 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
     if job.status.terminal or job.status is Status.UPLOADING:
         return None
     everywhere = current.get(EVERY_MODEL)
-    if job.stage == STORAGE_UNAVAILABLE:
-        return everywhere or Condition(STORAGE_UNAVAILABLE, "The object store refused; the job goes on by itself.")
+    if job.stage == Stage.STORAGE_UNAVAILABLE:
+        return everywhere or Condition(
+            WaitCode.STORAGE_UNAVAILABLE, "The object store refused; the job goes on by itself."
+        )
     if job.status is Status.PROCESSING:
         return None
     if found := everywhere or current.get(job.model or ""):
         return found
-    if job.stage == RETRYING and job.fault_log:
+    if job.stage == Stage.RETRYING and job.fault_log:
         last = job.fault_log[-1]
         what = f"Attempt {last['attempt']}" if last["attempt"] else "Fetching its inputs"
-        return Condition(RETRYING, f"{what} failed with {last['code']}: {last['message']}")
+        return Condition(WaitCode.RETRYING, f"{what} failed with {last['code']}: {last['message']}")
     return None

@@ -12,8 +12,9 @@ import psycopg
 import structlog
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault
 from deployments.registry import MODELS
-from serve_app.intake.errors import IntakeError
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
@@ -160,7 +161,7 @@ class Dispatcher:
                 return await self._store.progress(report)
             case Outcome():
                 verdict = await self._complete(report)
-            case Failure(code="storage_unavailable") if await self._storage_watch.trouble(fresh=True):
+            case Failure(code=FailureCode.STORAGE_UNAVAILABLE) if await self._storage_watch.trouble(fresh=True):
                 # Not only from there: then it is ours, and no attempt.
                 await self._store.postpone(lease, report.timings)
                 verdict = Verdict.GO_ON
@@ -206,7 +207,7 @@ class Dispatcher:
             return await self._store.fail(
                 Failure(
                     lease=report.lease,
-                    code="output_corrupt",
+                    code=FailureCode.OUTPUT_CORRUPT,
                     message=message,
                     transient=True,
                     timings=report.timings,
@@ -293,7 +294,7 @@ class Dispatcher:
                 # Our store, disk or way out is down, which is neither the job's fault nor an attempt.
                 log.warning("intake_postponed", error=str(error))
                 await self._store.postpone(lease)
-            except IntakeError as error:
+            except Fault as error:
                 log.info("inputs_rejected", code=error.code, error=error.message)
                 await self._store.fail(
                     Failure(lease=lease, code=error.code, message=error.message, transient=error.transient)
@@ -301,7 +302,9 @@ class Dispatcher:
             except Exception:
                 log.exception("intake_crashed")
                 message = "Taking the inputs in failed; the log says why."
-                await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=True))
+                await self._store.fail(
+                    Failure(lease=lease, code=FailureCode.INTERNAL_ERROR, message=message, transient=True)
+                )
 
     async def _start_calls(self) -> int:
         if await self._storage_watch.trouble():
@@ -324,12 +327,16 @@ class Dispatcher:
             except UnreadableJob as error:
                 log.error("job_unreadable", error=str(error))
                 message = "The job's record is not one that this version of the service can run."
-                await self._store.fail(Failure(lease=lease, code="internal_error", message=message, transient=False))
+                await self._store.fail(
+                    Failure(lease=lease, code=FailureCode.INTERNAL_ERROR, message=message, transient=False)
+                )
             except WorkerDied as error:
                 log.warning("worker_died", error=str(error))
                 await self._store.release(lease)
                 message = "The GPU worker died."
-                await self._store.fail(Failure(lease=lease, code="worker_lost", message=message, transient=True))
+                await self._store.fail(
+                    Failure(lease=lease, code=FailureCode.WORKER_LOST, message=message, transient=True)
+                )
             except WorkerUnreachable as error:
                 # A worker that lives keeps its lease by reporting; one that does not loses it by time.
                 log.warning("worker_unreachable", error=str(error))

@@ -11,8 +11,10 @@ import structlog
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.failure_code import FailureCode
+from deployments.stage import Stage
 from serve_app.jobs import metrics
-from serve_app.jobs.conditions import MODEL_UNAVAILABLE, believed
+from serve_app.jobs.conditions import WaitCode, believed
 from serve_app.jobs.database import CHANNEL, in_seconds
 from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.job import Job, Status
@@ -25,7 +27,7 @@ NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_expires_at": None}
 #: Seconds that a retry has to start where the client gave none.
 START_S = 24 * 3600
 #: Stages in which a job does nothing that could kill its worker.
-IDLE_STAGES = frozenset({"waiting_for_gpu", "uploading"})
+IDLE_STAGES = frozenset({Stage.WAITING_FOR_GPU, Stage.UPLOADING})
 #: Of a message, in a list of them.
 _BRIEF = 200
 
@@ -34,7 +36,7 @@ _BRIEF = 200
 class Stumble:
     """What ended an attempt."""
 
-    code: str
+    code: FailureCode
     message: str
     transient: bool = True
     #: The worker says that this job was only nearby.
@@ -49,7 +51,7 @@ async def retry_or_fail(db: AsyncConnection, webhook_url: str, job: Job, stumble
     where the job was doing something, and from then on it runs alone: whoever kills its worker a second time did it
     without company, and nobody loses two attempts to a neighbour.
     """
-    lost = stumble.code == "worker_lost"
+    lost = stumble.code is FailureCode.WORKER_LOST
     spared = lost and not job.alone and (stumble.blameless or job.stage in IDLE_STAGES)
     faults = job.faults + (not spared)
     spent = {"faults": faults, "timings": sum_timings(job, stumble.timings)}
@@ -62,7 +64,7 @@ async def retry_or_fail(db: AsyncConnection, webhook_url: str, job: Job, stumble
         return
     message = storable(stumble.message)
     values: dict[str, Any] = {
-        "stage": "retrying",
+        "stage": Stage.RETRYING,
         "error_code": stumble.code,
         "error_message": message,
         "fault_log": [*job.fault_log, {"attempt": job.attempt, "code": stumble.code, "message": message[:_BRIEF]}],
@@ -87,7 +89,7 @@ async def requeue(db: AsyncConnection, job: Job, values: Mapping[str, Any]) -> N
 
 async def expire(db: AsyncConnection, webhook_url: str, job: Job) -> None:
     """``→ failed``: it did not start in time. Says what stood in the way, and how earlier attempts ended."""
-    code, message = "expired", "The job did not start before its deadline"
+    code, message = FailureCode.EXPIRED, "The job did not start before its deadline"
     if job.attempt:
         message = f"Attempt {job.attempt + 1} did not start before its deadline"
     told = [
@@ -101,13 +103,13 @@ async def expire(db: AsyncConnection, webhook_url: str, job: Job) -> None:
         conditions.c.subject.in_([job.model or "", ""]), believed
     )
     for known, reason in (await db.execute(why.order_by(conditions.c.subject.desc()))).all():
-        if known == MODEL_UNAVAILABLE:
-            code = known
+        if known == WaitCode.MODEL_UNAVAILABLE:
+            code = FailureCode.MODEL_UNAVAILABLE
         message = f"{reason if reason.endswith(('.', '…')) else f'{reason}.'} {message}"
     await fail(db, webhook_url, job, code, f"{message}." if not message.endswith(".") else message)
 
 
-async def fail(db: AsyncConnection, webhook_url: str, job: Job, code: str, message: str, **values: Any) -> Job:
+async def fail(db: AsyncConnection, webhook_url: str, job: Job, code: FailureCode, message: str, **values: Any) -> Job:
     """``→ failed``."""
     return await end(db, webhook_url, job, Status.FAILED, error_code=code, error_message=storable(message), **values)
 
@@ -117,7 +119,7 @@ async def end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, *
     if status is not Status.FAILED:
         # What an earlier attempt stumbled over is not how the job ended.
         values |= {"error_code": None, "error_message": None}
-    values |= {"status": status, "stage": status, "completed_at": func.now(), "outcome": None, **NO_LEASE}
+    values |= {"status": status, "stage": Stage(status), "completed_at": func.now(), "outcome": None, **NO_LEASE}
     row = (await db.execute(update(jobs).where(jobs.c.id == job.id).values(values).returning(jobs))).mappings().one()
     ended = Job.from_row(row)
     _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from serve_app.jobs.conditions import EVERY_MODEL, MODEL_UNAVAILABLE, STORAGE_UNAVAILABLE, Condition, Conditions
+from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions, WaitCode
 
 log = structlog.get_logger()
 
@@ -68,7 +68,9 @@ class Readiness:
                 closed.add(model)
             failing = self._failing.get(model)
             await self._write(model, failing.reason if failing else None if health.working else health.trouble)
-        refusal = storage_trouble and Condition(STORAGE_UNAVAILABLE, f"The object store refuses: {storage_trouble}")
+        refusal = storage_trouble and Condition(
+            WaitCode.STORAGE_UNAVAILABLE, f"The object store refuses: {storage_trouble}"
+        )
         await self._write(EVERY_MODEL, refusal or None)
         return closed
 
@@ -77,7 +79,7 @@ class Readiness:
         trouble = health.trouble
         if health.working:
             self._failing.pop(model, None)
-        elif trouble is not None and trouble.code == MODEL_UNAVAILABLE:
+        elif trouble is not None and trouble.code == WaitCode.MODEL_UNAVAILABLE:
             if failing is None:
                 self._failing[model] = _Failing(trouble, self._clock() + FIRST_TRY_S)
                 return True

@@ -5,21 +5,17 @@ Codes, stages and names of times become labels of metrics; what JSON cannot hold
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
 
 from deployments.contract import TIMED, Failure, Outcome, Progress, Report, Started, Stopped
-from deployments.faults import CODES
-from deployments.registry import MODELS
+from deployments.failure_code import FailureCode
+from deployments.stage import Stage
 
 log = structlog.get_logger()
 
-_STAGE = re.compile(r"[a-z][a-z0-9_]{0,39}")
-#: Instead of a stage that is no name.
-_SOME_STAGE = "generating"
 #: Characters of JSON.
 _MAX_NOTES = 16_384
 
@@ -30,21 +26,13 @@ def vetted(report: Report) -> Report:
         case Started():
             return report
         case Progress():
-            return report if _STAGE.fullmatch(report.stage) else report.model_copy(update={"stage": _SOME_STAGE})
+            return report.model_copy(update={"stage": Stage(report.stage)})
         case Failure():
-            return report.model_copy(update={"code": _code(report), "timings": _timings(report.timings)})
+            return report.model_copy(update={"code": FailureCode(report.code), "timings": _timings(report.timings)})
         case Outcome():
             return report.model_copy(update={"notes": _notes(report), "timings": _timings(report.timings)})
         case Stopped():
             return report.model_copy(update={"timings": _timings(report.timings)})
-
-
-def _code(report: Failure) -> str:
-    # By all models and not by the job's: what matters is that they are few.
-    if report.code in CODES or any(report.code in spec.fault_codes for spec in MODELS.values()):
-        return report.code
-    log.error("unknown_fault_code", job_id=report.lease.job_id, code=report.code[:100])
-    return "internal_error"
 
 
 def _timings(timings: Mapping[str, float]) -> dict[str, float]:

@@ -23,6 +23,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
+from deployments.failure_code import FailureCode
+from deployments.stage import Stage
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, DUE_BATCH, INTAKE, TAKE_TURNS
 from serve_app.jobs.database import in_seconds
@@ -67,7 +69,7 @@ class JobStore:
             "id": job_id or str(uuid_utils.uuid7()),
             "nonce": _nonce(),
             "status": Status.UPLOADING,
-            "stage": "waiting_for_upload",
+            "stage": Stage.WAITING_FOR_UPLOAD,
             "expires_at": in_seconds(UPLOAD_WINDOW_S),
         }
         async with self._engine.connect() as db:
@@ -86,7 +88,7 @@ class JobStore:
         """
         values: dict[str, Any] = {
             "status": Status.QUEUED,
-            "stage": "queued",
+            "stage": Stage.QUEUED,
             "model": new.model,
             "params": dict(new.params),
             "sources": dict(new.sources),
@@ -173,7 +175,9 @@ class JobStore:
                 return job
             if video_url is not None:
                 return await end(db, self._webhook_url, job, Status.COMPLETED, progress=100, result_url=video_url)
-            return await fail(db, self._webhook_url, job, "worker_failed", error or "The worker gave no reason.")
+            return await fail(
+                db, self._webhook_url, job, FailureCode.WORKER_FAILED, error or "The worker gave no reason."
+            )
 
     # ---------------------------------------------------------------- dispatcher
 
@@ -184,12 +188,12 @@ class JobStore:
             await one_at_a_time(db, INTAKE)
             await db.execute(COME_DUE, {"queue": INTAKE, "batch": DUE_BATCH})
             ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit, "share": share})).scalars())
-            return await self._lease(db, ids, INTAKE, stage="fetching")
+            return await self._lease(db, ids, INTAKE, stage=Stage.FETCHING)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""
         stored = {name: item.model_dump(mode="json") for name, item in inputs.items()}
-        values = {"inputs": stored, "stage": "queued", "postponed": 0, **NO_LEASE}
+        values = {"inputs": stored, "stage": Stage.QUEUED, "postponed": 0, **NO_LEASE}
         async with self._engine.begin() as db:
             statement = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
             done = cast("CursorResult[Any]", await db.execute(statement.values(**values))).rowcount == 1
@@ -207,7 +211,7 @@ class JobStore:
             await one_at_a_time(db, model)
             await db.execute(COME_DUE, {"queue": model, "batch": DUE_BATCH})
             ids = list((await db.execute(CLAIM_TO_RUN, {"model": model, "window": window})).scalars())
-            return await self._lease(db, ids, model, stage="waiting_for_gpu")
+            return await self._lease(db, ids, model, stage=Stage.WAITING_FOR_GPU)
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself.
@@ -228,7 +232,7 @@ class JobStore:
             mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)
             unstarted = mine & (jobs.c.status == Status.QUEUED)
             again = in_seconds(AGAIN_S)
-            await db.execute(update(jobs).where(unstarted).values(stage="queued", not_before=again, **NO_LEASE))
+            await db.execute(update(jobs).where(unstarted).values(stage=Stage.QUEUED, not_before=again, **NO_LEASE))
             await notify(db, "work")
 
     async def postpone(self, lease: Lease, timings: Mapping[str, float] | None = None) -> None:
@@ -243,7 +247,7 @@ class JobStore:
             else:
                 wait = func.least(MAX_POSTPONED_S, func.power(2, jobs.c.postponed)) * (0.75 + func.random() / 2)
                 values = {
-                    "stage": "storage_unavailable",
+                    "stage": Stage.STORAGE_UNAVAILABLE,
                     "postponed": func.least(jobs.c.postponed + 1, 30),
                     "not_before": in_seconds(wait),
                     "timings": sum_timings(job, timings or {}),
@@ -262,7 +266,7 @@ class JobStore:
             await db.execute(
                 statement.values(
                     status=Status.PROCESSING,
-                    stage="preparing",
+                    stage=Stage.PREPARING,
                     postponed=0,
                     attempt=lease.attempt,
                     started_at=func.coalesce(jobs.c.started_at, func.now()),
@@ -307,7 +311,7 @@ class JobStore:
                 return Verdict.LEASE_LOST
             values = {
                 "outcome": report.model_dump(mode="json"),
-                "stage": "storage_unavailable",
+                "stage": Stage.STORAGE_UNAVAILABLE,
                 # A token that the worker does not know: its death means nothing any more.
                 "lease_token": _token(),
                 "lease_expires_at": in_seconds(VERIFY_S),
@@ -375,14 +379,14 @@ class JobStore:
                     message = (
                         f"The video was made, but could not be verified in the store for {VERIFY_S // 3600} hours."
                     )
-                    stumble = Stumble(code="storage_unavailable", message=message)
+                    stumble = Stumble(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
                     await retry_or_fail(db, self._webhook_url, job, stumble)
                 elif job.status is Status.PROCESSING:
-                    stumble = Stumble(code="worker_lost", message="The GPU worker stopped reporting.")
+                    stumble = Stumble(code=FailureCode.WORKER_LOST, message="The GPU worker stopped reporting.")
                     await retry_or_fail(db, self._webhook_url, job, stumble)
                 else:
                     # Never started: not the job's fault and no attempt.
-                    await db.execute(update(jobs).where(jobs.c.id == job.id).values(stage="queued", **NO_LEASE))
+                    await db.execute(update(jobs).where(jobs.c.id == job.id).values(stage=Stage.QUEUED, **NO_LEASE))
             if rows:
                 await notify(db, "work")
         return len(rows)
@@ -403,7 +407,7 @@ class JobStore:
 
     # ---------------------------------------------------------------- inside
 
-    async def _lease(self, db: AsyncConnection, ids: Sequence[str], queue: str, *, stage: str) -> Sequence[Job]:
+    async def _lease(self, db: AsyncConnection, ids: Sequence[str], queue: str, *, stage: Stage) -> Sequence[Job]:
         leased = []
         for job_id in ids:
             statement = update(jobs).where(jobs.c.id == job_id).returning(jobs)

@@ -11,7 +11,9 @@ ALLOWED = {
         *(
             "deployments.contract",
             "deployments.engine",
+            "deployments.failure_code",
             "deployments.faults",
+            "deployments.stage",
             "deployments.registry",
             "deployments.logs",
         ),

@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+from deployments.failure_code import FailureCode
 from deployments.registry import MODELS
+from deployments.stage import Stage
+from serve_app.documentation import with_tables
 from serve_app.errors import VideoApiError
-from serve_app.jobs import conditions
+from serve_app.jobs.conditions import WaitCode
+from serve_app.jobs.job import Status
 from serve_app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -34,15 +38,16 @@ def test_every_http_error_is_in_the_readme() -> None:
     assert {code for code in codes if f"`{code}`" not in README} == set()
 
 
-def test_every_reason_to_wait_is_in_the_readme() -> None:
-    codes = {value for name, value in vars(conditions).items() if name.isupper() and isinstance(value, str) and value}
-    assert len(codes) == 4
-    assert {code for code in codes if f"`{code}`" not in README} == set()
+def test_tables_of_codes_are_those_of_the_code() -> None:
+    """``make tables`` mends it."""
+    assert with_tables(README) == README
 
 
-def test_every_code_that_fails_a_job_is_in_the_readme() -> None:
-    sources = [*(ROOT / "deployments").rglob("*.py"), *(ROOT / "serve_app").rglob("*.py")]
-    raised = re.compile(r"(?:Fault|IntakeError)\(\s*\"([a-z_]+)\"|code=\"([a-z_]+)\"")
-    codes = {a or b for path in sources for a, b in raised.findall(path.read_text())}
-    assert len(codes) > 10
-    assert {code for code in codes if f"`{code}`" not in README} == set()
+def test_every_code_and_stage_is_explained_and_used() -> None:
+    product = [path.read_text() for package in ("deployments", "serve_app") for path in (ROOT / package).rglob("*.py")]
+    for member in (*FailureCode, *Stage, *WaitCode):
+        assert member.meaning.endswith("."), member
+        # A stage may also be the end of a job, which is the status.
+        kind = type(member).__name__
+        used = re.compile(rf"\b{kind}\.{member.name}\b")
+        assert member in tuple(Status) or any(used.search(text) for text in product), member

@@ -15,6 +15,7 @@ from deployments import run as run_module
 from deployments import transfer as transfer_module
 from deployments.contract import Failure, Lease, MediaInput, Outcome, Progress, Report, Started, Stopped, Task, Verdict
 from deployments.engine import Step
+from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.registry import MODELS
 from deployments.replica import Replica, Unhealthy
@@ -383,7 +384,7 @@ def raising(error: Exception) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("error", "code", "transient"),
     [
-        (Fault("no_face_found", "There is no face."), "no_face_found", False),
+        (Fault(FailureCode.NO_FACE_FOUND, "There is no face."), "no_face_found", False),
         (RuntimeError("a bug"), "internal_error", True),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from deployments import run as run_module
 from deployments.contract import Lease, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.run import Run, RunStopped
 
@@ -119,12 +120,12 @@ async def test_heartbeat_tells_the_newest_progress(head: Head, beating: Run) -> 
 
 async def test_progress_never_goes_back_and_ends_at_a_hundred(head: Head, beating: Run) -> None:
     beating.step("generating", 40)
-    beating.step("decoding", 20)
+    beating.step("encoding", 20)
     beating.hurry()
-    await head.until(lambda reports: reports[-1:] == [Progress(lease=LEASE, stage="decoding", percent=40)])
-    beating.step("decoding", 1000)
+    await head.until(lambda reports: reports[-1:] == [Progress(lease=LEASE, stage="encoding", percent=40)])
+    beating.step("encoding", 1000)
     beating.hurry()
-    await head.until(lambda reports: reports[-1:] == [Progress(lease=LEASE, stage="decoding", percent=100)])
+    await head.until(lambda reports: reports[-1:] == [Progress(lease=LEASE, stage="encoding", percent=100)])
 
 
 async def test_nothing_new_is_said_again_only_to_keep_the_lease() -> None:
@@ -209,7 +210,7 @@ async def test_unless_stopped_hands_on_results_and_errors(head: Head) -> None:
         return 7
 
     async def error() -> None:
-        raise Fault("storage_unavailable", "no", transient=True)
+        raise Fault(FailureCode.STORAGE_UNAVAILABLE, "no", transient=True)
 
     assert await run.unless_stopped(result()) == 7
     with pytest.raises(Fault):

@@ -128,7 +128,7 @@ def test_prompt_and_image_matter(version: Version, pipeline_of: PipelineOf, shot
 def test_progress_names_the_stages_in_order_and_never_goes_back(recipe: RecipeName, takes_of: TakesOf) -> None:
     seen = takes_of(Version.LTX_2_3)[recipe].steps
     stages = [stage for stage, _ in seen]
-    assert stages == ["encode"] + ["denoise"] * (len(seen) - 2) + ["decode"]
+    assert stages == ["encoding_prompt"] + ["denoising"] * (len(seen) - 2) + ["decoding_latents"]
     assert len(seen) == 2 + (8 if recipe == "standard" else 90)
     fractions = [fraction for _, fraction in seen]
     assert fractions == sorted(set(fractions))
@@ -175,7 +175,7 @@ def test_cancelling_before_the_decode_skips_it(
     monkeypatch.setattr(pipeline._pipe.vae, "decode", lambda *_, **__: decoded.append(None))
 
     def stop(stage: str, fraction: float) -> None:
-        if stage == "decode":
+        if stage == "decoding_latents":
             raise Cancelled
 
     with pytest.raises(Cancelled):

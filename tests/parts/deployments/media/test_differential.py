@@ -11,7 +11,6 @@ import pytest
 from deployments.engine import LONGER_S, InputFile, InputSpec
 from deployments.faults import Fault
 from deployments.wav2lip import audio, video
-from serve_app.intake.errors import IntakeError
 from serve_app.intake.probe import MediaProbe, probe, require
 from tests.parts.deployments.media import corpus
 
@@ -52,7 +51,7 @@ async def test_one_truth(files: list[Path], part: int) -> None:
         async with slots:
             try:
                 probed = await probe(path)
-            except IntakeError as error:
+            except Fault as error:
                 counts[f"intake: {error.code}"] += 1
                 return
             for spec in (VIDEO, AUDIO):
@@ -61,7 +60,7 @@ async def test_one_truth(files: list[Path], part: int) -> None:
     async def hold_against(path: Path, spec: InputSpec, probed: MediaProbe) -> None:
         try:
             require(spec, probed)
-        except IntakeError as error:
+        except Fault as error:
             counts[f"{spec.name}: {error.code}"] += 1
             return
         try:

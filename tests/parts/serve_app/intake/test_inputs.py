@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from deployments.engine import InputSpec
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault
 from serve_app import disk
 from serve_app.intake import inputs as inputs_module
-from serve_app.intake.errors import IntakeError
 from serve_app.intake.inputs import Intake, StoredInput
 from serve_app.intake.probe import MediaProbe, probe
 from serve_app.outbound.base import OutboundUnavailable
@@ -60,12 +61,10 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-async def refusal(
-    intake: Intake, spec: InputSpec, *, source: str | None = None, upload: str | None = None
-) -> IntakeError:
+async def refusal(intake: Intake, spec: InputSpec, *, source: str | None = None, upload: str | None = None) -> Fault:
     sources = {} if source is None else {spec.name: source}
     uploads = {} if upload is None else {spec.name: upload}
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         await intake.admit("1", (spec,), sources, uploads)
     assert caught.value.message.startswith(f"Input '{spec.name}': ")
     return caught.value
@@ -163,7 +162,7 @@ async def test_a_refused_file_is_not_stored(intake: Intake, storage: LocalStorag
 async def test_one_bad_input_stops_the_other(intake: Intake) -> None:
     async with HttpSource({"/slow": stalled(), "/gone": reply(410)}) as source:
         sources = {"video": source.url("/slow"), "audio": source.url("/gone")}
-        with pytest.raises(IntakeError) as caught:
+        with pytest.raises(Fault) as caught:
             await intake.admit("1", (VIDEO, AUDIO), sources, {})
     assert caught.value.code == "source_rejected"
     assert "audio" in caught.value.message
@@ -194,7 +193,7 @@ async def test_nobodys_slow_file_holds_up_somebody_elses(
             slow.append(path)
             begun.set()
             await judged.wait()
-            raise IntakeError("invalid_media", "It took too long.")
+            raise Fault(FailureCode.INVALID_MEDIA, "It took too long.")
         return await probe(path)
 
     monkeypatch.setattr(inputs_module, "probe", judge)
@@ -209,7 +208,7 @@ async def test_nobodys_slow_file_holds_up_somebody_elses(
     assert len(slow) == 1
     assert not any(task.done() for task in stuck)
     judged.set()
-    assert [type(error) for error in await asyncio.gather(*stuck, return_exceptions=True)] == [IntakeError] * 4
+    assert [type(error) for error in await asyncio.gather(*stuck, return_exceptions=True)] == [Fault] * 4
 
 
 async def test_nobodys_large_copies_hold_up_somebody_elses(

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from deployments.engine import InputSpec
+from deployments.faults import Fault
 from deployments.media.packets import Packets
 from serve_app.intake import container
-from serve_app.intake.errors import IntakeError
 from serve_app.intake.probe import MediaProbe, probe, require
 from tests.fakes.media import PICTURE, SOUND, cut, film, make, tone
 
 
 async def refusal(path: Path) -> str:
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         await probe(path)
     assert not caught.value.transient
     return caught.value.code
@@ -87,7 +87,7 @@ async def test_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
 async def test_the_pixel_cap_is_exact(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     assert (await probe(tmp_path / "a.png", max_image_pixels=10_000)).width == 100
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         await probe(tmp_path / "a.png", max_image_pixels=9_999)
     assert caught.value.code == "too_many_pixels"
 
@@ -232,7 +232,7 @@ async def test_a_moving_picture_is_no_video(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green")]
     path = tmp_path / "a"
     frames[0].save(path, kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         await probe(path, VIDEO.kinds)
     name = {"WEBP": "WebP", "PNG": "PNG"}[kind]
     assert caught.value.code == "unsupported_media"
@@ -284,7 +284,7 @@ async def test_a_bomb_of_scans_costs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_and_what_to_send(spec: InputSpec, probed: MediaProbe, message: str) -> None:
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         require(spec, probed)
     assert caught.value.message == message
 
@@ -322,6 +322,6 @@ async def test_a_flood_of_frames_is_refused(tmp_path: Path) -> None:
     for sound in ((), (*SOUND, "-c:a", "aac")):
         picture = ("-f", "lavfi", "-i", "color=s=16x16:r=300:d=1")
         path = make(tmp_path / "a.mp4", *picture, *sound, "-c:v", "mpeg4", "-time_base", "1/300", seconds=20)
-        with pytest.raises(IntakeError, match="240 frames") as caught:
+        with pytest.raises(Fault, match="240 frames") as caught:
             await probe(path)
         assert caught.value.code == "invalid_media"

@@ -167,7 +167,7 @@ async def test_of_three_jobs_on_a_worker_that_died_those_that_did_nothing_keep_t
     assert retried["value"] == 3
 
 
-@pytest.mark.parametrize("stage", ["preparing", "generating", "denoise", "encoding"])
+@pytest.mark.parametrize("stage", ["preparing", "generating", "denoising", "encoding"])
 async def test_what_could_have_killed_the_worker_counts(store: JobStore, stage: str) -> None:
     lease = await at(store, await running(store), stage)
     await store.fail(failure(lease))

@@ -113,7 +113,7 @@ async def test_a_cancel_that_comes_too_late_loses_to_the_video(store: JobStore) 
     lease = await running(store)
     asked = await store.cancel(lease.job_id)
     assert (asked.status, asked.cancel_requested_at is not None) == (Status.PROCESSING, True)
-    assert await store.progress(Progress(lease=lease, stage="x", percent=1)) is Verdict.CANCELLED
+    assert await store.progress(Progress(lease=lease, stage="generating", percent=1)) is Verdict.CANCELLED
     assert await store.complete(outcome(lease), "outputs/x/1/output.mp4") is Verdict.GO_ON
     assert (await store.cancel(lease.job_id)).status is Status.COMPLETED
 
@@ -144,7 +144,7 @@ async def test_the_worker_that_lost_its_lease_changes_nothing(store: JobStore, e
     before = await row(engine, old.job_id)
     for late in (
         store.start(Started(lease=old)),
-        store.progress(Progress(lease=old, stage="x", percent=99)),
+        store.progress(Progress(lease=old, stage="generating", percent=99)),
         store.complete(outcome(old), "outputs/old/1/output.mp4"),
         store.fail(failure(old)),
         store.stopped(stopped(old)),

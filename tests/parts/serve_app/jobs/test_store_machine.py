@@ -463,7 +463,7 @@ class StoreMachine(RuleBasedStateMachine):
             case "start":
                 answer = self.do(self.store.start(Started(lease=lease)))
             case "progress":
-                answer = self.do(self.store.progress(Progress(lease=lease, stage="late", percent=99.5)))
+                answer = self.do(self.store.progress(Progress(lease=lease, stage="uploading", percent=99.5)))
             case "complete":
                 answer = self.do(self.store.complete(outcome(lease), "outputs/late/output.mp4"))
             case "fail":

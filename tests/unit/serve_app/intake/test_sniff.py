@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.faults import Fault
 from deployments.media import formats as known
 from deployments.media.formats import Format
 from serve_app.intake import sniff as sniffing
-from serve_app.intake.errors import IntakeError
 
 
 def sniff(head: bytes) -> Format:
@@ -74,7 +74,7 @@ def test_let_in(head: bytes, media: Format) -> None:
 
 @pytest.mark.parametrize(("head", "word"), REFUSED)
 def test_refused_and_named(head: bytes, word: str) -> None:
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         sniff(head)
     assert caught.value.code == "unsupported_media"
     assert not caught.value.transient
@@ -85,7 +85,7 @@ def test_refused_and_named(head: bytes, word: str) -> None:
 
 
 def test_an_empty_file() -> None:
-    with pytest.raises(IntakeError) as caught:
+    with pytest.raises(Fault) as caught:
         sniff(b"")
     assert caught.value.code == "invalid_media"
 
@@ -96,7 +96,7 @@ def test_an_empty_file() -> None:
 )
 def test_any_bytes_are_let_in_or_refused(prefix: bytes, rest: bytes) -> None:
     # Nothing else may come out, whatever goes in.
-    with suppress(IntakeError):
+    with suppress(Fault):
         assert sniff(prefix + rest).extension.isalnum()
 
 
@@ -105,7 +105,7 @@ def test_only_the_head_counts(data: bytes) -> None:
     def verdict(head: bytes) -> Format | str:
         try:
             return sniff(head)
-        except IntakeError as error:
+        except Fault as error:
             return error.message
 
     assert verdict(data) == verdict(data[:64])
