@@ -12,11 +12,37 @@ from typing import Self
 import structlog
 
 from cluster.isolation import RayUser, begin_child, own
+from cluster.mesh.plan import HeadSlot, Slot
 
 log = structlog.get_logger()
 
 #: Beyond its own drain, the time that ``ray start`` takes to end its processes.
 STOP_GRACE_S = 20.0
+#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
+RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
+
+
+def slot_flags(slot: Slot) -> list[str]:
+    """What ``ray start`` has to be given so that it stays within the slot."""
+    flags = [
+        f"--node-ip-address={slot.address}",
+        f"--node-manager-port={slot.node_manager}",
+        f"--object-manager-port={slot.object_manager}",
+        f"--dashboard-agent-listen-port={slot.dashboard_agent_listen}",
+        f"--dashboard-agent-grpc-port={slot.dashboard_agent_grpc}",
+        f"--runtime-env-agent-port={slot.runtime_env_agent}",
+        f"--metrics-export-port={slot.metrics_export}",
+        f"--min-worker-port={slot.workers[0]}",
+        f"--max-worker-port={slot.workers[-1]}",
+    ]
+    if isinstance(slot, HeadSlot):
+        flags += [
+            f"--port={slot.gcs}",
+            f"--dashboard-host={slot.address}",
+            f"--dashboard-port={slot.dashboard}",
+            f"--ray-client-server-port={slot.client_server}",
+        ]
+    return flags
 
 
 class RayProcess:

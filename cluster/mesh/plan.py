@@ -8,7 +8,7 @@ block as well, so no port is special. All ports are below 32768, where Linux beg
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address
 
 FIRST_PORT = 10240
 PORTS_PER_SLOT = 64
@@ -82,20 +82,6 @@ class Slot:
         own = (self.node_manager, self.object_manager, self.dashboard_agent_grpc, self.metrics_export)
         return (*own, *self.workers)
 
-    def ray_flags(self) -> list[str]:
-        """What ``ray start`` has to be given so that it stays within the slot."""
-        return [
-            f"--node-ip-address={self.address}",
-            f"--node-manager-port={self.node_manager}",
-            f"--object-manager-port={self.object_manager}",
-            f"--dashboard-agent-listen-port={self.dashboard_agent_listen}",
-            f"--dashboard-agent-grpc-port={self.dashboard_agent_grpc}",
-            f"--runtime-env-agent-port={self.runtime_env_agent}",
-            f"--metrics-export-port={self.metrics_export}",
-            f"--min-worker-port={self.workers[0]}",
-            f"--max-worker-port={self.workers[-1]}",
-        ]
-
     def _port(self, offset: int) -> int:
         return FIRST_PORT + (self.number - 1) * PORTS_PER_SLOT + offset
 
@@ -151,16 +137,6 @@ class HeadSlot(Slot):
         """
         return (self.node_manager, self.object_manager, self.gcs, self.http, *self.workers)
 
-    def ray_flags(self) -> list[str]:
-        """See :class:`Slot`; for ``ray start --head``."""
-        return [
-            *super().ray_flags(),
-            f"--port={self.gcs}",
-            f"--dashboard-host={self.address}",
-            f"--dashboard-port={self.dashboard}",
-            f"--ray-client-server-port={self.client_server}",
-        ]
-
 
 HEAD = HeadSlot()
 
@@ -173,19 +149,3 @@ def slot(number: int) -> Slot:
 def slots() -> Iterator[Slot]:
     """All of them, in order."""
     return (slot(number) for number in range(1, SLOTS + 1))
-
-
-def slot_of_address(address: str) -> Slot | None:
-    """Whose address this is; None for anybody else's."""
-    try:
-        subnet, host = divmod(int(IPv4Address(address)) - _NETWORK, 256)
-    except AddressValueError:
-        return None
-    number = subnet * _HOSTS + host
-    return slot(number) if subnet >= 0 and 1 <= host <= _HOSTS and number <= SLOTS else None
-
-
-def slot_of_port(port: int) -> Slot | None:
-    """Whose port this is; None outside the plan."""
-    number = (port - FIRST_PORT) // PORTS_PER_SLOT + 1
-    return slot(number) if 1 <= number <= SLOTS else None

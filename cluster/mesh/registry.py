@@ -4,7 +4,7 @@ A slot's life: *invited* (a token's hash, an expiry) → *joined* (a key's hash)
 quarantine, because Ray still takes the slot's address for the old node until its health checks have given up.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -26,14 +26,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cluster.mesh.counters import Total
 from cluster.mesh.identity import HubIdentity, Invitation, digest
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.wire import Reason
 
-#: Longer than Ray's health checks take to declare a silent node dead (facts: at most about 360 s).
+#: Longer than Ray's health checks take to declare a silent node dead (measured: at most about 360 s).
 QUARANTINE_S = 600.0
 
 metadata = MetaData()
@@ -59,11 +59,8 @@ nodes = Table(
     CheckConstraint("(key_hash IS NULL) = (joined_at IS NULL)", name="nodes_join_is_dated"),
 )
 
-#: The table behind ``/metrics``, which is the service's (``serve_app/jobs/tables.py``).
-_COUNT = text(
-    "INSERT INTO counters (name, labels, value) VALUES (:name, :label, :more)"
-    " ON CONFLICT (name, labels) DO UPDATE SET value = counters.value + excluded.value"
-)
+#: Adds to the service's counters, within the caller's transaction.
+CountWriter = Callable[[AsyncConnection, Mapping[Total, float]], Awaitable[None]]
 
 #: One transaction at a time picks a slot, and nobody joins meanwhile. Not by an advisory lock: those are open to the
 #: service's role, too.
@@ -207,8 +204,12 @@ class MemoryRegistry:
 class PostgresRegistry:
     """The registry of a real head: table ``nodes``. Moments are by the database's clock."""
 
-    def __init__(self, engine: AsyncEngine, quarantine_s: float = QUARANTINE_S) -> None:
+    def __init__(
+        self, engine: AsyncEngine, quarantine_s: float = QUARANTINE_S, count: CountWriter | None = None
+    ) -> None:
+        """Without ``count`` traffic is noted by node, and nothing else of what is reported."""
         self._engine = engine
+        self._count = count
         self._quarantine = timedelta(seconds=quarantine_s)
 
     async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
@@ -275,12 +276,11 @@ class PostgresRegistry:
                 bytes_out=nodes.c.bytes_out + bindparam("more_out"),
             )
         )
-        counts = [{"name": name, "label": label, "more": more} for (name, label), more in counted.items()]
         async with self._engine.begin() as db:
             if rows:
                 await db.execute(query, rows)
-            if counts:
-                await db.execute(_COUNT, counts)
+            if counted and self._count is not None:
+                await self._count(db, counted)
 
 
 def _check_redeemable(node: Node | None, key_hash: bytes, now: datetime | None) -> None:

@@ -17,6 +17,7 @@ import typer
 from dotenv import load_dotenv
 from rich.table import Table
 
+from cluster.ray_process import RAY_FOLDER
 from serve_app.cli.display import moment
 from serve_app.cli.terminal import Session, UsageProblem, sentence
 
@@ -30,8 +31,6 @@ DEPLOY_TIMEOUT_S = 300
 RAY_USER = "ray"
 #: Seconds between two looks at ``/health``.
 WATCH_S = 5.0
-#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
-RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
 
@@ -65,15 +64,17 @@ def head(
     pass_env: PassEnv = None,
 ) -> None:
     """Be the head of a cluster until SIGTERM: Ray, the nodes' way in and the service. Configured by the environment."""
-    from cluster.head import Application, HeadOptions, run
-    from cluster.init import run_as_init
+    from cluster.head.process import Application, HeadError, HeadOptions, run
     from cluster.isolation import close_launcher
+    from cluster.process_one import run_as_init
     from deployments.logs import configure
     from serve_app import preflight
     from serve_app.cli.watch import watching
     from serve_app.deploy import deploy, environment_of, read_config
+    from serve_app.jobs import metrics
     from serve_app.jobs.database import migrate
     from serve_app.jobs.role import provide_role, shut_out
+    from serve_app.settings import ConfigurationError
 
     close_launcher()
     configure("head")
@@ -90,12 +91,20 @@ def head(
         # Another one at each start: what an earlier head's processes know opens nothing.
         return _environment(settings, provide_role(settings.database_url, secrets.token_hex(32)), passed)
 
-    application = Application(
-        prepare=prepare,
-        deploy=lambda dashboard: deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token),
-        data_dir=settings.data_dir,
-    )
+    async def deployed(dashboard: str) -> None:
+        try:
+            await deploy(wanted, dashboard, DEPLOY_TIMEOUT_S, settings.ray_token)
+        except ConfigurationError as error:
+            raise HeadError(str(error)) from error
+
+    application = Application(prepare=prepare, deploy=deployed, count=metrics.count, data_dir=settings.data_dir)
     options = HeadOptions(
+        database_url=settings.database_url,
+        redis_url=settings.redis_url,
+        http_port=settings.port,
+        mesh_port=settings.mesh_port,
+        mesh_secret=settings.mesh_secret,
+        ray_token=settings.ray_token,
         object_store_bytes=object_store_mb << 20,
         temp_dir=temp_dir,
         cluster=cluster,
@@ -110,7 +119,7 @@ def head(
         if unreachable := preflight.database_fault(settings.database_url):
             log.error("database.unreachable", reason=unreachable)
         with watching(f"http://127.0.0.1:{settings.port}", _tell, WATCH_S):
-            return run(settings, application, options)
+            return run(application, options)
 
     raise typer.Exit(run_as_init(work))
 
@@ -158,10 +167,10 @@ def join(
     <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
-    from cluster.init import run_as_init
     from cluster.isolation import close_launcher
     from cluster.mesh.dialer import HubAddress
-    from cluster.node import NodeOptions, run
+    from cluster.node.process import NodeOptions, run
+    from cluster.process_one import run_as_init
     from deployments.logs import configure
     from serve_app.preflight import weights_faults
 

@@ -74,7 +74,7 @@ async def retry_or_fail(db: AsyncConnection, webhook_url: str, job: Job, stumble
     }
     await requeue(db, job, values)
     _log(job, "job_retried", code=stumble.code, error=stumble.message, wait_s=round(delay, 1), spared=spared)
-    await metrics.count(db, metrics.RETRIES, (job.model or "", stumble.code))
+    await metrics.count_retry(db, job, stumble.code)
 
 
 async def requeue(db: AsyncConnection, job: Job, values: Mapping[str, Any]) -> None:

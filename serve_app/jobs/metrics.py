@@ -1,6 +1,6 @@
 """Metrics of jobs, counted in the transaction that ends a job: exact, and the same on every replica after any restart.
 
-Those of the mesh are written to the same table by the head.
+The head adds those of the mesh.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.failure_code import FailureCode
 from deployments.registry import MODELS
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.tables import counters
@@ -38,30 +39,44 @@ _HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-async def count(db: AsyncConnection, name: str, labels: Sequence[str], amount: float = 1) -> None:
-    """Add to one counter, within the caller's transaction."""
-    row = insert(counters).values(name=name, labels=",".join(labels), value=amount)
-    added = {"value": counters.c.value + row.excluded.value}
-    await db.execute(row.on_conflict_do_update(index_elements=["name", "labels"], set_=added))
+#: A counter: its name, and the values of its labels joined by a comma.
+Key = tuple[str, str]
+
+
+async def count(db: AsyncConnection, counted: Mapping[Key, float]) -> None:
+    """Add to counters, within the caller's transaction. In one statement and one order, so that two never deadlock."""
+    rows = [{"name": name, "labels": labels, "value": counted[name, labels]} for name, labels in sorted(counted)]
+    added = insert(counters).values(rows)
+    value = counters.c.value + added.excluded.value
+    await db.execute(added.on_conflict_do_update(index_elements=["name", "labels"], set_={"value": value}))
+
+
+async def count_retry(db: AsyncConnection, job: Job, code: FailureCode) -> None:
+    """Account for an attempt that failed and is followed by another."""
+    await count(db, {_key(RETRIES, job.model or "", code): 1})
 
 
 async def count_end(db: AsyncConnection, job: Job) -> None:
     """Account for a job that has just ended."""
     model = job.model or ""
-    await count(db, ENDED, (model, job.status, job.error_code or ""))
+    counted: dict[Key, float] = {_key(ENDED, model, job.status, job.error_code or ""): 1}
     if busy := job.timings.get("run"):
-        await count(db, GPU_BUSY, (model,), busy)
+        counted[_key(GPU_BUSY, model)] = busy
     if job.started_at is not None:
-        await _observe(db, WAITED, (model,), (job.started_at - job.created_at).total_seconds())
+        counted |= _observed(WAITED, (model,), (job.started_at - job.created_at).total_seconds())
     if job.status is Status.COMPLETED:
-        for stage, seconds in sorted(job.timings.items()):
-            await _observe(db, STAGE, (model, stage), seconds)
+        for stage, seconds in job.timings.items():
+            counted |= _observed(STAGE, (model, stage), seconds)
+    await count(db, counted)
 
 
-async def _observe(db: AsyncConnection, name: str, labels: Sequence[str], value: float) -> None:
+def _key(name: str, *labels: str) -> Key:
+    return name, ",".join(labels)
+
+
+def _observed(name: str, labels: Sequence[str], value: float) -> dict[Key, float]:
     bucket = next((str(edge) for edge in BUCKETS if value <= edge), "+Inf")
-    await count(db, f"{name}_bucket", (*labels, bucket))
-    await count(db, f"{name}_sum", labels, value)
+    return {_key(f"{name}_bucket", *labels, bucket): 1, _key(f"{name}_sum", *labels): value}
 
 
 async def collect(db: AsyncConnection, depths: Mapping[str, Mapping[str, int]]) -> Iterable[Metric]:

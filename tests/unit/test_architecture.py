@@ -22,7 +22,7 @@ ALLOWED = {
         *("deployments.sandbox.report", "deployments.sandbox.secrecy"),
     },
     "deployments": set(),
-    "cluster": {"serve_app.settings"},
+    "cluster": set(),
 }
 #: ``app.py`` wires: it alone knows the replica.
 WIRING = {"serve_app/app.py": {"deployments", "deployments.replica"}}

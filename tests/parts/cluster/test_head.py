@@ -17,23 +17,26 @@ import yaml
 
 from cluster.briefing import BadBriefing, Briefing
 from cluster.environment import ray_environment
-from cluster.head import (
+from cluster.head.leader import LEADING, LeadershipLost, leading
+from cluster.head.process import (
+    DRAIN_S,
     Application,
     Autoscaling,
     Head,
-    HeadOptions,
+    HeadError,
     _silence,
     autoscaling,
     redis_environment,
     redis_flags,
 )
-from cluster.leader import LEADING, LeadershipLost, leading
-from cluster.machine import Gpus, Unfit, check_disk, check_gpus
+from cluster.head.standby import Standby
 from cluster.mesh.plan import HEAD
-from cluster.standby import Standby
+from cluster.node.machine import Gpus, Unfit, check_disk, check_gpus
 from serve_app.app import AppArgs
 from serve_app.deploy import environment_of, read_config
-from serve_app.settings import ConfigurationError, Settings
+from serve_app.jobs import metrics
+from serve_app.settings import Settings
+from tests.fakes.heads import options_of_head
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,7 +74,7 @@ async def test_only_one_leads_and_the_next_follows_when_it_ends(database_url: st
 async def test_a_leader_whose_connection_is_cut_learns_that_it_lost(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.leader.CHECK_S", 0.05)
+    monkeypatch.setattr("cluster.head.leader.CHECK_S", 0.05)
     async with leading(database_url) as leadership:
         with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as db:
             db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = %s::regclass", (LEADING,))
@@ -141,12 +144,11 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, tmp_pat
     def never() -> dict[str, str]:
         raise AssertionError("it does not lead")
 
-    settings = Settings(database_url=database_url, webhook_secret="w" * 32, port=free_port())
-    options = HeadOptions()
-    application = Application(prepare=never, deploy=lambda _: asyncio.sleep(0), data_dir=tmp_path)
-    head = Head(settings, application, options)
+    application = Application(prepare=never, deploy=lambda _: asyncio.sleep(0), count=metrics.count, data_dir=tmp_path)
+    options = options_of_head(database_url=database_url, http_port=free_port())
+    head = Head(application, options)
     stop = asyncio.Event()
-    async with leading(database_url), httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as http:
+    async with leading(database_url), httpx.AsyncClient(base_url=f"http://127.0.0.1:{options.http_port}") as http:
         running = asyncio.create_task(head.run(stop))
         for _ in range(100):
             await asyncio.sleep(0.05)
@@ -179,8 +181,8 @@ async def test_an_answer_without_end_is_an_answer_and_is_not_read(monkeypatch: p
                 await writer.drain()
         writer.close()
 
-    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
-    monkeypatch.setattr("cluster.head.SILENCE_S", 1.0)
+    monkeypatch.setattr("cluster.head.process.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.process.SILENCE_S", 1.0)
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         silent = asyncio.create_task(_silence(server.sockets[0].getsockname()[1]))
         await asyncio.sleep(2)
@@ -192,8 +194,8 @@ async def test_an_answer_without_end_is_an_answer_and_is_not_read(monkeypatch: p
 
 
 async def test_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.head.ASK_S", 0.05)
-    monkeypatch.setattr("cluster.head.SILENCE_S", 0.3)
+    monkeypatch.setattr("cluster.head.process.ASK_S", 0.05)
+    monkeypatch.setattr("cluster.head.process.SILENCE_S", 0.3)
     await asyncio.wait_for(_silence(free_port()), 5)
 
 
@@ -261,7 +263,7 @@ def test_the_autoscaler_runs_only_with_a_provider(tmp_path: Path) -> None:
     assert found.flags == (f"--autoscaling-config={provided}",)
     assert found.environment["RAY_enable_autoscaler_v2"] == "1"
     provided.write_text("- no mapping\n")
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(HeadError):
         autoscaling(provided)
 
 
@@ -338,7 +340,7 @@ def test_railway_s_file_is_what_railway_reads() -> None:
     config = found["deploy"]["startCommand"].split("--config ")[1]
     assert (ROOT / config).exists()
     # Railway's own grace: Ray's drain and end have to fit.
-    assert float(found["deploy"]["drainingSeconds"]) > HeadOptions().drain_s
+    assert float(found["deploy"]["drainingSeconds"]) > DRAIN_S
 
 
 def test_the_head_s_configuration_fails_before_anything_starts() -> None:

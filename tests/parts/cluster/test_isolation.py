@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from cluster.head import RAY_FOLDER, RAY_FOLDER_OF_USER, HeadOptions
+from cluster.head.process import RAY_FOLDER, RAY_FOLDER_OF_USER
 from cluster.isolation import RayUser, Unsafe, own
+from tests.fakes.heads import options_of_head
 
 ROOT = Path(__file__).parents[3]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -199,8 +200,8 @@ def test_a_folder_of_root_s_with_something_in_it_is_not_taken_for_a_new_one(vict
 
 def test_where_another_user_has_ray_s_folder_root_alone_may_write_above_it() -> None:
     user = RayUser("ray", 10001, 10001)
-    assert (HeadOptions().ray_folder(), HeadOptions(user=user).ray_folder()) == (RAY_FOLDER, RAY_FOLDER_OF_USER)
-    assert HeadOptions(user=user, temp_dir=Path("/x")).ray_folder() == Path("/x")
+    assert (options_of_head().ray_folder(), options_of_head(user=user).ray_folder()) == (RAY_FOLDER, RAY_FOLDER_OF_USER)
+    assert options_of_head(user=user, temp_dir=Path("/x")).ray_folder() == Path("/x")
     for above in RAY_FOLDER_OF_USER.parents:
         if above.exists():
             assert (above.stat().st_uid, above.stat().st_mode & 0o022) == (0, 0), above

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cluster import checkpoints
-from cluster.checkpoints import Checkpoint
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, Invitation
 from cluster.mesh.registry import MemoryRegistry
-from cluster.weights import WeightsError, describe
+from cluster.node import weights
+from cluster.node.download import WeightsError, describe
+from cluster.node.weights import Checkpoint
 from tests.fakes.http_peer import HttpPeer
 
 ROOT = Path(__file__).parents[3]
@@ -94,7 +94,7 @@ def test_the_environment_names_the_weights(tmp_path: Path) -> None:
         "S3FD_WEIGHTS": "",
         "PATH": "/bin",
     }
-    found = checkpoints.wanted(environment, tmp_path)
+    found = weights.wanted(environment, tmp_path)
     assert found == (Checkpoint("LTX2", "owner/name", tmp_path / "ltx2"),)
     assert found[0].variable == "LTX2_MODEL_PATH"
 
@@ -110,7 +110,7 @@ async def test_weights_by_manifest(tmp_path: Path, count: int) -> None:
         peer.files |= {f"/{path.name}": path.read_bytes() for path in source.iterdir()}
         peer.files["/manifest.json"] = manifest.model_dump_json().encode()
         folder = tmp_path / "weights" / "wav2lip"
-        found = await checkpoints.provide(Checkpoint("WAV2LIP", f"{peer.url}/manifest.json", folder))
+        found = await weights.provide(Checkpoint("WAV2LIP", f"{peer.url}/manifest.json", folder))
     # A checkpoint of one file is that file, of several their folder.
     assert found == {"WAV2LIP_MODEL_PATH": str(folder / "0.pth" if count == 1 else folder)}
     assert (folder / "0.pth").read_bytes() == (source / "0.pth").read_bytes()
@@ -121,7 +121,7 @@ async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) 
         peer.files["/odd?signature=secret"] = b"<html>"
         for path in ("odd?signature=secret", "missing?signature=secret"):
             with pytest.raises(WeightsError) as error:
-                await checkpoints.provide(Checkpoint("LTX2", f"{peer.url}/{path}", tmp_path))
+                await weights.provide(Checkpoint("LTX2", f"{peer.url}/{path}", tmp_path))
             assert "secret" not in str(error.value)
 
 
@@ -129,7 +129,7 @@ async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) 
 
 INIT = """
 import os, signal, subprocess, sys, time
-from cluster.init import run_as_init
+from cluster.process_one import run_as_init
 
 def work():
     # Leaves an orphan behind, which ends at once and is process 1's to reap.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.weights import Manifest, WeightFile, WeightsError, describe, fetch
+from cluster.node.download import Manifest, WeightFile, WeightsError, describe, fetch
 
 CONTENT = bytes(range(256)) * 40
 PART = 1000
@@ -52,7 +52,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def at_once(seconds: float) -> None:
         """Back-off without the wait."""
 
-    monkeypatch.setattr("cluster.weights.asyncio.sleep", at_once)
+    monkeypatch.setattr("cluster.node.download.asyncio.sleep", at_once)
 
 
 async def test_parts_come_in_parallel_and_the_file_appears_whole(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.testing import capture_logs
 
-from cluster.leader import leading
+from cluster.head.leader import leading
 from serve_app.jobs.database import migrate
 from serve_app.jobs.role import provide_role, shut_out
 from serve_app.jobs.store import JobStore

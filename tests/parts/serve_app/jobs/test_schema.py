@@ -217,7 +217,7 @@ async def test_counters_are_exact_and_readable(store: JobStore, engine: AsyncEng
 
 
 async def test_the_mesh_is_among_the_metrics(engine: AsyncEngine) -> None:
-    registry = PostgresRegistry(engine)
+    registry = PostgresRegistry(engine, count=metrics.count)
     first = Counters()
     first.flows_total = 3
     first.refused["bad_key"] = 2

@@ -19,16 +19,17 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from cluster import checkpoints, ghosts, machine
+from cluster import ghosts
 from cluster.briefing import Briefing, fetch
 from cluster.environment import inherited, ray_environment
 from cluster.isolation import Unsafe
-from cluster.machine import Unfit
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.identity import BadInvitation, Credentials
-from cluster.ray_process import RayProcess
-from cluster.weights import WeightsError
+from cluster.node import machine, weights
+from cluster.node.download import WeightsError
+from cluster.node.machine import Unfit
+from cluster.ray_process import RAY_FOLDER, RayProcess, slot_flags
 
 log = structlog.get_logger()
 
@@ -61,7 +62,7 @@ class NodeOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     cpus: int | None = None
     object_store_bytes: int = 1024**3
-    temp_dir: Path = Path("/tmp/ray")  # noqa: S108 - Ray's own default; sockets below it need a short path
+    temp_dir: Path = RAY_FOLDER
     #: GiB that the disk must have left.
     disk_gib: float = 1.0
     #: The head may be gone for so long.
@@ -112,8 +113,6 @@ async def end_machine(command: str, reason: str) -> None:
 
 
 class Node:
-    """See the module."""
-
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         #: Loop time when mesh and Ray were last seen at work.
@@ -197,8 +196,8 @@ class Node:
         variables: dict[str, str] = {}
         # Before gigabytes are fetched for nothing.
         await self._brief()
-        for checkpoint in checkpoints.wanted(os.environ, options.state / "weights"):
-            variables |= await checkpoints.provide(checkpoint)
+        for checkpoint in weights.wanted(os.environ, options.state / "weights"):
+            variables |= await weights.provide(checkpoint)
             self._good_at = loop.time()
         pause = 1.0
         while True:
@@ -228,7 +227,7 @@ class Node:
         assert self._agent is not None
         flags = [
             f"--address={briefing.address}",
-            *self._agent.slot.ray_flags(),
+            *slot_flags(self._agent.slot),
             f"--num-gpus={gpus}",
             f"--object-store-memory={options.object_store_bytes}",
         ]
@@ -248,4 +247,4 @@ class Node:
             if up and running:
                 self._good_at = loop.time()
             elif loop.time() - self._good_at > self._options.patience_s:
-                raise HeadGone(f"no head for {self._options.patience_s / 60:.0f} minutes")
+                raise HeadGone(f"no head for {self._options.patience_s / 60:g} minutes")

@@ -1,7 +1,7 @@
 """Which weights a node has to have before it takes work, as its environment names them.
 
-``<MODEL>_WEIGHTS`` is the URL of a manifest (see ``cluster.weights``) or a repository of the model hub; what it names
-is put into a folder, and ``<MODEL>_MODEL_PATH`` tells the model where. A checkpoint of one file is that file.
+``<MODEL>_WEIGHTS`` is the URL of a manifest (see ``cluster.node.download``) or a repository of the model hub; what it
+names is put into a folder, and ``<MODEL>_MODEL_PATH`` tells the model where. A checkpoint of one file is that file.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import httpx
 import structlog
 from pydantic import ValidationError
 
-from cluster.weights import Manifest, WeightsError, fetch, fetch_from_hub
+from cluster.node.download import Manifest, WeightsError, fetch, fetch_from_hub
 
 log = structlog.get_logger()
 

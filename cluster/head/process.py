@@ -28,16 +28,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from cluster.briefing import Briefing
 from cluster.environment import ray_environment
 from cluster.ghosts import lay_revoked
+from cluster.head.leader import LeadershipLost, leading
+from cluster.head.standby import Standby
 from cluster.isolation import RayUser, Unsafe, own
-from cluster.leader import LeadershipLost, leading
 from cluster.mesh.counters import Stats
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity
 from cluster.mesh.plan import HEAD
-from cluster.mesh.registry import PostgresRegistry
-from cluster.ray_process import RayProcess
-from cluster.standby import Standby
-from serve_app.settings import ConfigurationError, Settings
+from cluster.mesh.registry import CountWriter, PostgresRegistry
+from cluster.ray_process import RAY_FOLDER, RayProcess, slot_flags
 
 log = structlog.get_logger()
 
@@ -58,14 +57,16 @@ DATABASE_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15000,
 }
-#: Ray puts Unix sockets below it, whose paths are limited to 107 characters.
-RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 - Ray's own default
 RAY_FOLDER_OF_USER = Path("/var/lib/video-api/ray")
 #: What this head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 
 
-class PartLost(Exception):
+class HeadError(Exception):
+    """The head can't begin or go on; the message says why."""
+
+
+class PartLost(HeadError):
     """Something that the head cannot be without has ended."""
 
 
@@ -76,16 +77,29 @@ class Application:
     #: Prepares the database and returns the variables that its processes get, all of them; blocks. Whatever runs on
     #: Ray, from any node, can read those.
     prepare: Callable[[], Mapping[str, str]]
-    #: Deploys through the dashboard at that URL and returns when all of it runs.
+    #: Deploys through the dashboard at that URL and returns when all of it runs. Raises :class:`HeadError` if it can't.
     deploy: Callable[[str], Awaitable[None]]
+    #: Adds to the counters behind ``/metrics``, within the caller's transaction.
+    count: CountWriter
     #: Where it keeps files.
     data_dir: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
-    """Sizes and places."""
+    """Addresses, secrets, sizes and places."""
 
+    #: Of its owner; asyncpg's or psycopg's, as SQLAlchemy writes it.
+    database_url: str = field(repr=False)
+    #: Where Ray's GCS keeps its state; empty: it loses it with the head.
+    redis_url: str = field(default="", repr=False)
+    #: Where the API listens.
+    http_port: int
+    #: Where nodes come in.
+    mesh_port: int
+    #: What the certificate for nodes follows from.
+    mesh_secret: bytes = field(repr=False)
+    ray_token: str = field(repr=False)
     object_store_bytes: int = OBJECT_STORE_BYTES
     #: Ray's folder; None: :meth:`ray_folder` says.
     temp_dir: Path | None = None
@@ -100,7 +114,7 @@ class HeadOptions:
         return self.temp_dir or (RAY_FOLDER if self.user is None else RAY_FOLDER_OF_USER)
 
 
-def run(settings: Settings, application: Application, options: HeadOptions) -> int:
+def run(application: Application, options: HeadOptions) -> int:
     """Be the head until SIGTERM or SIGINT. The exit status: 0 after a signal, 1 if a part was lost."""
 
     async def main() -> int:
@@ -108,8 +122,8 @@ def run(settings: Settings, application: Application, options: HeadOptions) -> i
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
-            await Head(settings, application, options).run(stop)
-        except (PartLost, LeadershipLost, ConfigurationError, Unsafe) as error:
+            await Head(application, options).run(stop)
+        except (HeadError, LeadershipLost, Unsafe) as error:
             log.error("head.failed", reason=str(error))
             return 1
         return 0
@@ -118,27 +132,23 @@ def run(settings: Settings, application: Application, options: HeadOptions) -> i
 
 
 class Head:
-    """See the module."""
-
-    def __init__(self, settings: Settings, application: Application, options: HeadOptions) -> None:
-        self._settings = settings
+    def __init__(self, application: Application, options: HeadOptions) -> None:
         self._application = application
         self._options = options
         # Here, so that a mistake in it fails before anything runs.
         self._autoscaling = autoscaling(options.cluster)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``. Raises :class:`PartLost`, LeadershipLost, ConfigurationError or Unsafe, with everything
-        ended."""
-        settings = self._settings
-        if self._options.user is not None:
-            self._options.user.check(settings.port)
-        own(self._application.data_dir, self._options.user, whole=True)
+        """Until ``stop``. Raises :class:`HeadError`, LeadershipLost or Unsafe, with everything ended."""
+        options = self._options
+        if options.user is not None:
+            options.user.check(options.http_port)
+        own(self._application.data_dir, options.user, whole=True)
         stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as parts:
             parts.callback(stopping.cancel)
-            async with Standby(settings.port) as standby:
-                leadership = leading(settings.database_url, on_wait=lambda asked: setattr(standby, "fit", asked))
+            async with Standby(options.http_port) as standby:
+                leadership = leading(options.database_url, on_wait=lambda asked: setattr(standby, "fit", asked))
                 entering = asyncio.create_task(parts.enter_async_context(leadership))
                 if await _first(stopping, entering) is stopping:
                     entering.cancel()
@@ -147,7 +157,7 @@ class Head:
                 lost = entering.result().lost
             variables = await asyncio.to_thread(self._application.prepare)
             engine = create_async_engine(
-                settings.database_url,
+                options.database_url,
                 pool_size=2,
                 pool_pre_ping=True,
                 pool_timeout=5,
@@ -155,10 +165,10 @@ class Head:
                 connect_args=DATABASE_LIMITS,
             )
             parts.push_async_callback(engine.dispose)
-            identity = HubIdentity.derived(settings.mesh_secret)
-            registry = PostgresRegistry(engine)
-            briefing = Briefing.of_this_head(settings.ray_token)
-            hub = Hub(identity, registry, port=settings.mesh_port, told={HEAD.briefing: briefing.text()})
+            identity = HubIdentity.derived(options.mesh_secret)
+            registry = PostgresRegistry(engine, count=self._application.count)
+            briefing = Briefing.of_this_head(options.ray_token)
+            hub = Hub(identity, registry, port=options.mesh_port, told={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
             ray = await self._start_ray(variables)
@@ -171,36 +181,36 @@ class Head:
             first = await _first(stopping, lost, ray.exited, deploying)
             if first is deploying:
                 deploying.result()
-                log.info("head.up", mesh_port=hub.port, http_port=settings.port, dashboard=dashboard)
-                silent = asyncio.create_task(_silence(settings.port))
+                log.info("head.up", mesh_port=hub.port, http_port=options.http_port, dashboard=dashboard)
+                silent = asyncio.create_task(_silence(options.http_port))
                 parts.callback(silent.cancel)
                 first = await _first(stopping, lost, ray.exited, silent)
                 if first is silent:
-                    raise PartLost(f"nothing has answered on port {settings.port} for {SILENCE_S:.0f} s")
+                    raise PartLost(f"nothing has answered on port {options.http_port} for {SILENCE_S:.0f} s")
             if first is lost:
                 lost.result()
             if first is ray.exited:
                 raise PartLost(f"Ray ended with status {ray.exited.result()}")
-            log.info("head.stops", drain_s=self._options.drain_s)
+            log.info("head.stops", drain_s=options.drain_s)
 
     async def _start_ray(self, variables: Mapping[str, str]) -> RayProcess:
-        settings, options = self._settings, self._options
+        options = self._options
         flags = [
             "--head",
-            *HEAD.ray_flags(),
+            *slot_flags(HEAD),
             f"--object-store-memory={options.object_store_bytes}",
             # What runs here is placed by the resource that only a head has, and asks for no CPU: a replica of a model
             # must never land here.
             "--num-cpus=0",
             "--num-gpus=0",
             *self._autoscaling.flags,
-            *redis_flags(settings.redis_url),
+            *redis_flags(options.redis_url),
         ]
         environment = {
             **variables,
-            **ray_environment(settings.ray_token, options.drain_s),
+            **ray_environment(options.ray_token, options.drain_s),
             **self._autoscaling.environment,
-            **redis_environment(settings.redis_url),
+            **redis_environment(options.redis_url),
             "AUTOSCALER_METRIC_PORT": str(HEAD.autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
         }
@@ -218,14 +228,14 @@ class Autoscaling:
 
 
 def autoscaling(path: Path | None) -> Autoscaling:
-    """What the cluster's YAML asks for. Raises ConfigurationError if it can't be read."""
+    """What the cluster's YAML asks for. Raises :class:`HeadError` if it can't be read."""
     if path is None:
         return Autoscaling()
     try:
         wanted = yaml.safe_load(path.read_text())
         provider = wanted.get("provider")
     except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise HeadError(f"{path}: {error}") from None
     if not provider:
         return Autoscaling()
     # Version 2, which alone looks at label selectors; without these names for itself it never starts a node.

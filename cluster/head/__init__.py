@@ -1,0 +1,1 @@
+"""The machine that holds the cluster together: what only its process does."""

@@ -1,0 +1,1 @@
+"""A GPU machine: what only its process does."""
