@@ -24,6 +24,7 @@ test: $(STAMP)  ## All tests; ends with what was skipped, and why
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## Pure logic: no process, no database, no torch

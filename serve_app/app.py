@@ -1,4 +1,4 @@
-"""The Serve application: the only place that wires parts together.
+"""The Serve application: which deployments there are.
 
 ``serve deploy`` names :func:`build` as ``import_path``. Deployments: ``api`` (HTTP ingress), ``dispatcher`` (jobs) and
 one per model of the registry, which the YAML gives GPUs and limits.
@@ -27,19 +27,15 @@ from deployments.sandbox.secrecy import close_to_others
 from serve_app import preflight
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
-from serve_app.cluster_state import ServeState
-from serve_app.intake.inputs import Intake
-from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.database import migrate
-from serve_app.jobs.deliveries import Deliveries
-from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
-from serve_app.jobs.readiness import ModelHealth, Readiness
-from serve_app.jobs.retention import Retention, RetentionPolicy
-from serve_app.local import with_database
+from serve_app.jobs.dispatcher import WorkerDied, WorkerUnreachable
+from serve_app.jobs.readiness import ModelHealth
+from serve_app.local.postgres import with_database
 from serve_app.outbound.pool import WorkerPool
-from serve_app.scaling import POLICY
-from serve_app.services import Services
+from serve_app.serving.scaling import POLICY
+from serve_app.serving.state import ServeState
 from serve_app.settings import Environment, Settings
+from serve_app.wiring import build_dispatcher, build_services
 
 log = structlog.get_logger()
 
@@ -81,7 +77,7 @@ class Api:
         # Media of the local store are for this user alone, whoever has started Ray.
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
-        self._services = Services.build(settings, ServeState())
+        self._services = build_services(settings, ServeState())
         self._server = HttpServer(create_asgi(self._services), host, settings.port)
         await self._server.start()
 
@@ -108,28 +104,9 @@ class DispatcherDeployment:
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
         cluster = ServeState()
-        services = Services.build(settings, cluster)
         self._outbound = WorkerPool(settings.allow_networks)
         await self._outbound.start()
-        self._dispatcher = Dispatcher(
-            database_url=settings.database_url,
-            store=services.store,
-            storage=services.storage,
-            intake=Intake(services.storage, self._outbound, settings.data_dir / "intake"),
-            workers=ServeWorkers(models, cluster),
-            deliveries=Deliveries(services.engine, self._outbound, settings.signing_secret, services.result_url),
-            retention=Retention(
-                services.engine,
-                services.storage,
-                RetentionPolicy(
-                    completed_hours=settings.completed_retention_hours,
-                    completed_count=settings.completed_retention_count,
-                    failed_hours=settings.failed_retention_hours,
-                ),
-            ),
-            readiness=Readiness(Conditions(services.engine)),
-            lease_s=settings.lease_seconds,
-        )
+        self._dispatcher = build_dispatcher(settings, ServeWorkers(models, cluster), cluster, self._outbound)
         self._loops = asyncio.create_task(self._dispatcher.run())
 
     async def __del__(self) -> None:

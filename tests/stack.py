@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from serve_app.local import running
+from serve_app.local.stack import running
 from tests.fakes.http_peer import HttpPeer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "local.yaml"

@@ -247,4 +247,4 @@ class Node:
             if up and running:
                 self._good_at = loop.time()
             elif loop.time() - self._good_at > self._options.patience_s:
-                raise HeadGone(f"no head for {self._options.patience_s / 60:g} minutes")
+                raise HeadGone(f"no head for {self._options.patience_s:.0f} s")

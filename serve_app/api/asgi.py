@@ -10,10 +10,10 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
+from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
-from serve_app.errors import InternalError, Unavailable
-from serve_app.request_id import RequestIdMiddleware
-from serve_app.schemas import Problem
+from serve_app.api.request_id import RequestIdMiddleware
+from serve_app.api.schemas import Problem
 from serve_app.services import Services
 
 DESCRIPTION = """\

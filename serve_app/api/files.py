@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from serve_app.api.gate import Party, streams
-from serve_app.api.problems import documented
-from serve_app.errors import (
+from serve_app.api.errors import (
     InvalidRequest,
     JobNotUploading,
     NotFound,
@@ -15,12 +13,14 @@ from serve_app.errors import (
     RequestTimeout,
     SignatureRejected,
 )
+from serve_app.api.gate import Party, streams
+from serve_app.api.problems import documented
+from serve_app.api.uploads import require_open
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
 from serve_app.storage.base import InvalidKey, ObjectTooLarge
 from serve_app.storage.local import LocalStorage, content_type_of
 from serve_app.storage.signature import BadSignature, Expired, Grant
-from serve_app.uploads import require_open
 
 router = APIRouter(prefix="/files", tags=["media"])
 

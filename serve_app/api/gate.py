@@ -24,9 +24,9 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.auth import admit_client, admit_worker, is_stranger
+from serve_app.api.errors import PayloadTooLarge, RequestTimeout, Unavailable, VideoApiError
 from serve_app.api.problems import answer
-from serve_app.auth import admit_client, admit_worker, is_stranger
-from serve_app.errors import PayloadTooLarge, RequestTimeout, Unavailable, VideoApiError
 from serve_app.settings import Settings
 
 log = structlog.get_logger()

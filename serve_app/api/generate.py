@@ -7,9 +7,8 @@ import structlog
 from fastapi import APIRouter, Body
 
 from deployments.registry import MODELS
-from serve_app.api.problems import documented
-from serve_app.auth import ApiKey
-from serve_app.errors import (
+from serve_app.api.auth import ApiKey
+from serve_app.api.errors import (
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
@@ -18,9 +17,10 @@ from serve_app.errors import (
     Unauthorized,
     UploadMissing,
 )
+from serve_app.api.problems import documented
+from serve_app.api.request_id import current_request_id
+from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
 from serve_app.jobs.job import Status
-from serve_app.request_id import current_request_id
-from serve_app.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
 

@@ -14,12 +14,12 @@ from prometheus_client.registry import Collector
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from serve_app.cluster_state import ModelState
+from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.jobs import metrics
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.job import Status
-from serve_app.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.services import Services, ServicesOf
+from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
 
 log = structlog.get_logger()

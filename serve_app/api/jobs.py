@@ -6,12 +6,12 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator
 
 from deployments.registry import MODELS
+from serve_app.api.auth import ApiKey
+from serve_app.api.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
 from serve_app.api.problems import documented
-from serve_app.auth import ApiKey
-from serve_app.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.schemas import JobPage, JobView, QueryText
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.job import Job, Status
-from serve_app.schemas import JobPage, JobView, QueryText
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], dependencies=[ApiKey])

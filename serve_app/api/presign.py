@@ -2,10 +2,8 @@
 
 from fastapi import APIRouter
 
-from serve_app.api.jobs import JobPath
-from serve_app.api.problems import documented
-from serve_app.auth import ApiKey
-from serve_app.errors import (
+from serve_app.api.auth import ApiKey
+from serve_app.api.errors import (
     InvalidRequest,
     JobIdUsed,
     JobNotFound,
@@ -15,11 +13,13 @@ from serve_app.errors import (
     RequestTimeout,
     Unauthorized,
 )
+from serve_app.api.jobs import JobPath
+from serve_app.api.problems import documented
+from serve_app.api.schemas import DownloadTicket, UploadRequest, UploadTicket
+from serve_app.api.uploads import default_content_type
 from serve_app.jobs.job import Status
-from serve_app.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.services import ServicesOf
 from serve_app.storage import keys
-from serve_app.uploads import default_content_type
 
 router = APIRouter(prefix="/api/v1/presign", tags=["media"], dependencies=[ApiKey])
 

@@ -11,9 +11,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from serve_app.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
-from serve_app.request_id import current_request_id
-from serve_app.schemas import REQUESTS, Problem
+from serve_app.api.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
+from serve_app.api.request_id import current_request_id
+from serve_app.api.schemas import REQUESTS, Problem
 from serve_app.storage.base import StorageError
 
 log = structlog.get_logger()

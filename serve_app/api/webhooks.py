@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
+from serve_app.api.auth import ApiKey, WorkerSecret
+from serve_app.api.errors import InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
 from serve_app.api.problems import documented
-from serve_app.auth import ApiKey, WorkerSecret
-from serve_app.errors import InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
-from serve_app.schemas import Success, WebhookSecret, WorkerReport
+from serve_app.api.schemas import Success, WebhookSecret, WorkerReport
 from serve_app.services import ServicesOf
 
 router = APIRouter(tags=["webhooks"])

@@ -70,10 +70,10 @@ def head(
     from deployments.logs import configure
     from serve_app import preflight
     from serve_app.cli.watch import watching
-    from serve_app.deploy import deploy, environment_of, read_config
     from serve_app.jobs import metrics
     from serve_app.jobs.database import migrate
     from serve_app.jobs.role import provide_role, shut_out
+    from serve_app.serving.deploy import deploy, environment_of, read_config
     from serve_app.settings import ConfigurationError
 
     close_launcher()

@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
-from serve_app import local
 from serve_app.cli import display, samples
 from serve_app.cli.progress import showing_job
 from serve_app.cli.submission import request_video
@@ -27,7 +26,8 @@ from serve_app.cli.terminal import Code, Session, UsageProblem
 from serve_app.cli.watch import watching
 from serve_app.client import Client, ModelInfo
 from serve_app.jobs.database import migrate
-from serve_app.local import Endpoints
+from serve_app.local import stack as local
+from serve_app.local.stack import Endpoints
 from serve_app.preflight import database_fault
 from serve_app.settings import ConfigurationError, Settings
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from serve_app.bounded import Bounded
 from serve_app.client import ApiError, Client, Unreachable
+from serve_app.serving.bounded import Bounded
 
 EVERY_S = 3.0
 #: A question that is not answered in this time is not answered. The service gives its own parts five seconds.

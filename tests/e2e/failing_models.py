@@ -14,8 +14,8 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.cluster_state import ModelState, ServeState
-from serve_app.scaling import POLICY
+from serve_app.serving.scaling import POLICY
+from serve_app.serving.state import ModelState, ServeState
 
 LIMIT_S = 100
 

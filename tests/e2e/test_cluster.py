@@ -21,7 +21,7 @@ import pytest
 
 from cluster.mesh.plan import HEAD, slot
 from serve_app.cli import samples
-from serve_app.deploy import deploy, read_config
+from serve_app.serving.deploy import deploy, read_config
 from tests.e2e.cluster import LAUNCHERS, PRIVATE, PYTHONS, RAY_USER, Cluster, Inside, version_of, wait_until
 from tests.e2e.container import ROOT
 from tests.fakes.netns import PUBLIC_PORT

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from serve_app.cli import samples
-from serve_app.postgres_guard import wait_until_gone
+from serve_app.local.postgres_guard import wait_until_gone
 from tests.e2e.cluster import wait_until
 from tests.fakes.http_peer import HttpPeer
 from tests.stack import CONFIG, Stack

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deployments.registry import MODELS
-from serve_app.cluster_state import ModelState
+from serve_app.serving.state import ModelState
 
 
 def healthy(name: str = "") -> ModelState:

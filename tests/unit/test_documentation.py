@@ -6,8 +6,8 @@ from pathlib import Path
 from deployments.failure_code import FailureCode
 from deployments.registry import MODELS
 from deployments.stage import Stage
+from serve_app.api.errors import VideoApiError
 from serve_app.documentation import with_tables
-from serve_app.errors import VideoApiError
 from serve_app.jobs.conditions import WaitCode
 from serve_app.jobs.job import Status
 from serve_app.settings import Settings

@@ -33,8 +33,8 @@ from cluster.head.standby import Standby
 from cluster.mesh.plan import HEAD
 from cluster.node.machine import Gpus, Unfit, check_disk, check_gpus
 from serve_app.app import AppArgs
-from serve_app.deploy import environment_of, read_config
 from serve_app.jobs import metrics
+from serve_app.serving.deploy import environment_of, read_config
 from serve_app.settings import Settings
 from tests.fakes.heads import options_of_head
 

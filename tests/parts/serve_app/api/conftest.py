@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.api.asgi import create_asgi
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
-from serve_app.services import Services, build_storage
+from serve_app.services import Services
 from serve_app.settings import Settings
+from serve_app.wiring import build_storage
 from tests.fakes.cluster import FakeCluster
 
 KEY = "the-api-key"

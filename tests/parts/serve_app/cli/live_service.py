@@ -19,13 +19,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.contract import Failure, Lease, MediaFacts, Outcome, Progress, Started, Stopped, Verdict
 from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
-from serve_app.cluster_state import ModelState
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.database import listen
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services
+from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
 from serve_app.storage import keys
+from serve_app.wiring import build_services
 
 T = TypeVar("T")
 
@@ -144,7 +145,7 @@ class LiveService:
             webhook_secret=SecretStr("secret"),
             database_url=self._database_url,
         )
-        self.services = Services.build(settings, self.cluster)
+        self.services = build_services(settings, self.cluster)
         looks = Looks(create_asgi(self.services))
         server = uvicorn.Server(uvicorn.Config(looks, log_config=None, access_log=False, lifespan="off"))
         self.worker = Worker(self.services, looks)

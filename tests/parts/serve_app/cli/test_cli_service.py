@@ -137,7 +137,9 @@ def test_a_reader_that_has_enough_is_no_error(service: LiveService) -> None:
 
 def test_starts_without_the_service() -> None:
     """``video-api status`` must not pay for Ray, and works where only the client is installed."""
-    heavy = "{'ray', 'torch', 'pydantic', 'fastapi', 'sqlalchemy', 'PIL', 'serve_app.local', 'serve_app.schemas'}"
+    heavy = (
+        "{'ray', 'torch', 'pydantic', 'fastapi', 'sqlalchemy', 'PIL', 'serve_app.local.stack', 'serve_app.settings'}"
+    )
     code = f"import sys, serve_app.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 

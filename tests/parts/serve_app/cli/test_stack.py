@@ -22,10 +22,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.registry import MODELS
-from serve_app import local
 from serve_app.cli import app, samples, stack
 from serve_app.intake.probe import probe
-from serve_app.local import Endpoints
+from serve_app.local import stack as local
+from serve_app.local.stack import Endpoints
 from serve_app.settings import ConfigurationError
 from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
@@ -40,7 +40,7 @@ import contextlib, os, signal, sys, threading
 # As in a terminal: a CI job in the background ignores the one, a test suite under nohup the other; children inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "NOHUP" in os.environ else signal.SIG_DFL)
-from serve_app import local
+from serve_app.local import stack as local
 from serve_app.cli import main
 
 @contextlib.contextmanager

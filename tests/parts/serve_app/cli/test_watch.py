@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from serve_app.cli.watch import changes, problems, watching
-from serve_app.cluster_state import ModelState
+from serve_app.serving.state import ModelState
 from tests.parts.serve_app.cli.live_service import LiveService
 
 HEALTHY = {"api": "ok", "database": "ok", "storage": "ok", "ray": "ok", "queues": {}, "details": {}}

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from serve_app.bounded import MOST_BYTES, AsyncBounded, Bounded
+from serve_app.serving.bounded import MOST_BYTES, AsyncBounded, Bounded
 
 
 class _Talker(BaseHTTPRequestHandler):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from deployments.contract import MediaKind
-from serve_app.errors import JobNotUploading
+from serve_app.api.errors import JobNotUploading
 from serve_app.jobs.job import Status
 from serve_app.jobs.store import JobStore
 from serve_app.storage import keys

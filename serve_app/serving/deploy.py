@@ -10,7 +10,7 @@ import httpx
 import structlog
 import yaml
 
-from serve_app.bounded import AsyncBounded
+from serve_app.serving.bounded import AsyncBounded
 from serve_app.settings import ConfigurationError, Environment
 
 log = structlog.get_logger()

@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from serve_app.errors import Unauthorized
+from serve_app.api.errors import Unauthorized
 from serve_app.settings import Settings
 
 _CHALLENGE = {"www-authenticate": "Bearer"}

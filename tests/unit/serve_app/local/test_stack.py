@@ -11,7 +11,8 @@ from typing import NoReturn
 import pytest
 import ray
 
-from serve_app import local, local_cluster
+from serve_app.local import ray_cluster
+from serve_app.local import stack as local
 from serve_app.settings import ConfigurationError
 
 
@@ -103,7 +104,7 @@ def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pyte
 
     with (
         pytest.raises(ConfigurationError, match=r"^Ray does not start: address in use$"),
-        local_cluster.running(tmp_path, "token"),
+        ray_cluster.running(tmp_path, "token"),
     ):
         pass
     # It was tried twice, each time with everything ended that had begun.
@@ -124,7 +125,7 @@ def test_a_ray_that_starts_at_the_second_try_is_good(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda **_: ended.append(True))
-    with local_cluster.running(tmp_path, "token") as dashboard:
+    with ray_cluster.running(tmp_path, "token") as dashboard:
         assert dashboard == "http://127.0.0.1:8266"
     assert ended == [True, True]
 
@@ -132,7 +133,7 @@ def test_a_ray_that_starts_at_the_second_try_is_good(tmp_path: Path, monkeypatch
 def test_a_variable_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SET", "before")
     monkeypatch.delenv("UNSET", raising=False)
-    with local_cluster.exported("SET", "meanwhile"), local_cluster.exported("UNSET", "meanwhile"):
+    with ray_cluster.exported("SET", "meanwhile"), ray_cluster.exported("UNSET", "meanwhile"):
         assert (os.environ["SET"], os.environ["UNSET"]) == ("meanwhile", "meanwhile")
     assert os.environ["SET"] == "before"
     assert "UNSET" not in os.environ

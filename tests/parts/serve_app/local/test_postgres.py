@@ -14,9 +14,9 @@ import psutil
 import psycopg
 import pytest
 
-from serve_app import embedded, postgres_guard
+from serve_app.local import postgres, postgres_guard
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 #: Seconds in which a server or a process has to have ended, on a machine that does many things.
 SOON_S = 60
 
@@ -24,8 +24,8 @@ SOON_S = 60
 USER = """
 import sys
 from pathlib import Path
-from serve_app import embedded
-print(embedded.url(Path(sys.argv[1])), flush=True)
+from serve_app.local import postgres
+print(postgres.url(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
 
@@ -86,7 +86,7 @@ def test_it_ends_with_its_last_user_however_that_ends(
 
     first.send_signal(signal.SIGKILL)
     first.wait()
-    url = embedded._url(embedded._server(embedded._folder(data_dir)))
+    url = postgres._url(postgres._server(postgres._folder(data_dir)))
     with psycopg.connect(url.replace("+psycopg", "")) as db:
         assert db.execute("SELECT 1").fetchone() == (1,)
 
@@ -112,14 +112,14 @@ def test_who_comes_after_the_last_one_finds_a_server(
 
 
 def test_a_whole_service_stops_it_at_its_end(data_dir: Path, user: Callable[[], "subprocess.Popen[str]"]) -> None:
-    with embedded.running(data_dir) as url:
+    with postgres.running(data_dir) as url:
         running = server(data_dir)
         with psycopg.connect(url.replace("+psycopg", "")) as db:
             db.execute("CREATE TABLE kept (x int)")
         # One of its processes that does not end.
         user()
     assert postgres_guard.wait_until_gone([running], 0)
-    with embedded.running(data_dir) as url, psycopg.connect(url.replace("+psycopg", "")) as db:
+    with postgres.running(data_dir) as url, psycopg.connect(url.replace("+psycopg", "")) as db:
         assert db.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
@@ -145,7 +145,7 @@ def test_there_may_be_nothing_to_stop(tmp_path: Path, content: str | None) -> No
 
 def test_others_may_pass_the_folder_at_most(data_dir: Path) -> None:
     data_dir.chmod(0o700)
-    with embedded.running(data_dir):
+    with postgres.running(data_dir):
         assert stat.S_IMODE((data_dir / "postgres").stat().st_mode) == 0o700
         # As root the server runs as another user, who has to get to his own folder.
         assert stat.S_IMODE(data_dir.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)

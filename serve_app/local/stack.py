@@ -16,9 +16,10 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
-from serve_app import embedded, local_cluster, preflight
-from serve_app.deploy import deploy, read_config
-from serve_app.local_cluster import exported
+from serve_app import preflight
+from serve_app.local import postgres, ray_cluster
+from serve_app.local.ray_cluster import exported
+from serve_app.serving.deploy import deploy, read_config
 from serve_app.settings import ConfigurationError, Settings
 
 DEPLOY_TIMEOUT_S = 180
@@ -39,14 +40,6 @@ class Endpoints:
     webhook_secret: str
 
 
-def with_database(settings: Settings) -> Settings:
-    """The settings with a ``database_url``: as configured, else of the embedded server, which is started if need be
-    and runs at least as long as this process."""
-    if settings.database_url:
-        return settings
-    return settings.model_copy(update={"database_url": embedded.url(settings.data_dir)})
-
-
 @contextmanager
 def running(config: Path) -> Iterator[Endpoints]:
     """Start everything that ``config`` (a Serve YAML) needs, wait until it answers, and end it all afterwards.
@@ -63,12 +56,12 @@ def running(config: Path) -> Iterator[Endpoints]:
             stack.enter_context(_sole_user(settings.data_dir))
             _require_free(settings.port)
             if not settings.database_url:
-                url = stack.enter_context(embedded.running(settings.data_dir))
+                url = stack.enter_context(postgres.running(settings.data_dir))
                 stack.enter_context(exported("DATABASE_URL", url))
             # Replicas inherit the environment: they must agree with us, wherever they run.
             stack.enter_context(exported("VIDEO_API_DATA_DIR", str(settings.data_dir)))
             scratch = stack.enter_context(_scratch(settings.data_dir))
-            dashboard_url = stack.enter_context(local_cluster.running(scratch, settings.ray_token))
+            dashboard_url = stack.enter_context(ray_cluster.running(scratch, settings.ray_token))
             wanted = read_config(config)
             asyncio.run(deploy(wanted, dashboard_url, DEPLOY_TIMEOUT_S, settings.ray_token))
         yield Endpoints(

@@ -16,7 +16,7 @@ from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
 from deployments.registry import MODELS
 from serve_app.jobs.conditions import Condition, WaitCode
-from serve_app.placement import Node, why_no_node_fits
+from serve_app.serving.placement import Node, why_no_node_fits
 
 #: Seconds for which an answer counts.
 FRESH_S = 1.0

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from serve_app.deploy import cause_of, deploy
+from serve_app.serving.deploy import cause_of, deploy
 from serve_app.settings import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
 def _frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.deploy._AGAIN_S", 0.01)
+    monkeypatch.setattr("serve_app.serving.deploy._AGAIN_S", 0.01)
 
 
 WANTED = {"applications": [{"name": "a"}]}

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve_app.postgres_guard import wait_until_gone
+from serve_app.local.postgres_guard import wait_until_gone
 from serve_app.settings import ConfigurationError
 
 if TYPE_CHECKING:

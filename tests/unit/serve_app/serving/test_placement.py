@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.placement import Node, why_no_node_fits
+from serve_app.serving.placement import Node, why_no_node_fits
 
 LAPTOP = Node(total={"CPU": 2.0, "memory": 8 * 2**30}, free={"CPU": 1.0, "memory": 8 * 2**30}, labels={})
 HEAD = Node(total={"CPU": 0.0}, free={}, labels={"role": "head"})

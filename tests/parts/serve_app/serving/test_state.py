@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.cluster_state import reason_of
+from serve_app.serving.state import reason_of
 
 #: As Serve 2.60 said it: Ray wraps the exception in its own, with colours.
 SERVE = """\

@@ -1,4 +1,4 @@
-"""Ends an embedded PostgreSQL when its last user has gone: a program, run by path by ``serve_app.embedded``.
+"""Ends an embedded PostgreSQL when its last user has gone: a program, run by path by ``serve_app.local.postgres``.
 
 Every user holds a shared lock on one file. The kernel takes it away when that process ends, in order or by ``kill -9``;
 whoever gets the exclusive lock knows that there is no user left, and keeps new ones waiting until the server has ended.

@@ -1,7 +1,7 @@
 """PostgreSQL from a pip package, for a machine without a database server of its own.
 
-Whoever asks first starts it, and it ends with its last user (see ``serve_app.postgres_guard``): each process of the
-service may be killed and replaced at any time, so none of them can own it.
+Whoever asks first starts it, and it ends with its last user (see ``postgres_guard.py``): each process of the service
+may be killed and replaced at any time, so none of them can own it.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from serve_app import postgres_guard
-from serve_app.settings import ConfigurationError
+from serve_app.local import postgres_guard
+from serve_app.settings import ConfigurationError, Settings
 
 #: Locks that this process holds until it ends.
 _held: dict[Path, IO[str]] = {}
@@ -33,6 +33,14 @@ def url(data_dir: Path) -> str:
     if data not in _held:
         _held[data] = _enter(data)
     return _url(_server(data))
+
+
+def with_database(settings: Settings) -> Settings:
+    """The settings with a ``database_url``: as configured, else of the embedded server, which is started if need be
+    and runs at least as long as this process."""
+    if settings.database_url:
+        return settings
+    return settings.model_copy(update={"database_url": url(settings.data_dir)})
 
 
 @contextmanager
