@@ -28,8 +28,8 @@ from serve_app import preflight
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.jobs.database import migrate
-from serve_app.jobs.dispatcher import WorkerDied, WorkerUnreachable
 from serve_app.jobs.readiness import ModelHealth
+from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.local.postgres import with_database
 from serve_app.outbound.pool import WorkerPool
 from serve_app.serving.scaling import POLICY

@@ -6,11 +6,13 @@
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import connect
 from serve_app.jobs.deliveries import Deliveries
-from serve_app.jobs.dispatcher import Dispatcher, Workers
+from serve_app.jobs.dispatcher import Dispatcher
+from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.workers import Workers
 from serve_app.outbound.base import Outbound
 from serve_app.services import Services
 from serve_app.serving.state import ClusterState
@@ -66,6 +68,7 @@ def build_dispatcher(settings: Settings, workers: Workers, cluster: ClusterState
                 failed_hours=settings.failed_retention_hours,
             ),
         ),
+        orphans=Orphans(services.engine, services.storage),
         readiness=Readiness(services.conditions),
         lease_s=settings.lease_seconds,
     )

@@ -45,7 +45,6 @@ async def generate(request: Annotated[GenerateRequest, Body()], services: Servic
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")
-    assert job.model is not None
     log.info("accepted", job_id=job.id, model=job.model)
     return Created(job_id=job.id, model=job.model, status=job.status, created_at=job.created_at)
 

@@ -155,7 +155,7 @@ class JobView(BaseModel):
             stage = Stage.STORAGE_UNAVAILABLE
         return cls(
             job_id=job.id,
-            model=job.model,
+            model=job.model or None,
             status=job.status,
             progress=job.progress,
             stage=stage,

@@ -94,7 +94,7 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
         )
     if job.status is Status.PROCESSING:
         return None
-    if found := everywhere or current.get(job.model or ""):
+    if found := everywhere or current.get(job.model):
         return found
     if job.stage == Stage.RETRYING and job.fault_log:
         last = job.fault_log[-1]

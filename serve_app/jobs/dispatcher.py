@@ -4,9 +4,9 @@ Holds nothing that PostgreSQL does not hold, so it can die at any time and sever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
+from collections.abc import Awaitable, Callable, Coroutine, Set
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import psycopg
 import structlog
@@ -19,13 +19,14 @@ from serve_app.intake.inputs import Intake
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Claim
 from serve_app.jobs.orphans import Orphans
-from serve_app.jobs.readiness import ModelHealth, Readiness
+from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.reports import vetted
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.tasks import Tasks, UnreadableJob
+from serve_app.jobs.workers import WorkerDied, Workers, WorkerUnreachable
 from serve_app.outbound.base import OutboundUnavailable
 from serve_app.storage import keys
 from serve_app.storage.base import Storage, StorageError
@@ -49,29 +50,15 @@ RENEWALS = 3
 RETENTION_S = 60.0
 
 
-class WorkerDied(Exception):
-    """The replica that had the task is gone for certain."""
+@dataclass
+class _Work:
+    """An intake, or a call of a replica."""
 
-
-class WorkerUnreachable(Exception):
-    """The call broke; a replica may be working on the task all the same."""
-
-
-class Workers(Protocol):
-    """The GPU side as the dispatcher sees it."""
-
-    async def windows(self) -> Mapping[str, int]:
-        """Tasks that may be in flight, by model: enough to keep every replica busy and to make more start."""
-
-    async def health(self) -> Mapping[str, ModelHealth]:
-        """Which models work, and what keeps the others from it."""
-
-    async def generate(self, task: Task) -> None:
-        """Hand a task over; returns when a replica is done with it. Cancelling lets go of it.
-
-        Raises:
-            WorkerDied, WorkerUnreachable
-        """
+    task: asyncio.Task[None]
+    model: str
+    intake: bool
+    #: This process renews the lease, until a replica has taken the call up.
+    held: bool = True
 
 
 class Dispatcher:
@@ -87,6 +74,7 @@ class Dispatcher:
         workers: Workers,
         deliveries: Deliveries,
         retention: Retention,
+        orphans: Orphans,
         readiness: Readiness,
         lease_s: float,
     ) -> None:
@@ -97,20 +85,15 @@ class Dispatcher:
         self._workers = workers
         self._deliveries = deliveries
         self._retention = retention
-        self._orphans = Orphans(store, storage)
+        self._orphans = orphans
         self._readiness = readiness
         self._storage_watch = StorageWatch(storage)
         self._make = Tasks(storage, lease_s)
         self._lease_s = lease_s
         self._wakers: list[asyncio.Event] = []
-        #: Leases this process renews: intakes, and calls that no replica has taken up. By lease and not by job, since
-        #: what is left of an older claim may end after the job was claimed again.
-        self._held: set[Lease] = set()
-        #: What this process does for jobs: intakes and calls.
-        self._tasks: dict[Lease, asyncio.Task[None]] = {}
-        #: The model of each.
-        self._models: dict[Lease, str] = {}
-        self._intakes: set[Lease] = set()
+        #: What this process does for jobs. By lease and not by job, since what is left of an older claim may end after
+        #: the job was claimed again.
+        self._works: dict[Lease, _Work] = {}
         self._sending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -118,8 +101,8 @@ class Dispatcher:
         try:
             await self._run_loops()
         finally:
-            held = list(self._held)
-            for task in (*self._tasks.values(), *self._sending):
+            held = self._held()
+            for task in (*(work.task for work in self._works.values()), *self._sending):
                 task.cancel()
             for lease in held:
                 await self._store.release(lease)
@@ -153,10 +136,10 @@ class Dispatcher:
                 # It waited on a handle since before the store went away. What it made could not be kept.
                 await self._store.postpone(lease)
                 verdict = Verdict.LEASE_LOST
-                self._held.discard(lease)
+                self._taken_up(lease)
             case Started():
                 verdict = await self._store.start(report)
-                self._held.discard(lease)
+                self._taken_up(lease)
             case Progress():
                 return await self._store.progress(report)
             case Outcome():
@@ -249,43 +232,44 @@ class Dispatcher:
                 async for payload in listen(self._database_url):
                     kind, _, job_id = payload.partition(":")
                     if kind == "stop":
-                        self._let_go({lease for lease in self._tasks if lease.job_id == job_id})
+                        self._let_go({lease for lease in self._works if lease.job_id == job_id})
                     self._wake()
             except psycopg.Error as error:
                 log.warning("listen_lost", error=str(error))
             await asyncio.sleep(PAUSE_S)
 
     async def _start_intakes(self) -> int:
-        room = INTAKE_SLOTS - len(self._intakes)
+        room = INTAKE_SLOTS - sum(work.intake for work in self._works.values())
         if room <= 0 or await self._storage_watch.trouble():
             return 0
         claimed = await self._store.claim_for_intake(room, share_of(room, INTAKE_SLOTS, INTAKE_SHARE))
-        for job in claimed:
-            self._intakes.add(self._begin(job, self._take_in))
+        for claim in claimed:
+            self._begin(claim, self._take_in(claim), intake=True)
         return len(claimed)
 
-    def _begin(self, job: Job, work: Callable[[Job, Lease], Coroutine[None, None, None]]) -> Lease:
-        assert job.lease_token is not None
-        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
-        self._held.add(lease)
-        self._models[lease] = job.model or ""
-        task = asyncio.create_task(work(job, lease))
-        self._tasks[lease] = task
+    def _begin(self, claim: Claim, work: Coroutine[None, None, None], *, intake: bool) -> None:
+        task = asyncio.create_task(work)
+        self._works[claim.lease] = _Work(task, claim.job.model, intake)
         # Not in the work itself: a task that is cancelled before its first step never gets there.
-        task.add_done_callback(partial(self._ended, lease))
-        return lease
+        task.add_done_callback(partial(self._ended, claim.lease))
 
     def _ended(self, lease: Lease, _: asyncio.Task[None]) -> None:
-        self._held.discard(lease)
-        self._intakes.discard(lease)
-        self._tasks.pop(lease, None)
-        self._models.pop(lease, None)
+        self._works.pop(lease, None)
         self._wake()
 
-    async def _take_in(self, job: Job, lease: Lease) -> None:
+    def _held(self) -> list[Lease]:
+        """Those that this process renews."""
+        return [lease for lease, work in self._works.items() if work.held]
+
+    def _taken_up(self, lease: Lease) -> None:
+        """From now on it is not for this process to renew it."""
+        if work := self._works.get(lease):
+            work.held = False
+
+    async def _take_in(self, claim: Claim) -> None:
+        job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
-                assert job.model is not None
                 specs, owner = MODELS[job.model].inputs, job.user_id or ""
                 inputs = await self._intake.admit(job.folder, specs, job.sources, job.uploads, owner=owner)
                 await self._store.admit(lease, inputs)
@@ -312,12 +296,13 @@ class Dispatcher:
         started = 0
         for model, wanted in (await self._workers.windows()).items():
             window = self._readiness.window(model, wanted)
-            for job in await self._store.claim_to_run(model, window) if window else ():
-                self._begin(job, self._call)
+            for claim in await self._store.claim_to_run(model, window) if window else ():
+                self._begin(claim, self._call(claim), intake=False)
                 started += 1
         return started
 
-    async def _call(self, job: Job, lease: Lease) -> None:
+    async def _call(self, claim: Claim) -> None:
+        job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
             log.info("dispatched", model=job.model)
             try:
@@ -346,14 +331,15 @@ class Dispatcher:
                 await self._store.release(lease)
 
     def _let_go(self, leases: Set[Lease]) -> None:
-        for lease in leases & self._tasks.keys():
-            self._tasks[lease].cancel()
+        for lease in leases & self._works.keys():
+            self._works[lease].task.cancel()
 
     async def _renew(self) -> int:
-        if self._held:
-            lost = set(await self._store.renew(list(self._held)))
+        if held := self._held():
+            lost = set(await self._store.renew(held))
             # The notification to let go was missed, e.g. while the database restarted.
-            self._held -= lost
+            for lease in lost:
+                self._taken_up(lease)
             self._let_go(lost)
         return 0
 
@@ -375,7 +361,8 @@ class Dispatcher:
         """See which models work; take back what waits for one that does not start, so that Serve stops trying."""
         troubles = await self._storage_watch.trouble()
         for model in await self._readiness.look(await self._workers.health(), troubles):
-            waiting = {lease for lease in self._held - self._intakes if self._models.get(lease) == model}
+            works = self._works.items()
+            waiting = {lease for lease, work in works if work.held and not work.intake and work.model == model}
             self._let_go(waiting)
             for lease in waiting:
                 await self._store.release(lease)

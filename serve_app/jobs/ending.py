@@ -1,4 +1,5 @@
-"""How an attempt ends: with a retry, or with the job. Every end of every job is :func:`end`; ``store.py`` calls these.
+"""How an attempt ends: with a retry, or with the job. Every end of every job is :meth:`Endings.end`, which
+``store.py`` calls.
 
 The caller holds the row's lock and has seen that the job has not ended.
 """
@@ -44,37 +45,89 @@ class Stumble:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
-async def retry_or_fail(db: AsyncConnection, webhook_url: str, job: Job, stumble: Stumble) -> None:
-    """``→ queued`` when another attempt is due, else ``→ failed``; ``→ cancelled`` if that was asked for.
+class Endings:
+    """How attempts and jobs end. Each within the caller's transaction."""
 
-    A worker that dies takes along all jobs it holds, up to three, of which one is to blame. So the attempt counts only
-    where the job was doing something, and from then on it runs alone: whoever kills its worker a second time did it
-    without company, and nobody loses two attempts to a neighbour.
-    """
-    lost = stumble.code is FailureCode.WORKER_LOST
-    spared = lost and not job.alone and (stumble.blameless or job.stage in IDLE_STAGES)
-    faults = job.faults + (not spared)
-    spent = {"faults": faults, "timings": sum_timings(job, stumble.timings)}
-    if job.cancel_requested_at is not None:
-        await end(db, webhook_url, job, Status.CANCELLED, **spent)
-        return
-    delay = delay_before_retry(faults=max(faults, 1), code=stumble.code, transient=stumble.transient)
-    if delay is None:
-        await fail(db, webhook_url, job, stumble.code, stumble.message, **spent)
-        return
-    message = storable(stumble.message)
-    values: dict[str, Any] = {
-        "stage": Stage.RETRYING,
-        "error_code": stumble.code,
-        "error_message": message,
-        "fault_log": [*job.fault_log, {"attempt": job.attempt, "code": stumble.code, "message": message[:_BRIEF]}],
-        "alone": job.alone or lost,
-        "not_before": in_seconds(delay),
-        **spent,
-    }
-    await requeue(db, job, values)
-    _log(job, "job_retried", code=stumble.code, error=stumble.message, wait_s=round(delay, 1), spared=spared)
-    await metrics.count_retry(db, job, stumble.code)
+    def __init__(self, webhook_url: str) -> None:
+        """``webhook_url`` is told about the end of every job, besides the job's own."""
+        self._webhook_url = webhook_url
+
+    async def retry_or_fail(self, db: AsyncConnection, job: Job, stumble: Stumble) -> None:
+        """``→ queued`` when another attempt is due, else ``→ failed``; ``→ cancelled`` if that was asked for.
+
+        A worker that dies takes along all jobs it holds, up to three, of which one is to blame. So the attempt counts
+        only where the job was doing something, and from then on it runs alone: whoever kills its worker a second time
+        did it without company, and nobody loses two attempts to a neighbour.
+        """
+        lost = stumble.code is FailureCode.WORKER_LOST
+        spared = lost and not job.alone and (stumble.blameless or job.stage in IDLE_STAGES)
+        faults = job.faults + (not spared)
+        spent = {"faults": faults, "timings": sum_timings(job, stumble.timings)}
+        if job.cancel_requested_at is not None:
+            await self.end(db, job, Status.CANCELLED, **spent)
+            return
+        delay = delay_before_retry(faults=max(faults, 1), code=stumble.code, transient=stumble.transient)
+        if delay is None:
+            await self.fail(db, job, stumble.code, stumble.message, **spent)
+            return
+        message = storable(stumble.message)
+        values: dict[str, Any] = {
+            "stage": Stage.RETRYING,
+            "error_code": stumble.code,
+            "error_message": message,
+            "fault_log": [*job.fault_log, {"attempt": job.attempt, "code": stumble.code, "message": message[:_BRIEF]}],
+            "alone": job.alone or lost,
+            "not_before": in_seconds(delay),
+            **spent,
+        }
+        await requeue(db, job, values)
+        _log(job, "job_retried", code=stumble.code, error=stumble.message, wait_s=round(delay, 1), spared=spared)
+        await metrics.count_retry(db, job, stumble.code)
+
+    async def expire(self, db: AsyncConnection, job: Job) -> None:
+        """``→ failed``: it did not start in time. Says what stood in the way, and how earlier attempts ended."""
+        code, message = FailureCode.EXPIRED, "The job did not start before its deadline"
+        if job.attempt:
+            message = f"Attempt {job.attempt + 1} did not start before its deadline"
+        told = [
+            f"attempt {entry['attempt']} failed with {entry['code']}: {entry['message']}"
+            if entry["attempt"]
+            else f"fetching its inputs failed with {entry['code']}: {entry['message']}"
+            for entry in job.fault_log
+        ]
+        message = "; ".join([message, *told])
+        why = select(conditions.c.code, conditions.c.message).where(conditions.c.subject.in_([job.model, ""]), believed)
+        for known, reason in (await db.execute(why.order_by(conditions.c.subject.desc()))).all():
+            if known == WaitCode.MODEL_UNAVAILABLE:
+                code = FailureCode.MODEL_UNAVAILABLE
+            message = f"{reason if reason.endswith(('.', '…')) else f'{reason}.'} {message}"
+        await self.fail(db, job, code, f"{message}." if not message.endswith(".") else message)
+
+    async def fail(self, db: AsyncConnection, job: Job, code: FailureCode, message: str, **values: Any) -> Job:
+        """``→ failed``."""
+        return await self.end(db, job, Status.FAILED, error_code=code, error_message=storable(message), **values)
+
+    async def end(self, db: AsyncConnection, job: Job, status: Status, **values: Any) -> Job:
+        """Status, counters, webhooks and the wake-up commit together."""
+        if status is not Status.FAILED:
+            # What an earlier attempt stumbled over is not how the job ended.
+            values |= {"error_code": None, "error_message": None}
+        values |= {"status": status, "stage": Stage(status), "completed_at": func.now(), "outcome": None, **NO_LEASE}
+        row = (
+            (await db.execute(update(jobs).where(jobs.c.id == job.id).values(values).returning(jobs))).mappings().one()
+        )
+        ended = Job.from_row(row)
+        _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)
+        await metrics.count_end(db, ended)
+        # An upload that was never submitted is nobody's job yet.
+        if status in (Status.COMPLETED, Status.FAILED) and job.model:
+            urls = dict.fromkeys(url for url in (job.webhook_url, self._webhook_url) if url)
+            rows = [new_row(ended, url) for url in urls]
+            if rows:
+                await db.execute(insert(deliveries), rows)
+        # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
+        await notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
+        return ended
 
 
 async def requeue(db: AsyncConnection, job: Job, values: Mapping[str, Any]) -> None:
@@ -85,54 +138,6 @@ async def requeue(db: AsyncConnection, job: Job, values: Mapping[str, Any]) -> N
         deadline["expires_at"] = func.greatest(jobs.c.expires_at, again)
     back = {"status": Status.QUEUED, "outcome": None, **NO_LEASE, **deadline}
     await db.execute(update(jobs).where(jobs.c.id == job.id).values({**back, **values}))
-
-
-async def expire(db: AsyncConnection, webhook_url: str, job: Job) -> None:
-    """``→ failed``: it did not start in time. Says what stood in the way, and how earlier attempts ended."""
-    code, message = FailureCode.EXPIRED, "The job did not start before its deadline"
-    if job.attempt:
-        message = f"Attempt {job.attempt + 1} did not start before its deadline"
-    told = [
-        f"attempt {entry['attempt']} failed with {entry['code']}: {entry['message']}"
-        if entry["attempt"]
-        else f"fetching its inputs failed with {entry['code']}: {entry['message']}"
-        for entry in job.fault_log
-    ]
-    message = "; ".join([message, *told])
-    why = select(conditions.c.code, conditions.c.message).where(
-        conditions.c.subject.in_([job.model or "", ""]), believed
-    )
-    for known, reason in (await db.execute(why.order_by(conditions.c.subject.desc()))).all():
-        if known == WaitCode.MODEL_UNAVAILABLE:
-            code = FailureCode.MODEL_UNAVAILABLE
-        message = f"{reason if reason.endswith(('.', '…')) else f'{reason}.'} {message}"
-    await fail(db, webhook_url, job, code, f"{message}." if not message.endswith(".") else message)
-
-
-async def fail(db: AsyncConnection, webhook_url: str, job: Job, code: FailureCode, message: str, **values: Any) -> Job:
-    """``→ failed``."""
-    return await end(db, webhook_url, job, Status.FAILED, error_code=code, error_message=storable(message), **values)
-
-
-async def end(db: AsyncConnection, webhook_url: str, job: Job, status: Status, **values: Any) -> Job:
-    """Status, counters, webhooks and the wake-up commit together."""
-    if status is not Status.FAILED:
-        # What an earlier attempt stumbled over is not how the job ended.
-        values |= {"error_code": None, "error_message": None}
-    values |= {"status": status, "stage": Stage(status), "completed_at": func.now(), "outcome": None, **NO_LEASE}
-    row = (await db.execute(update(jobs).where(jobs.c.id == job.id).values(values).returning(jobs))).mappings().one()
-    ended = Job.from_row(row)
-    _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)
-    await metrics.count_end(db, ended)
-    # An upload that was never submitted is nobody's job yet.
-    if status in (Status.COMPLETED, Status.FAILED) and job.model is not None:
-        urls = dict.fromkeys(url for url in (job.webhook_url, webhook_url) if url)
-        rows = [new_row(ended, url) for url in urls]
-        if rows:
-            await db.execute(insert(deliveries), rows)
-    # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
-    await notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
-    return ended
 
 
 async def notify(db: AsyncConnection, payload: str) -> None:

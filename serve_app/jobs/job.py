@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
+from deployments.contract import Lease
+
 
 class Status(StrEnum):
     """Where a job is in its life."""
@@ -67,7 +69,8 @@ class Job:
 
     id: str
     nonce: str
-    model: str | None
+    #: Empty as long as nobody has said, which is while it is ``uploading``.
+    model: str
     status: Status
     stage: str
     #: 0 to 100, never goes back.
@@ -118,7 +121,23 @@ class Job:
     def from_row(cls, row: RowMapping) -> "Job":
         values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
         values["status"] = Status(values["status"])
+        values["model"] = values["model"] or ""
         for name in ("timings", "notes"):
             # Only ever shown or added up.
             values[name] = values[name] if isinstance(values[name], dict) else {}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job, and the lease under which it may be worked on."""
+
+    job: Job
+    lease: Lease
+
+    @classmethod
+    def of(cls, job: Job) -> "Claim":
+        """Of a job that was leased just now: the attempt is the one that would begin with it."""
+        assert job.lease_token is not None
+        lease = Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1, request_id=job.request_id)
+        return cls(job, lease)

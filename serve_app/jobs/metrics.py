@@ -53,12 +53,12 @@ async def count(db: AsyncConnection, counted: Mapping[Key, float]) -> None:
 
 async def count_retry(db: AsyncConnection, job: Job, code: FailureCode) -> None:
     """Account for an attempt that failed and is followed by another."""
-    await count(db, {_key(RETRIES, job.model or "", code): 1})
+    await count(db, {_key(RETRIES, job.model, code): 1})
 
 
 async def count_end(db: AsyncConnection, job: Job) -> None:
     """Account for a job that has just ended."""
-    model = job.model or ""
+    model = job.model
     counted: dict[Key, float] = {_key(ENDED, model, job.status, job.error_code or ""): 1}
     if busy := job.timings.get("run"):
         counted[_key(GPU_BUSY, model)] = busy

@@ -4,11 +4,13 @@ Looked for all the time, a page of the store at a call; a round through all of i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.tables import jobs
 from serve_app.storage import keys
 from serve_app.storage.base import Storage, StorageError
 
@@ -25,9 +27,9 @@ REST_S = 3600
 class Orphans:
     """Deletes them. Where it stands is not kept: a new process begins anew."""
 
-    def __init__(self, store: JobStore, storage: Storage, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, engine: AsyncEngine, storage: Storage, clock: Callable[[], float] = time.time) -> None:
         """``clock`` is Unix time in seconds, as the store dates its objects."""
-        self._store = store
+        self._engine = engine
         self._storage = storage
         self._clock = clock
         self._roots = list(keys.ROOTS)
@@ -42,7 +44,7 @@ class Orphans:
             page = await self._storage.page(f"{self._roots[0]}/", self._after, PAGE)
             old = [found.key for found in page if self._clock() - found.modified > AGE_S]
             owners = {owner for key in old if (owner := keys.owner(key)) is not None}
-            nonces = await self._store.nonces([job for job, _ in owners])
+            nonces = await self._nonces([job for job, _ in owners])
             for job, nonce in sorted(owners):
                 # What has no nonce is from before there were any; it belongs to any job of that id.
                 if nonces.get(job) != nonce if nonce else job not in nonces:
@@ -60,3 +62,9 @@ class Orphans:
             if self._roots == list(keys.ROOTS):
                 self._rest_until = self._clock() + REST_S
         return 0
+
+    async def _nonces(self, ids: Sequence[str]) -> Mapping[str, str]:
+        """By id, of the jobs that there are."""
+        query = select(jobs.c.id, jobs.c.nonce).where(jobs.c.id.in_(ids))
+        async with self._engine.connect() as db:
+            return {row.id: row.nonce for row in await db.execute(query)}

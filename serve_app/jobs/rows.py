@@ -1,6 +1,6 @@
 """Jobs as the store reads them inside a transaction: by id, under their lock, by lease."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import structlog
 from sqlalchemy import RowMapping, select, text
@@ -42,18 +42,34 @@ async def held(db: AsyncConnection, lease: Lease) -> Job | None:
     return None if row is None else Job.from_row(row)
 
 
+async def renew(db: AsyncConnection, leases: Sequence[Lease], seconds: float) -> Set[str]:
+    """Keep those leases for so long that still hold and whose jobs no worker has started. The tokens of all that
+    hold."""
+    given = {"ids": [lease.job_id for lease in leases], "tokens": [lease.token for lease in leases]}
+    return set((await db.execute(_RENEW, {**given, "seconds": seconds})).scalars())
+
+
+_RENEW = text(
+    """
+    WITH given AS (
+        SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:tokens AS text[])) given (id, token)
+    ),
+    renewed AS (
+        UPDATE jobs SET lease_expires_at = now() + make_interval(secs => :seconds)
+          FROM given
+         WHERE jobs.id = given.id AND jobs.lease_token = given.token AND jobs.status = 'queued'
+    )
+    SELECT token FROM jobs JOIN given ON jobs.id = given.id AND jobs.lease_token = given.token
+    """
+)
+
+
 async def verdict(db: AsyncConnection, lease: Lease) -> Verdict:
     """What a worker with this lease should do."""
     job = await held(db, lease)
     if job is None or job.status is not Status.PROCESSING:
         return Verdict.LEASE_LOST
     return Verdict.GO_ON if job.cancel_requested_at is None else Verdict.CANCELLED
-
-
-async def one_at_a_time(db: AsyncConnection, queue: str) -> None:
-    """Claims of one model take turns, so that two dispatchers cannot overfill its window together; so do intake's,
-    since all write down whose turn it was."""
-    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :queue))"), {"queue": queue})
 
 
 async def discard_orphans(db: AsyncConnection, job_id: str) -> None:

@@ -4,8 +4,8 @@ Two rules make jobs neither lost nor doubled:
 
 - Who works on a job holds a lease: a random token with an expiry. Every write by a worker has ``lease_token = <its
   token>`` in its WHERE clause, so a worker that lost the lease changes nothing.
-- A job ends in :func:`serve_app.jobs.ending.end` and nowhere else: status, counters, webhooks and the wake-up commit
-  together.
+- A job ends in :meth:`~serve_app.jobs.ending.Endings.end` and nowhere else: status, counters, webhooks and the wake-up
+  commit together.
 
 Time is the database's: no clock of another machine decides anything.
 """
@@ -20,17 +20,17 @@ import uuid_utils
 from pydantic import ValidationError
 from sqlalchemy import CursorResult, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, DUE_BATCH, INTAKE, TAKE_TURNS
+from serve_app.jobs import claim
 from serve_app.jobs.database import in_seconds
-from serve_app.jobs.ending import NO_LEASE, Stumble, end, expire, fail, notify, requeue, retry_or_fail, sum_timings
-from serve_app.jobs.job import Job, NewJob, Status
-from serve_app.jobs.rows import discard_orphans, get, held, lock, one_at_a_time, readable, verdict
+from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
+from serve_app.jobs.job import Claim, Job, NewJob, Status
+from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 
 #: Seconds that an opened upload waits for its ``generate``.
@@ -55,8 +55,7 @@ class JobStore:
         #: Seconds a claim lives until a worker starts on it. Short: the dispatcher is near, and when it dies the next
         #: one should not wait for long.
         self.claim_s = min(lease_s, MAX_CLAIM_S)
-        #: Told about the end of every job, besides the job's own ``webhook_url``.
-        self._webhook_url = webhook_url
+        self._ends = Endings(webhook_url)
 
     # ---------------------------------------------------------------- clients
 
@@ -134,12 +133,6 @@ class JobStore:
         async with self._engine.connect() as db:
             return readable((await db.execute(query)).mappings())
 
-    async def nonces(self, ids: Sequence[str]) -> Mapping[str, str]:
-        """By id, of those that there are."""
-        query = select(jobs.c.id, jobs.c.nonce).where(jobs.c.id.in_(ids))
-        async with self._engine.connect() as db:
-            return {row.id: row.nonce for row in await db.execute(query)}
-
     async def cancel(self, job_id: str) -> Job | None:
         """Cancel at once what no replica works on; ask a replica to stop otherwise. Idempotent; None if unknown."""
         async with self._engine.begin() as db:
@@ -147,7 +140,7 @@ class JobStore:
             if job is None or job.status.terminal:
                 return job
             if job.status is not Status.PROCESSING:
-                return await end(db, self._webhook_url, job, Status.CANCELLED)
+                return await self._ends.end(db, job, Status.CANCELLED)
             await notify(db, f"stop:{job_id}")
             asked = func.coalesce(jobs.c.cancel_requested_at, func.now())
             await db.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=asked))
@@ -174,21 +167,16 @@ class JobStore:
             if job is None or job.status.terminal or job.status is Status.UPLOADING:
                 return job
             if video_url is not None:
-                return await end(db, self._webhook_url, job, Status.COMPLETED, progress=100, result_url=video_url)
-            return await fail(
-                db, self._webhook_url, job, FailureCode.WORKER_FAILED, error or "The worker gave no reason."
-            )
+                return await self._ends.end(db, job, Status.COMPLETED, progress=100, result_url=video_url)
+            return await self._ends.fail(db, job, FailureCode.WORKER_FAILED, error or "The worker gave no reason.")
 
     # ---------------------------------------------------------------- dispatcher
 
-    async def claim_for_intake(self, limit: int, share: int = 1000) -> Sequence[Job]:
+    async def claim_for_intake(self, limit: int, share: int = 1000) -> Sequence[Claim]:
         """Lease jobs whose inputs have not been fetched yet; fair between users, as below, and at most ``share`` of one
         user's at a time."""
         async with self._engine.begin() as db:
-            await one_at_a_time(db, INTAKE)
-            await db.execute(COME_DUE, {"queue": INTAKE, "batch": DUE_BATCH})
-            ids = list((await db.execute(CLAIM_FOR_INTAKE, {"limit": limit, "share": share})).scalars())
-            return await self._lease(db, ids, INTAKE, stage=Stage.FETCHING)
+            return await claim.claim_for_intake(db, limit, share, self.claim_s)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""
@@ -202,29 +190,22 @@ class JobStore:
             await notify(db, "work")
         return done
 
-    async def claim_to_run(self, model: str, window: int) -> Sequence[Job]:
+    async def claim_to_run(self, model: str, window: int) -> Sequence[Claim]:
         """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
 
         Fair between users: see ``claim.py``. The cost follows the window, not the number of jobs or of users who wait.
         """
         async with self._engine.begin() as db:
-            await one_at_a_time(db, model)
-            await db.execute(COME_DUE, {"queue": model, "batch": DUE_BATCH})
-            ids = list((await db.execute(CLAIM_TO_RUN, {"model": model, "window": window})).scalars())
-            return await self._lease(db, ids, model, stage=Stage.WAITING_FOR_GPU)
+            return await claim.claim_to_run(db, model, window, self.claim_s)
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself.
 
         Returns those that are lost: the job was taken back, has ended or is deleted.
         """
-        lost = []
         async with self._engine.begin() as db:
-            for lease in leases:
-                await db.execute(self._renewal(lease, self.claim_s).where(jobs.c.status == Status.QUEUED))
-                if await held(db, lease) is None:
-                    lost.append(lease)
-        return lost
+            kept = await renew(db, leases, self.claim_s)
+        return [lease for lease in leases if lease.token not in kept]
 
     async def release(self, lease: Lease) -> None:
         """Give a job back that was never started, e.g. since the handle broke before a replica had it."""
@@ -243,7 +224,7 @@ class JobStore:
             if job is None:
                 await discard_orphans(db, lease.job_id)
             elif job.cancel_requested_at is not None:
-                await end(db, self._webhook_url, job, Status.CANCELLED, timings=sum_timings(job, timings or {}))
+                await self._ends.end(db, job, Status.CANCELLED, timings=sum_timings(job, timings or {}))
             else:
                 wait = func.least(MAX_POSTPONED_S, func.power(2, jobs.c.postponed)) * (0.75 + func.random() / 2)
                 values = {
@@ -289,9 +270,8 @@ class JobStore:
             if job is None or job.status is not Status.PROCESSING:
                 await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
-            await end(
+            await self._ends.end(
                 db,
-                self._webhook_url,
                 job,
                 Status.COMPLETED,
                 progress=100,
@@ -351,7 +331,7 @@ class JobStore:
                 blameless=report.blameless,
                 timings=report.timings,
             )
-            await retry_or_fail(db, self._webhook_url, job, stumble)
+            await self._ends.retry_or_fail(db, job, stumble)
             return Verdict.GO_ON
 
     async def stopped(self, report: Stopped) -> Verdict:
@@ -361,7 +341,7 @@ class JobStore:
             if job is None:
                 await discard_orphans(db, report.lease.job_id)
                 return Verdict.LEASE_LOST
-            await end(db, self._webhook_url, job, Status.CANCELLED, timings=sum_timings(job, report.timings))
+            await self._ends.end(db, job, Status.CANCELLED, timings=sum_timings(job, report.timings))
             return Verdict.GO_ON
 
     # ---------------------------------------------------------------- sweeps
@@ -380,10 +360,10 @@ class JobStore:
                         f"The video was made, but could not be verified in the store for {VERIFY_S // 3600} hours."
                     )
                     stumble = Stumble(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
-                    await retry_or_fail(db, self._webhook_url, job, stumble)
+                    await self._ends.retry_or_fail(db, job, stumble)
                 elif job.status is Status.PROCESSING:
                     stumble = Stumble(code=FailureCode.WORKER_LOST, message="The GPU worker stopped reporting.")
-                    await retry_or_fail(db, self._webhook_url, job, stumble)
+                    await self._ends.retry_or_fail(db, job, stumble)
                 else:
                     # Never started: not the job's fault and no attempt.
                     await db.execute(update(jobs).where(jobs.c.id == job.id).values(stage=Stage.QUEUED, **NO_LEASE))
@@ -402,26 +382,10 @@ class JobStore:
         async with self._engine.begin() as db:
             rows = (await db.execute(late.limit(1).with_for_update(skip_locked=True))).mappings().all()
             for job in map(Job.from_row, rows):
-                await expire(db, self._webhook_url, job)
+                await self._ends.expire(db, job)
         return len(rows)
 
     # ---------------------------------------------------------------- inside
-
-    async def _lease(self, db: AsyncConnection, ids: Sequence[str], queue: str, *, stage: Stage) -> Sequence[Job]:
-        leased = []
-        for job_id in ids:
-            statement = update(jobs).where(jobs.c.id == job_id).returning(jobs)
-            values = {
-                "lease_token": _token(),
-                "lease_expires_at": in_seconds(self.claim_s),
-                "stage": stage,
-            }
-            leased.append(Job.from_row((await db.execute(statement.values(values))).mappings().one()))
-        if leased:
-            # Each user once, where their last job of this claim stands in it.
-            served = dict.fromkeys(job.user_id or "" for job in reversed(leased))
-            await db.execute(TAKE_TURNS, {"queue": queue, "users": list(served)[::-1]})
-        return leased
 
     def _renewal(self, lease: Lease, seconds: float) -> Any:
         mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)

@@ -27,7 +27,7 @@ class Tasks:
     async def of(self, job: Job, lease: Lease) -> Task:
         """Raises :class:`UnreadableJob`."""
         try:
-            spec = MODELS[job.model or ""]
+            spec = MODELS[job.model]
             stored = {name: StoredInput.model_validate(item) for name, item in (job.inputs or {}).items()}
             return Task(
                 lease=lease,

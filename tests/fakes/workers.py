@@ -14,8 +14,8 @@ from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, 
 from deployments.occupancy import Occupancy
 from deployments.run import Reporter, Run, RunStopped
 from serve_app.jobs.conditions import Condition
-from serve_app.jobs.dispatcher import WorkerDied
 from serve_app.jobs.readiness import ModelHealth
+from serve_app.jobs.workers import WorkerDied
 from serve_app.storage.local import LocalStorage
 
 VIDEO = b"an mp4"

@@ -21,6 +21,7 @@ from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, NewJob
+from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
@@ -170,6 +171,7 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
                 workers=workers,
                 deliveries=Deliveries(engine, pool, SECRET, _video_url),
                 retention=Retention(engine, storage, RetentionPolicy()),
+                orphans=Orphans(engine, storage),
                 readiness=Readiness(Conditions(engine)),
                 lease_s=30,
             )

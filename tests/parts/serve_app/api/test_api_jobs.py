@@ -16,6 +16,7 @@ from tests.parts.serve_app.jobs.samples import (
     execute,
     failure,
     fetch,
+    jobs_of,
     new_job,
     outcome,
     running,
@@ -244,5 +245,5 @@ async def test_a_newcomer_sees_its_true_place(client: httpx.AsyncClient, service
         await services.store.submit(new_job("ann"))
     job = await waiting(services.store, "bob")
     assert (await client.get(f"/api/v1/jobs/{job.id}")).json()["queue_position"] == 1
-    claimed = [claimed.id for claimed in await services.store.claim_to_run("ltx2", 2)]
+    claimed = [claimed.id for claimed in jobs_of(await services.store.claim_to_run("ltx2", 2))]
     assert claimed[1] == job.id

@@ -16,12 +16,12 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.contract import Failure, Lease, MediaFacts, Outcome, Progress, Started, Stopped, Verdict
+from deployments.contract import Failure, MediaFacts, Outcome, Progress, Started, Stopped, Verdict
 from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.database import listen
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import Claim, Job, Status
 from serve_app.services import Services
 from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
@@ -81,15 +81,15 @@ class Worker:
                 kind, _, job_id = payload.partition(":")
                 if kind == "stop" and job_id in self._stops:
                     self._stops[job_id].set()
-                for job in await self._store.claim_for_intake(10):
-                    await self._store.admit(_lease(job, attempt=0), {"image": PICTURE})
+                for claim in await self._store.claim_for_intake(10):
+                    await self._store.admit(claim.lease, {"image": PICTURE})
                 for model in MODELS:
-                    for job in await self._store.claim_to_run(model, 10):
-                        self._stops[job.id] = asyncio.Event()
-                        jobs.create_task(self._work(job))
+                    for claim in await self._store.claim_to_run(model, 10):
+                        self._stops[claim.job.id] = asyncio.Event()
+                        jobs.create_task(self._work(claim))
 
-    async def _work(self, job: Job) -> None:
-        lease = _lease(job, attempt=job.attempt + 1)
+    async def _work(self, claim: Claim) -> None:
+        job, lease = claim.job, claim.lease
         await self._looks.at(job.id)
         assert await self._store.start(Started(lease=lease)) is Verdict.GO_ON
         await self._looks.at(job.id)
@@ -180,11 +180,6 @@ PICTURE = StoredInput(
     fps=None,
     has_audio=False,
 )
-
-
-def _lease(job: Job, attempt: int) -> Lease:
-    assert job.lease_token is not None
-    return Lease(job_id=job.id, token=job.lease_token, attempt=attempt)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

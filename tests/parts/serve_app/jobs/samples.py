@@ -1,7 +1,7 @@
 """Jobs in every state, made through the store itself, and looks behind its back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs.job import Job, NewJob
+from serve_app.jobs.job import Claim, Job, NewJob
 from serve_app.jobs.store import JobStore
 
 IMAGE = StoredInput(
@@ -34,16 +34,19 @@ def new_job(user_id: str | None = None, **changes: Any) -> NewJob:
 
 
 def lease_of(job: Job) -> Lease:
-    """The lease as the dispatcher makes it of a claimed job."""
-    assert job.lease_token is not None
-    return Lease(job_id=job.id, token=job.lease_token, attempt=job.attempt + 1)
+    """The lease of a job as it was claimed."""
+    return Claim.of(job).lease
+
+
+def jobs_of(claims: Sequence[Claim]) -> list[Job]:
+    return [claim.job for claim in claims]
 
 
 async def waiting(store: JobStore, user_id: str | None = None, **changes: Any) -> Job:
     """A job that waits for a GPU, its inputs admitted."""
     job = await store.submit(new_job(user_id, **changes))
     assert job is not None
-    claimed = await store.claim_for_intake(1000)
+    claimed = jobs_of(await store.claim_for_intake(1000))
     for other in claimed:
         assert await store.admit(lease_of(other), INPUTS)
     assert job.id in {other.id for other in claimed}
@@ -53,7 +56,7 @@ async def waiting(store: JobStore, user_id: str | None = None, **changes: Any) -
 async def running(store: JobStore, user_id: str | None = None, **changes: Any) -> Lease:
     """The lease of a job that a replica works on."""
     job = await waiting(store, user_id, **changes)
-    leases = {claimed.id: lease_of(claimed) for claimed in await store.claim_to_run("ltx2", 1000)}
+    leases = {claimed.id: lease_of(claimed) for claimed in jobs_of(await store.claim_to_run("ltx2", 1000))}
     assert await store.start(Started(lease=leases[job.id])) is Verdict.GO_ON
     return leases[job.id]
 

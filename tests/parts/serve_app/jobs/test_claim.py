@@ -12,19 +12,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from deployments.contract import Started
 from serve_app.jobs.dispatcher import share_of
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import INPUTS, eventually, execute, fetch, lease_of, new_job, running, silence
+from tests.parts.serve_app.jobs.samples import (
+    INPUTS,
+    eventually,
+    execute,
+    fetch,
+    jobs_of,
+    lease_of,
+    new_job,
+    running,
+    silence,
+)
 
 
 async def admitted(store: JobStore, *users: str | None, **changes: object) -> list[str]:
     """Ids of waiting jobs of these users, oldest first."""
     jobs = [await store.submit(new_job(user, **changes)) for user in users]
-    for job in await store.claim_for_intake(1000):
+    for job in jobs_of(await store.claim_for_intake(1000)):
         await store.admit(lease_of(job), INPUTS)
     return [job.id for job in jobs]
 
 
 async def claim(store: JobStore, window: int, model: str = "ltx2") -> list[str]:
-    return [job.id for job in await store.claim_to_run(model, window)]
+    return [job.id for job in jobs_of(await store.claim_to_run(model, window))]
 
 
 async def test_a_newcomer_is_next_to_a_user_with_fifty_jobs(store: JobStore) -> None:
@@ -37,10 +47,10 @@ async def test_a_newcomer_is_next_to_a_user_with_fifty_jobs(store: JobStore) -> 
 async def test_slow_sources_of_one_user_leave_room_for_others(store: JobStore) -> None:
     for _ in range(5):
         await store.submit(new_job("ann"))
-    assert len(await store.claim_for_intake(8, share=4)) == 4
-    assert await store.claim_for_intake(4, share=4) == []
+    assert len(jobs_of(await store.claim_for_intake(8, share=4))) == 4
+    assert jobs_of(await store.claim_for_intake(4, share=4)) == []
     bob = await store.submit(new_job("bob"))
-    assert [job.id for job in await store.claim_for_intake(4, share=4)] == [bob.id]
+    assert [job.id for job in jobs_of(await store.claim_for_intake(4, share=4))] == [bob.id]
 
 
 async def test_users_take_turns(store: JobStore) -> None:
@@ -93,7 +103,7 @@ async def test_many_claims_at_once_hand_out_each_job_once(store: JobStore, round
 async def test_many_intakes_at_once_take_each_job_once(store: JobStore) -> None:
     jobs = {(await store.submit(new_job())).id for _ in range(12)}
     found = await asyncio.gather(*(store.claim_for_intake(3) for _ in range(6)))
-    handed_out = [job.id for claimed in found for job in claimed]
+    handed_out = [job.id for claims in found for job in jobs_of(claims)]
     assert len(handed_out) == len(set(handed_out))
     assert set(handed_out) <= jobs
 
@@ -110,7 +120,7 @@ async def test_a_user_is_in_line_while_a_job_can_be_taken(store: JobStore, engin
     assert await line(engine, "ann")
     await store.cancel(first)
     assert await line(engine, "ann")
-    (job,) = await store.claim_to_run("ltx2", 1)
+    (job,) = jobs_of(await store.claim_to_run("ltx2", 1))
     assert job.id == second
     assert not await line(engine, "ann")
     await silence(engine, second)
@@ -122,7 +132,7 @@ async def test_a_user_is_in_line_while_a_job_can_be_taken(store: JobStore, engin
 
 async def test_whoever_backs_off_is_in_line_again_when_that_is_over(store: JobStore, engine: AsyncEngine) -> None:
     (job_id,) = await admitted(store, "ann")
-    (job,) = await store.claim_to_run("ltx2", 1)
+    (job,) = jobs_of(await store.claim_to_run("ltx2", 1))
     await store.release(lease_of(job))
     assert not await line(engine, "ann")
     assert await claim(store, 1) == []
@@ -200,7 +210,7 @@ async def test_a_row_cancelled_between_snapshot_and_lock_is_not_returned(
 
 async def test_starting_frees_no_room_and_ending_does(store: JobStore) -> None:
     await admitted(store, *["ann"] * 3)
-    (job,) = await store.claim_to_run("ltx2", 1)
+    (job,) = jobs_of(await store.claim_to_run("ltx2", 1))
     await store.start(Started(lease=lease_of(job)))
     assert await claim(store, 1) == []
     await store.end_externally(job.id, error="x")

@@ -17,7 +17,7 @@ from serve_app.jobs import queue, retention
 from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, TAKE_TURNS
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import execute, fetch
+from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of
 
 LARGE = int(os.environ.get("COST_ROWS", "40000"))
 # Each user has more that waits than a claim looks at.
@@ -75,8 +75,8 @@ async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[
     )
     newcomer = await store.get("new")
     return {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13}),
-        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30}),
         "place": (queue._PLACE, queue._place_parameters(newcomer)),
         "counts": (queue._COUNTS, {}),
         "retention": (
@@ -148,8 +148,8 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
     few, many = 50, 20_000
     await join(engine, 0, few)
     questions = {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13}),
-        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4}),
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30}),
         "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
         "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
         **{
@@ -167,5 +167,5 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
     # And what is found is right: newcomers first, then who was served longest ago.
     places = [await JobQueue(engine).place(await store.get(f"run {n}")) for n in (0, 8, 1998, 2002, 1)]
     assert [place.position for place in places if place] == [0, 4, 999, 1000, 1000]
-    claimed = await store.claim_to_run("ltx2", 13)
+    claimed = jobs_of(await store.claim_to_run("ltx2", 13))
     assert [job.id for job in claimed] == [f"run {2 * n}" for n in range(13)]

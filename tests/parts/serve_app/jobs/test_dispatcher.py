@@ -20,12 +20,14 @@ from serve_app.jobs import ending
 from serve_app.jobs import store as store_module
 from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
 from serve_app.jobs.deliveries import Deliveries
-from serve_app.jobs.dispatcher import Dispatcher, WorkerDied, WorkerUnreachable
+from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import delay_before_retry
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.outbound.base import Outbound, OutboundUnavailable
 from serve_app.outbound.client import SafeClient
 from serve_app.settings import ip_network
@@ -65,6 +67,7 @@ class House:
             workers=self.workers,
             deliveries=Deliveries(self.engine, self.outbound, SECRET, video_url),
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
+            orphans=Orphans(self.engine, self.storage),
             readiness=Readiness(Conditions(self.engine)),
             lease_s=LEASE_S,
         )

@@ -13,6 +13,7 @@ from tests.parts.serve_app.jobs.samples import (
     execute,
     failure,
     fetch,
+    jobs_of,
     lease_of,
     new_job,
     outcome,
@@ -30,7 +31,7 @@ BROKEN = Condition("model_unavailable", "ltx2 cannot start: FileNotFoundError: /
 async def again(store: JobStore, engine: AsyncEngine) -> Lease:
     """The next attempt of the one job that waits to be retried."""
     await skip_back_off(engine)
-    (claimed,) = await store.claim_to_run("ltx2", 10)
+    (claimed,) = jobs_of(await store.claim_to_run("ltx2", 10))
     lease = lease_of(claimed)
     assert await store.start(Started(lease=lease)) is Verdict.GO_ON
     return lease
@@ -69,7 +70,7 @@ async def test_a_deadline_that_is_later_anyway_stays(store: JobStore, engine: As
 async def test_fetching_again_moves_no_deadline(store: JobStore, engine: AsyncEngine) -> None:
     """The job has not started yet, so the client's time to start still runs."""
     await store.submit(new_job(expires_after=600))
-    (claimed,) = await store.claim_for_intake(1)
+    (claimed,) = jobs_of(await store.claim_for_intake(1))
     await execute(engine, "UPDATE jobs SET expires_at = now() + interval '5 seconds'")
     await store.fail(failure(lease_of(claimed), "source_unreachable"))
     assert await seconds_to_start(engine, claimed.id) <= 5
@@ -193,12 +194,12 @@ async def test_poison_ends_after_three_attempts_and_takes_nobody_along(store: Jo
     """On the level of the store: in each round the poison kills the worker that it is on, with all the jobs there."""
     poison = await store.submit(new_job("mallory"))
     innocents = [(await store.submit(new_job("ann"))).id for _ in range(6)]
-    for claimed in await store.claim_for_intake(100):
+    for claimed in jobs_of(await store.claim_for_intake(100)):
         await store.admit(lease_of(claimed), {})
     crashes = 0
     for _ in range(50):
         await skip_back_off(engine)
-        room = [lease_of(claimed) for claimed in await store.claim_to_run("ltx2", 3)]
+        room = [lease_of(claimed) for claimed in jobs_of(await store.claim_to_run("ltx2", 3))]
         if not room:
             break
         jobs = {lease.job_id: await store.get(lease.job_id) for lease in room}
@@ -247,7 +248,7 @@ async def test_a_job_that_our_store_keeps_waiting_loses_nothing(store: JobStore,
     # It doubles, up to a minute, each spread by a quarter.
     for nominal in (1, 2, 4, 8, 16, 32, 60, 60):
         await skip_back_off(engine)
-        (claimed,) = await store.claim_for_intake(1)
+        (claimed,) = jobs_of(await store.claim_for_intake(1))
         before = await seconds_of(engine, "clock_timestamp()")
         await store.postpone(lease_of(claimed))
         found = await store.get(job.id)
@@ -265,10 +266,10 @@ async def test_the_wait_begins_anew_once_the_store_was_there(store: JobStore, en
     await store.submit(new_job())
     for _ in range(3):
         await skip_back_off(engine)
-        (claimed,) = await store.claim_for_intake(1)
+        (claimed,) = jobs_of(await store.claim_for_intake(1))
         await store.postpone(lease_of(claimed))
     await skip_back_off(engine)
-    (claimed,) = await store.claim_for_intake(1)
+    (claimed,) = jobs_of(await store.claim_for_intake(1))
     await store.admit(lease_of(claimed), {})
     assert (await row(engine, claimed.id))["postponed"] == 0
 
@@ -383,7 +384,7 @@ async def test_a_row_that_cannot_be_parsed_stops_nobody(store: JobStore, engine:
            WHERE id = :id""",
         id=odd.id,
     )
-    assert {job.id for job in await store.claim_to_run("ltx2", 5)} == {odd.id, good.id}
+    assert {job.id for job in jobs_of(await store.claim_to_run("ltx2", 5))} == {odd.id, good.id}
     assert {job.id for job in await store.list()} == {odd.id, good.id}
 
 
@@ -393,4 +394,4 @@ async def test_a_status_of_another_version_hides_no_other_job(store: JobStore, e
     await execute(engine, "ALTER TABLE jobs DROP CONSTRAINT jobs_status_known")
     await execute(engine, "UPDATE jobs SET status = 'paused' WHERE id = :id", id=odd.id)
     assert [job.id for job in await store.list()] == [good.id]
-    assert [job.id for job in await store.claim_to_run("ltx2", 5)] == [good.id]
+    assert [job.id for job in jobs_of(await store.claim_to_run("ltx2", 5))] == [good.id]

@@ -37,8 +37,8 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 
 @pytest.fixture
-def orphans(store: JobStore, storage: LocalStorage, clock: Hours) -> Orphans:
-    return Orphans(store, storage, clock)
+def orphans(engine: AsyncEngine, storage: LocalStorage, clock: Hours) -> Orphans:
+    return Orphans(engine, storage, clock)
 
 
 async def once() -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ from deployments.contract import Started
 from serve_app.jobs import queue as queue_module
 from serve_app.jobs.queue import JobQueue, Place
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import INPUTS, lease_of, new_job, outcome, running, stopped
+from tests.parts.serve_app.jobs.samples import INPUTS, jobs_of, lease_of, new_job, outcome, running, stopped
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def submit(store: JobStore, *users: str | None, **changes: object) -> list
     jobs = [await store.submit(new_job(user, **changes)) for user in users]
     if not jobs:
         return []
-    for job in await store.claim_for_intake(1000):
+    for job in jobs_of(await store.claim_for_intake(1000)):
         await store.admit(lease_of(job), INPUTS)
     return [job.id for job in jobs]
 
@@ -37,7 +37,7 @@ async def test_places_are_the_order_of_claims(store: JobStore, queue: JobQueue) 
     await submit(store, "cid", None, priority=-2)
     waiting = [job for job in await store.list(limit=100) if job.status == "queued"]
     told = {job.id: (await queue.place(job)).position for job in waiting}
-    order = [job.id for job in await store.claim_to_run("ltx2", 100)]
+    order = [job.id for job in jobs_of(await store.claim_to_run("ltx2", 100))]
     assert told == {job_id: number for number, job_id in enumerate(order)}
 
 
@@ -49,7 +49,7 @@ async def test_places_are_the_order_of_claims_after_any_history(store: JobStore,
     for _ in range(4):
         for user in users:
             await submit(store, *[user] * chance.randrange(3), priority=chance.randrange(-1, 2))
-        claimed = await store.claim_to_run("ltx2", chance.randrange(1, 8))
+        claimed = jobs_of(await store.claim_to_run("ltx2", chance.randrange(1, 8)))
         for job in claimed:
             lease = lease_of(job)
             await store.start(Started(lease=lease))
@@ -57,13 +57,13 @@ async def test_places_are_the_order_of_claims_after_any_history(store: JobStore,
                 await store.complete(outcome(lease), "outputs/x/1/output.mp4")
     waiting = [job for job in await store.list(limit=100) if job.status == "queued"]
     told = {job.id: (await queue.place(job)).position for job in waiting}
-    order = [job.id for job in await store.claim_to_run("ltx2", 100)]
+    order = [job.id for job in jobs_of(await store.claim_to_run("ltx2", 100))]
     assert told == {job_id: number for number, job_id in enumerate(order)}
 
 
 async def test_claimed_jobs_are_ahead_of_waiting_ones(store: JobStore, queue: JobQueue) -> None:
     first, second, third = await submit(store, "ann", "ann", "bob")
-    assert [job.id for job in await store.claim_to_run("ltx2", 1)] == [first]
+    assert [job.id for job in jobs_of(await store.claim_to_run("ltx2", 1))] == [first]
     assert [await position(store, queue, job_id) for job_id in (first, third, second)] == [0, 1, 2]
 
 

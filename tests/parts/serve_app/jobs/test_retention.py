@@ -20,6 +20,7 @@ from tests.parts.serve_app.jobs.samples import (
     execute,
     failure,
     fetch,
+    jobs_of,
     lease_of,
     new_job,
     outcome,
@@ -164,9 +165,9 @@ async def test_cleaning_up_after_a_job_spares_another_of_the_same_id(
     await execute(engine, "DELETE FROM used_ids")
     await store.open_upload(opened.id)
     await store.submit(new_job(), opened.id)
-    for claimed in await store.claim_for_intake(1):
+    for claimed in jobs_of(await store.claim_for_intake(1)):
         await store.admit(lease_of(claimed), INPUTS)
-    (claimed,) = await store.claim_to_run("ltx2", 1)
+    (claimed,) = jobs_of(await store.claim_to_run("ltx2", 1))
     await store.start(Started(lease=lease_of(claimed)))
     await store.complete(outcome(lease_of(claimed)), keys.output(claimed.folder, 1))
     again = await with_video(store, storage, opened.id)

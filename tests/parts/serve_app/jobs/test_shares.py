@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import execute, fetch, lease_of
+from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of, lease_of
 from tests.parts.serve_app.jobs.turns import take_turns
 
 WINDOWS, USERS = range(1, 17), (*range(2, 21), 33, 50)
@@ -116,7 +116,7 @@ async def test_the_database_shares_fairly(
     await posted(engine, users, each=ends + window)
     slots = Slots(users, run_time)
     for _ in range(ends):
-        for job in await store.claim_to_run("ltx2", window):
+        for job in jobs_of(await store.claim_to_run("ltx2", window)):
             slots.start(number(job.user_id), job.id)
         slots.check(run_time)
         await ended(engine, slots.end())
@@ -125,13 +125,13 @@ async def test_the_database_shares_fairly(
 async def test_a_user_who_comes_later_catches_up_in_slots_and_then_shares(store: JobStore, engine: AsyncEngine) -> None:
     await posted(engine, 1, each=40)
     slots = Slots(2, equal)
-    for job in await store.claim_to_run("ltx2", 6):
+    for job in jobs_of(await store.claim_to_run("ltx2", 6)):
         slots.start(0, job.id)
     await posted_by(engine, "user 1", 20)
     starts = []
     for _ in range(9):
         await ended(engine, slots.end())
-        (job,) = await store.claim_to_run("ltx2", 6)
+        (job,) = jobs_of(await store.claim_to_run("ltx2", 6))
         starts.append(number(job.user_id))
         slots.start(starts[-1], job.id)
     assert starts == [1, 1, 1, 0, 0, 0, 1, 1, 1]
@@ -155,11 +155,11 @@ async def test_who_was_served_a_moment_ago_in_the_same_claim_is_not_served_again
 ) -> None:
     """His turn before may be older than that of somebody who holds a slot already; the one he has just had is not."""
     await posted(engine, 2, each=4)
-    (first,) = await store.claim_to_run("ltx2", 1)
+    (first,) = jobs_of(await store.claim_to_run("ltx2", 1))
     await ended(engine, first.id)
-    (second,) = await store.claim_to_run("ltx2", 1)
+    (second,) = jobs_of(await store.claim_to_run("ltx2", 1))
     assert [number(job.user_id) for job in (first, second)] == [0, 1]
-    assert [number(job.user_id) for job in await store.claim_to_run("ltx2", 4)] == [0, 1, 0]
+    assert [number(job.user_id) for job in jobs_of(await store.claim_to_run("ltx2", 4))] == [0, 1, 0]
 
 
 async def test_intake_is_shared_in_the_same_way(store: JobStore, engine: AsyncEngine) -> None:
@@ -167,7 +167,7 @@ async def test_intake_is_shared_in_the_same_way(store: JobStore, engine: AsyncEn
     await execute(engine, "UPDATE jobs SET inputs = NULL")
     slots = Slots(4, equal)
     for _ in range(15):
-        for job in await store.claim_for_intake(7 - slots.held.total(), share=4):
+        for job in jobs_of(await store.claim_for_intake(7 - slots.held.total(), share=4)):
             slots.start(number(job.user_id), job.id)
         slots.check(equal)
         await ended(engine, slots.end())
@@ -177,10 +177,10 @@ async def test_a_users_turn_at_one_model_is_not_that_at_another(store: JobStore,
     await posted(engine, 2, each=2)
     await execute(engine, "UPDATE jobs SET model = 'wav2lip' WHERE id LIKE '% 2'")
     for model in ("ltx2", "wav2lip"):
-        (first,) = await store.claim_to_run(model, 1)
+        (first,) = jobs_of(await store.claim_to_run(model, 1))
         assert first.user_id == "user 0"
         await ended(engine, first.id)
-        (second,) = await store.claim_to_run(model, 1)
+        (second,) = jobs_of(await store.claim_to_run(model, 1))
         assert second.user_id == "user 1"
 
 
@@ -190,7 +190,7 @@ async def test_priority_buys_nobody_elses_turn(store: JobStore, engine: AsyncEng
     await execute(engine, "UPDATE jobs SET priority = 10 WHERE user_id = 'user 0'")
     order = []
     for _ in range(6):
-        (job,) = await store.claim_to_run("ltx2", 1)
+        (job,) = jobs_of(await store.claim_to_run("ltx2", 1))
         order.append(number(job.user_id))
         await ended(engine, job.id)
     assert order == [0, 1, 0, 1, 0, 1]
@@ -199,7 +199,7 @@ async def test_priority_buys_nobody_elses_turn(store: JobStore, engine: AsyncEng
 async def test_turns_do_not_pile_up(store: JobStore, engine: AsyncEngine) -> None:
     await posted(engine, 3, each=10)
     for _ in range(5):
-        for job in await store.claim_to_run("ltx2", 6):
+        for job in jobs_of(await store.claim_to_run("ltx2", 6)):
             await store.start(Started(lease=lease_of(job)))
             await ended(engine, job.id)
     assert len(await fetch(engine, "SELECT 1 FROM turns")) == 3

@@ -16,6 +16,7 @@ from tests.parts.serve_app.jobs.samples import (
     execute,
     failure,
     fetch,
+    jobs_of,
     lease_of,
     new_job,
     outcome,
@@ -71,7 +72,7 @@ async def test_retries_end_after_three_attempts(store: JobStore, engine: AsyncEn
         if attempt < 3:
             assert (job.status, job.stage) == (Status.QUEUED, "retrying")
             await skip_back_off(engine)
-            (claimed,) = await store.claim_to_run("ltx2", 1)
+            (claimed,) = jobs_of(await store.claim_to_run("ltx2", 1))
             lease = lease_of(claimed)
             await store.start(Started(lease=lease))
     assert (job.status, job.error_code, job.attempt, job.faults) == (Status.FAILED, "worker_lost", 3, 3)
@@ -83,7 +84,7 @@ async def test_a_retry_waits_by_the_clock_of_the_database(store: JobStore, engin
     await store.fail(failure(lease))
     (wait,) = await fetch(engine, "SELECT extract(epoch FROM not_before - now())::float8 AS s FROM jobs")
     assert 0 < wait["s"] <= 1.25
-    assert await store.claim_to_run("ltx2", 5) == []
+    assert jobs_of(await store.claim_to_run("ltx2", 5)) == []
 
 
 async def test_a_retry_that_succeeds_shows_no_error(store: JobStore, engine: AsyncEngine) -> None:
@@ -91,7 +92,7 @@ async def test_a_retry_that_succeeds_shows_no_error(store: JobStore, engine: Asy
     await store.progress(Progress(lease=lease, stage="generating", percent=70))
     await store.fail(failure(lease))
     await skip_back_off(engine)
-    (claimed,) = await store.claim_to_run("ltx2", 1)
+    (claimed,) = jobs_of(await store.claim_to_run("ltx2", 1))
     again = lease_of(claimed)
     await store.start(Started(lease=again))
     await store.progress(Progress(lease=again, stage="generating", percent=20))
@@ -138,7 +139,7 @@ async def test_the_worker_that_lost_its_lease_changes_nothing(store: JobStore, e
     await silence(engine, old.job_id)
     await store.expire_leases()
     await skip_back_off(engine)
-    (claimed,) = await store.claim_to_run("ltx2", 1)
+    (claimed,) = jobs_of(await store.claim_to_run("ltx2", 1))
     new = lease_of(claimed)
     await store.start(Started(lease=new))
     before = await row(engine, old.job_id)
@@ -190,7 +191,7 @@ async def test_an_upload_can_be_ended_only_by_its_owner(store: JobStore) -> None
 
 async def test_leases_are_renewed_until_a_worker_has_the_job(store: JobStore, engine: AsyncEngine) -> None:
     job = await waiting(store)
-    (claimed,) = await store.claim_to_run("ltx2", 1)
+    (claimed,) = jobs_of(await store.claim_to_run("ltx2", 1))
     lease = lease_of(claimed)
     await silence(engine, job.id)
     await store.renew([lease])
@@ -209,7 +210,7 @@ async def test_an_expired_lease_before_the_start_costs_no_attempt(store: JobStor
     assert await store.expire_leases() == 1
     found = await store.get(job.id)
     assert (found.status, found.attempt, found.faults, found.lease_token) == (Status.QUEUED, 0, 0, None)
-    assert [again.id for again in await store.claim_to_run("ltx2", 1)] == [job.id]
+    assert [again.id for again in jobs_of(await store.claim_to_run("ltx2", 1))] == [job.id]
 
 
 @pytest.mark.parametrize("late", ["admit", "fail"])
@@ -218,7 +219,7 @@ async def test_what_intake_stores_after_a_delete_is_discarded_too(
 ) -> None:
     """The note that the delete left may have been worked off before intake stored its files."""
     await store.submit(new_job())
-    (claimed,) = await store.claim_for_intake(1)
+    (claimed,) = jobs_of(await store.claim_for_intake(1))
     await store.delete(claimed.id)
     await execute(engine, "DELETE FROM discarded_media")
     lease = lease_of(claimed)
@@ -228,7 +229,7 @@ async def test_what_intake_stores_after_a_delete_is_discarded_too(
 
 async def test_late_files_of_a_job_that_exists_stay(store: JobStore, engine: AsyncEngine) -> None:
     await store.submit(new_job())
-    (claimed,) = await store.claim_for_intake(1)
+    (claimed,) = jobs_of(await store.claim_for_intake(1))
     await store.cancel(claimed.id)
     assert not await store.admit(lease_of(claimed), INPUTS)
     assert await fetch(engine, "SELECT * FROM discarded_media") == []

@@ -32,6 +32,7 @@ from tests.parts.serve_app.jobs.samples import (
     execute,
     failure,
     fetch,
+    jobs_of,
     lease_of,
     new_job,
     outcome,
@@ -291,7 +292,7 @@ class StoreMachine(RuleBasedStateMachine):
     def claim_for_intake(self, limit):
         ready = [job for job in self.jobs.values() if job.claimable and not job.admitted]
         in_flight = [job for job in self.jobs.values() if job.lease and not job.admitted]
-        claimed = self.do(self.store.claim_for_intake(limit))
+        claimed = jobs_of(self.do(self.store.claim_for_intake(limit)))
         assert [job.id for job in claimed] == self.by_turns(INTAKE, ready, in_flight, limit)
         for job in claimed:
             self.jobs[job.id].lease = lease_of(job)
@@ -334,7 +335,7 @@ class StoreMachine(RuleBasedStateMachine):
         async def both():
             return await asyncio.gather(*(self.store.claim_to_run(model, window) for _ in range(2)))
 
-        first, second = self.do(both())
+        first, second = map(jobs_of, self.do(both()))
         assert not (first and second)
         assert [job.id for job in (*first, *second)] == expected
         for job in (*first, *second):
