@@ -40,7 +40,7 @@ class Stack:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 180) -> Any:
+    def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 400) -> Any:
         """Poll, as clients do, until ``until`` holds for the job (default: it has ended)."""
         give_up = time.monotonic() + timeout_s
         while True:

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import cluster, display
+from serve_app.cli import display, head, node, nodes
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -319,9 +319,12 @@ def migrate() -> None:
 
 # -------------------------------------------------------------------- a cluster
 
-app.command()(cluster.head)
-app.command()(cluster.nodes)
-app.add_typer(cluster.node_commands, name="node")
+app.command()(head.head)
+app.command()(nodes.nodes)
+node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
+for command in (node.join, nodes.token, nodes.revoke):
+    node_commands.command()(command)
+app.add_typer(node_commands, name="node")
 
 
 def _pairs(values: list[str]) -> Mapping[str, str]:

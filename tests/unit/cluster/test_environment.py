@@ -10,7 +10,8 @@ import ray
 from ray._private.utils import check_version_info
 
 from cluster.environment import KEPT, TUNED, inherited, ray_environment
-from serve_app.cli.cluster import _environment, _model_variables, _passed
+from serve_app.cli.head import environment_of_ray
+from serve_app.cli.passed import model_variables, passed
 from serve_app.cli.terminal import UsageProblem
 from serve_app.settings import Settings
 
@@ -40,7 +41,7 @@ def test_what_is_kept_can_t_be_asked_for(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         inherited({name: "secret"}, [name])
     with pytest.raises(UsageProblem, match=name):
-        _passed([name])
+        passed([name])
 
 
 def test_the_head_s_deployments_get_the_service_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ def test_the_head_s_deployments_get_the_service_s_settings(monkeypatch: pytest.M
     for name, value in {**given, **launcher, "OF_MY_MODEL": "m", "OF_NOBODY": "n"}.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
-    found = _environment(settings, settings.database_url, {"OF_MY_MODEL"})
+    found = environment_of_ray(settings, settings.database_url, {"OF_MY_MODEL"})
     assert given.items() <= found.items()
     assert found["OF_MY_MODEL"] == "m"
     assert not {*launcher, "OF_NOBODY"} & found.keys()
@@ -77,12 +78,12 @@ def test_every_variable_that_the_code_reads_is_passed_on(monkeypatch: pytest.Mon
     # The command line is not on Ray.
     texts = [path.read_text() for path in sources if "cli" not in path.parts]
     names = {name for text in texts for found in read.findall(text) for name in found if name}
-    names |= {name for text in texts for name in named.findall(text)} | _model_variables()
+    names |= {name for text in texts for name in named.findall(text)} | model_variables()
     assert {"LOG_LEVEL", "WAV2LIP_S3FD_PATH", "LTX2_MODEL_PATH"} <= names
     settings = Settings()
     for name in names:
         monkeypatch.setenv(name, "1")
-    assert names - _environment(settings, settings.database_url, set()).keys() == set()
+    assert names - environment_of_ray(settings, settings.database_url, set()).keys() == set()
 
 
 def test_ray_s_processes_get_a_role_of_their_own_and_not_the_owner_s_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,11 +92,11 @@ def test_ray_s_processes_get_a_role_of_their_own_and_not_the_owner_s_password(mo
         monkeypatch.setenv(name, value)
     settings = Settings()
     own = "postgresql+psycopg://x_service:derived@db/x"
-    found = _environment(settings, own, set())
+    found = environment_of_ray(settings, own, set())
     assert (found["DATABASE_URL"], found["PGSSLMODE"]) == (own, "require")
     assert not of_owner.keys() & found.keys()
     # A database that lets nobody make a role is shared, with all that it takes.
-    assert of_owner.items() <= _environment(settings, settings.database_url, set()).items()
+    assert of_owner.items() <= environment_of_ray(settings, settings.database_url, set()).items()
 
 
 # ---------------------------------------------------------------- versions of Python

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from serve_app.cli import cluster
+from serve_app.cli import head
 
 ROOT = Path(__file__).parents[4]
 PASSWORD = "hunter2"
@@ -95,6 +95,6 @@ def test_a_node_says_that_its_weights_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reason", "event"), [("no weights", "part.down"), (None, "part.up")])
 def test_what_changes_later_is_in_the_head_s_log(reason: str | None, event: str) -> None:
     with capture_logs() as logs:
-        cluster._tell("ltx2", reason)
+        head._tell("ltx2", reason)
     (said,) = logs
     assert (said["event"], said["part"], said.get("reason")) == (event, "ltx2", reason)
