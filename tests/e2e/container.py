@@ -64,14 +64,14 @@ class Container:
     ) -> "subprocess.CompletedProcess[str]":
         """A second program in it, as root, run to its end: with ``environment`` and nothing else of what we have."""
         return subprocess.run(
-            ["nsenter", "--target", str(self._first()), "--net", "--mount", "--pid", "--wd=" + str(ROOT), *command],
+            ["nsenter", "--target", str(self.first()), "--net", "--mount", "--pid", "--wd=" + str(ROOT), *command],
             env={"PATH": os.environ["PATH"], **(environment or {})},
             capture_output=True,
             text=True,
             timeout=timeout_s,
         )
 
-    def _first(self) -> int:
+    def first(self) -> int:
         """Its process 1, by its number outside."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -84,7 +84,7 @@ class Container:
 
     def terminate(self) -> None:
         """SIGTERM to process 1, as a platform does."""
-        os.kill(self._first(), signal.SIGTERM)
+        os.kill(self.first(), signal.SIGTERM)
 
     def kill(self) -> None:
         """Every process at once, as when a machine loses its power."""

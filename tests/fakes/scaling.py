@@ -32,7 +32,7 @@ class Slow:
         return f"{ray.util.get_node_ip_address()} {os.getpid()}"
 
 
-app = Slow.bind()
+app = Slow.bind()  # type: ignore[attr-defined]
 
 
 async def call(gcs: str, name: str, seconds: float) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from cluster.head.process import RAY_FOLDER, RAY_FOLDER_OF_USER
+from cluster.head.process import RAY_FOLDER_OF_USER
 from cluster.isolation import RayUser, Unsafe, own
+from cluster.ray_process import RAY_FOLDER
 from tests.fakes.heads import options_of_head
 
 ROOT = Path(__file__).parents[3]

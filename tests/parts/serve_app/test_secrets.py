@@ -2,11 +2,12 @@
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 from serve_app.settings import Settings
 
 
-def invent(data_dir: str, start: object, found: object) -> None:
+def invent(data_dir: str, start: Any, found: Any) -> None:
     import os
 
     os.environ["VIDEO_API_DATA_DIR"] = data_dir

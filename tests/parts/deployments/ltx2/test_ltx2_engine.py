@@ -11,7 +11,8 @@ from PIL import Image
 from deployments.engine import InputFile
 from deployments.faults import Fault
 from deployments.ltx2.checkpoint import Version
-from deployments.ltx2.engine import DEFAULT_SIZE, RANDOM_SIZE, LTX2Engine, fit_length
+from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
+from deployments.ltx2.spec import DEFAULT_SIZE
 
 
 def no_step(stage: str, fraction: float) -> None:

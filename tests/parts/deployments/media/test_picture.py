@@ -12,7 +12,7 @@ from deployments.faults import Fault
 from deployments.media import parts, picture
 from deployments.media.formats import JPEG, PNG, WEBP, Format
 from deployments.media.picture import Picture
-from deployments.sandbox.process import run
+from deployments.sandbox.process import Limits, run
 
 
 async def both(path: Path, format: Format) -> Picture:
@@ -126,7 +126,7 @@ async def test_segments_and_frames_without_end(tmp_path: Path) -> None:
 
 
 async def test_an_image_that_takes_too_long_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = picture.Limits(cpu_s=1, memory=2**30, output=2**16)
+    limits = Limits(cpu_s=1, memory=2**30, output=2**16)
     for name in ("_LIMITS", "_DECODE_LIMITS"):
         monkeypatch.setattr(picture, name, limits)
     # 99 scans of 16 megapixels take some seconds.

@@ -128,7 +128,7 @@ def test_closing_early_ends_the_process(tmp_path: Path) -> None:
     frames = read(probe(pattern(tmp_path / "v.mp4", 5)), 1000)
     next(frames)
     assert running()
-    frames.close()
+    frames.close()  # type: ignore[attr-defined]
     assert left() == []
 
 

@@ -43,7 +43,7 @@ async def test_a_finished_job_has_a_link_that_works(client: httpx.AsyncClient, s
     async def video():
         yield b"an mp4"
 
-    await services.storage.write(f"outputs/{job_id}/1/output.mp4", video(), 100)
+    await services.storage.write(f"outputs/{job_id}/1/output.mp4", video(), 100)  # type: ignore[attr-defined]
     body = (await client.get(f"/api/v1/jobs/{job_id}")).json()
     assert (body["status"], body["progress"]) == ("completed", 100)
     assert body["media"]["frames"] == 25

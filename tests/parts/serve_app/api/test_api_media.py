@@ -201,7 +201,7 @@ async def test_a_video_can_be_read_in_parts(
     async def video():
         yield b"0123456789"
 
-    await services.storage.write("outputs/x/1/output.mp4", video(), 100)
+    await services.storage.write("outputs/x/1/output.mp4", video(), 100)  # type: ignore[attr-defined]
     url = await services.storage.presign_get("outputs/x/1/output.mp4", 60)
     answer = await client.get(url, headers={"range": asked} if asked else {})
     assert answer.status_code == status
@@ -225,7 +225,7 @@ async def test_a_download_ticket_is_for_a_finished_job(
     async def video():
         yield b"an mp4"
 
-    await services.storage.write(f"outputs/{job_id}/1/output.mp4", video(), 100)
+    await services.storage.write(f"outputs/{job_id}/1/output.mp4", video(), 100)  # type: ignore[attr-defined]
     video_answer = await client.get(answer["download_url"])
     assert video_answer.content == b"an mp4"
     assert f"{job_id}.mp4" in video_answer.headers["content-disposition"]

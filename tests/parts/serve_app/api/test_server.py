@@ -292,9 +292,9 @@ async def test_a_reader_that_does_not_read_is_cut() -> None:
     async with serving(App()) as connect:
         peer = await connect()
         await peer.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
-        peer.writer.transport.pause_reading()
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(1.5)  # the time of somebody who does not read
-        peer.writer.transport.resume_reading()
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await peer.rest()) < 64 << 20
 
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,6 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.outbound.base import Outbound, OutboundUnavailable
 from serve_app.outbound.client import SafeClient
-from serve_app.settings import ip_network
 from serve_app.storage import keys, watch
 from serve_app.storage.base import StorageError
 from serve_app.storage.local import LocalStorage
