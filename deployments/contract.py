@@ -29,12 +29,9 @@ class _Value(BaseModel):
 class MediaInput(_Value):
     """One input as intake left it: verified, stored by us, readable by a presigned URL."""
 
-    kind: MediaKind
     content_type: str
     #: Presigned GET; needs no credentials.
     url: str
-    #: Bytes.
-    size: int
 
 
 class Lease(_Value):

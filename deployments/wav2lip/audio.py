@@ -156,12 +156,7 @@ def frames_for(seconds: Fraction, fps: Fraction) -> int:
 def mel_for(speech: Speech, frames: int, fps: Fraction) -> Mel:
     """Mel (80, T) with a full piece of sound for each of ``frames``; behind the end of the sound it is silent."""
     needed = (window_start(frames - 1, fps) + COLUMNS) * HOP
-    return _mel(speech, max(needed, PIECE))
-
-
-def mel_of(wave: Wave) -> Mel:
-    """Mel (80, 1 + n // 200) of samples at 16 kHz, n >= 3200."""
-    return _mel(_Held(wave), len(wave))
+    return mel(speech, max(needed, PIECE))
 
 
 def window_start(frame: int, fps: Fraction) -> int:
@@ -169,34 +164,10 @@ def window_start(frame: int, fps: Fraction) -> int:
     return int(frame * COLUMN_RATE / fps)
 
 
-def chunk_starts(columns: int, fps: Fraction) -> list[int]:
-    """Starts as the original makes them from a mel of ``columns``: the first to overrun is moved back and ends them.
-
-    Its output is therefore about 0.15 s shorter than the sound. The pipeline pads instead (:func:`mel_for`); up to
-    there the starts are the same. Kept as the definition to compare with.
-    """
-    starts: list[int] = []
-    while (start := window_start(len(starts), fps)) + COLUMNS <= columns:
-        starts.append(start)
-    return [*starts, columns - COLUMNS]
-
-
-class _Held(Speech):
-    """Samples in memory."""
-
-    def __init__(self, wave: Wave) -> None:
-        self._wave = wave
-        self.samples = len(wave)
-
-    def part(self, start: int, stop: int) -> Wave:
-        wave = self._wave[start:stop]
-        return np.pad(wave, (0, stop - start - len(wave)))
-
-
-def _mel(speech: Speech, samples: int) -> Mel:
-    """Mel of the first ``samples``, block by block."""
+def mel(speech: Speech, samples: int) -> Mel:
+    """Mel (80, 1 + n // 200) of the first n >= 3200 samples, block by block."""
     columns = 1 + samples // HOP
-    mel = np.empty((BANDS, columns), np.float32)
+    made = np.empty((BANDS, columns), np.float32)
     for first in range(0, columns, BLOCK):
         count = min(BLOCK, columns - first)
         # Reflection at both ends of the sound: -1 is sample 1, n is sample n - 2.
@@ -205,8 +176,8 @@ def _mel(speech: Speech, samples: int) -> Mel:
         low = max(0, int(index.min()) - 1)
         wave = speech.part(low, int(index.max()) + 1).astype(np.float64)
         emphasised = wave - PRE_EMPHASIS * np.concatenate(([0.0], wave[:-1]))
-        mel[:, first : first + count] = _spectrogram(torch.from_numpy(emphasised[index - low]))
-    return mel
+        made[:, first : first + count] = _spectrogram(torch.from_numpy(emphasised[index - low]))
+    return made
 
 
 def _spectrogram(wave: torch.Tensor) -> Mel:

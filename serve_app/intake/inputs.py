@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.contract import MediaKind
 from deployments.engine import InputSpec
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
@@ -35,23 +34,14 @@ _CODES: Mapping[Reason, FailureCode] = {
 class StoredInput(BaseModel):
     """An input that passed: what it is and where we keep it. Stored with the job as JSON."""
 
-    # A row of a newer version may say more.
+    # A row of another version may say more.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: MediaKind
     content_type: str
     #: In our object store.
     key: str
     #: Bytes.
     size: int
-    #: Pixels as displayed; None for sound.
-    width: int | None
-    height: int | None
-    #: Seconds; None for images.
-    duration_s: float | None
-    #: Frames per second; None unless it is a video.
-    fps: float | None
-    has_audio: bool
 
 
 class Intake:
@@ -115,17 +105,7 @@ class Intake:
                 await self._storage.put_file(key, path, probed.content_type)
         except Fault as error:
             raise error.of_input(spec.name) from error
-        return StoredInput(
-            kind=probed.kind,
-            content_type=probed.content_type,
-            key=key,
-            size=probed.size,
-            width=probed.width,
-            height=probed.height,
-            duration_s=probed.duration_s,
-            fps=probed.fps,
-            has_audio=probed.has_audio,
-        )
+        return StoredInput(content_type=probed.content_type, key=key, size=probed.size)
 
     async def _fetch_source(self, url: str, path: Path, spec: InputSpec, owner: str) -> None:
         try:

@@ -45,9 +45,4 @@ class Tasks:
             raise UnreadableJob(f"{type(error).__name__}: {error}") from error
 
     async def _input(self, item: StoredInput) -> MediaInput:
-        return MediaInput(
-            kind=item.kind,
-            content_type=item.content_type,
-            size=item.size,
-            url=await self._storage.presign_get(item.key, URL_LIFETIME_S),
-        )
+        return MediaInput(content_type=item.content_type, url=await self._storage.presign_get(item.key, URL_LIFETIME_S))

@@ -103,7 +103,7 @@ def task(store: HttpSource) -> Callable[..., Task]:
             lease=Lease(job_id=name, token=f"token of {name}", attempt=attempt, request_id=f"request of {name}"),
             model="scripted",
             params={"name": name},
-            inputs={"image": MediaInput(kind="image", content_type="image/png", url=url, size=6)},
+            inputs={"image": MediaInput(content_type="image/png", url=url)},
             output_url=store.url("/out"),
             lease_s=lease_s,
             timeout_s=timeout_s,

@@ -169,17 +169,7 @@ class LiveService:
         return [job.status for job in await self.services.store.list()]
 
 
-PICTURE = StoredInput(
-    kind="image",
-    content_type="image/jpeg",
-    key="inputs/x/image.jpg",
-    size=1,
-    width=64,
-    height=64,
-    duration_s=None,
-    fps=None,
-    has_audio=False,
-)
+PICTURE = StoredInput(content_type="image/jpeg", key="inputs/x/image.jpg", size=1)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -12,17 +12,7 @@ from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.job import Claim, Job, NewJob
 from serve_app.jobs.store import JobStore
 
-IMAGE = StoredInput(
-    kind="image",
-    content_type="image/png",
-    key="inputs/x/image.png",
-    size=10,
-    width=64,
-    height=64,
-    duration_s=None,
-    fps=None,
-    has_audio=False,
-)
+IMAGE = StoredInput(content_type="image/png", key="inputs/x/image.png", size=10)
 INPUTS = {"image": IMAGE}
 FACTS = MediaFacts(width=64, height=64, fps="24/1", frames=25, has_audio=False)
 

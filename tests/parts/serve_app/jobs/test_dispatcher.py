@@ -175,7 +175,7 @@ async def test_a_job_from_submission_to_video_and_webhook(house: House, source: 
     assert (await house.storage.stat(job.output_key)).size == len(VIDEO)
     (task,) = house.workers.tasks
     assert (task.lease.attempt, task.lease.request_id, task.params) == (1, "req-1", {"prompt": "hi"})
-    assert task.inputs["image"].kind == "image"
+    assert task.inputs["image"].content_type == "image/png"
     hook = next(seen for seen in source.seen if seen.target == "/hook")
     assert job.output_key.encode() in hook.body
 
