@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.stage import Stage
 from serve_app.jobs.job import Claim, Job
 
 #: The queue of intake among those of the models.
@@ -32,12 +33,19 @@ DUE_BATCH = 500
 
 async def claim_to_run(db: AsyncConnection, model: str, window: int, seconds: float) -> Sequence[Claim]:
     """Lease jobs of ``model`` for so long, at most so many that ``window`` are in flight; the next first."""
-    return await _claim(db, model, CLAIM_TO_RUN, {"model": model, "window": window, "seconds": seconds})
+    return await _claim(
+        db, model, CLAIM_TO_RUN, {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
+    )
 
 
 async def claim_for_intake(db: AsyncConnection, limit: int, share: int, seconds: float) -> Sequence[Claim]:
     """Lease ``limit`` jobs whose inputs have to be fetched, at most ``share`` of a user's in flight."""
-    return await _claim(db, INTAKE, CLAIM_FOR_INTAKE, {"limit": limit, "share": share, "seconds": seconds})
+    return await _claim(
+        db,
+        INTAKE,
+        CLAIM_FOR_INTAKE,
+        {"limit": limit, "share": share, "seconds": seconds, "stage": Stage.FETCHING},
+    )
 
 
 async def _claim(db: AsyncConnection, queue: str, statement: TextClause, values: Mapping[str, Any]) -> Sequence[Claim]:
@@ -133,7 +141,7 @@ CLAIM_TO_RUN = text(
         UPDATE jobs
            SET lease_token = replace(gen_random_uuid()::text, '-', ''),
                lease_expires_at = now() + make_interval(secs => :seconds),
-               stage = 'waiting_for_gpu'
+               stage = :stage
           FROM placed
          WHERE jobs.id = placed.id
         RETURNING jobs.*, placed.place
@@ -202,7 +210,7 @@ CLAIM_FOR_INTAKE = text(
         UPDATE jobs
            SET lease_token = replace(gen_random_uuid()::text, '-', ''),
                lease_expires_at = now() + make_interval(secs => :seconds),
-               stage = 'fetching'
+               stage = :stage
           FROM placed
          WHERE jobs.id = placed.id
         RETURNING jobs.*, placed.place

@@ -75,8 +75,8 @@ async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[
     )
     newcomer = await store.get("new")
     return {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30}),
-        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30}),
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30, "stage": ""}),
         "place": (queue._PLACE, queue._place_parameters(newcomer)),
         "counts": (queue._COUNTS, {}),
         "retention": (
@@ -148,8 +148,8 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
     few, many = 50, 20_000
     await join(engine, 0, few)
     questions = {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30}),
-        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30}),
+        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
+        "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30, "stage": ""}),
         "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
         "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
         **{
