@@ -18,6 +18,7 @@ from dotenv import load_dotenv
 from rich.table import Table
 
 from cluster.ray_process import RAY_FOLDER
+from serve_app import __version__
 from serve_app.cli.display import moment
 from serve_app.cli.terminal import Session, UsageProblem, sentence
 
@@ -105,6 +106,7 @@ def head(
         mesh_port=settings.mesh_port,
         mesh_secret=settings.mesh_secret,
         ray_token=settings.ray_token,
+        version=__version__,
         object_store_bytes=object_store_mb << 20,
         temp_dir=temp_dir,
         cluster=cluster,
@@ -188,6 +190,7 @@ def join(
         token=token,
         state=state.absolute(),
         name=name,
+        version=__version__,
         gpus=gpus,
         trust_gpus=trust_gpus,
         labels=_labels(label or []),
