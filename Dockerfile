@@ -22,7 +22,7 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
 COPY deployments/ deployments/
 COPY serve_app/ serve_app/
 COPY cluster/ cluster/
-COPY README.md ./
+COPY README.md LICENSE NOTICE ./
 RUN pip install --no-deps -e .
 # Credentials and weights. The folder dies with the machine, as it should. Root, since that is whose rented machines' disks
 # and devices are; what is secret stays in the launcher all the same, see cluster/isolation.py.
@@ -37,7 +37,7 @@ COPY deployments/ deployments/
 COPY serve_app/ serve_app/
 COPY cluster/ cluster/
 COPY configs/ configs/
-COPY README.md ./
+COPY README.md LICENSE NOTICE ./
 RUN pip install --no-deps -e .
 # Whom Ray's processes run as: the launcher starts as root to be another than they, and gives up nothing to them.
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin ray \

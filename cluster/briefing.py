@@ -6,7 +6,7 @@ The hub says it to nodes, on a port that no socket listens on, here or there: wh
 import asyncio
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Self
 
 import ray
@@ -32,28 +32,33 @@ class Briefing:
     #: Address of the head's GCS, ``host:port``.
     address: str
     token: str = field(repr=False)
+    #: Of this repository. Empty: a head from before it was told.
+    version: str = ""
 
     @classmethod
-    def of_this_head(cls, token: str) -> Self:
-        """As this process is."""
-        return cls(ray=ray.__version__, python=python_version(), address=f"{HEAD.address}:{HEAD.gcs}", token=token)
+    def of_this_head(cls, token: str, version: str) -> Self:
+        """As this process is, whose code is of ``version``."""
+        address = f"{HEAD.address}:{HEAD.gcs}"
+        return cls(ray=ray.__version__, python=python_version(), address=address, token=token, version=version)
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Read what :meth:`text` wrote. Raises :class:`BadBriefing`."""
+        """Read what :meth:`text` wrote, here or in a later version. Raises :class:`BadBriefing`."""
+        known = {each.name for each in fields(cls)}
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+            # What a later version tells besides must not hide that it is one.
+            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        except (ValueError, TypeError, AttributeError):
             raise BadBriefing("the head's briefing can't be read") from None
 
     def text(self) -> bytes:
         """What the hub is to tell."""
         return json.dumps(asdict(self)).encode()
 
-    def mismatch(self) -> str | None:
-        """Why this process could not be a node of that head; None if it can."""
-        mine = {"Ray": ray.__version__, "Python": python_version()}
-        theirs = {"Ray": self.ray, "Python": self.python}
+    def mismatch(self, version: str) -> str | None:
+        """Why this process, whose code is of ``version``, could not be a node of that head; None if it can."""
+        mine = {"video-api": version, "Ray": ray.__version__, "Python": python_version()}
+        theirs = {"video-api": self.version or "an older one", "Ray": self.ray, "Python": self.python}
         wrong = [f"{name} is {mine[name]} here and {theirs[name]} there" for name in mine if mine[name] != theirs[name]]
         return ", ".join(wrong) or None
 

@@ -100,6 +100,8 @@ class HeadOptions:
     #: What the certificate for nodes follows from.
     mesh_secret: bytes = field(repr=False)
     ray_token: str = field(repr=False)
+    #: Of this repository; a node needs the same.
+    version: str
     object_store_bytes: int = OBJECT_STORE_BYTES
     #: Ray's folder; None: :meth:`ray_folder` says.
     temp_dir: Path | None = None
@@ -167,7 +169,7 @@ class Head:
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(options.mesh_secret)
             registry = PostgresRegistry(engine, count=self._application.count)
-            briefing = Briefing.of_this_head(options.ray_token)
+            briefing = Briefing.of_this_head(options.ray_token, options.version)
             hub = Hub(identity, registry, port=options.mesh_port, told={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))

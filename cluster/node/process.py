@@ -55,6 +55,8 @@ class NodeOptions:
     #: Folder of the credentials, the weights and the test weights.
     state: Path
     name: str
+    #: Of this repository; the head's has to be the same.
+    version: str
     #: How many GPUs this machine must have; None: as many as there are.
     gpus: int | None = None
     #: Take ``gpus`` at its word. Ray's GPUs are only numbers then, which is what tests without any need.
@@ -110,6 +112,23 @@ async def end_machine(command: str, reason: str) -> None:
     hook = await asyncio.create_subprocess_shell(command, env={**os.environ, "NODE_END_REASON": reason})
     if status := await hook.wait():
         log.error("node.end_command_failed", status=status)
+
+
+async def briefed(agent: Agent, version: str) -> Briefing:
+    """What the head says, once Ray works on it. Raises Unfit if a node of ``version`` can't be one of that head's."""
+    while True:
+        try:
+            briefing = await fetch(agent)
+            if wrong := briefing.mismatch(version):
+                raise Unfit(
+                    f"this node does not match its head: {wrong}. Install what the head runs, or start an image of the "
+                    "head's version, and join again"
+                )
+            await ghosts.lay(briefing.address, briefing.token, agent.slot.address)
+            return briefing
+        except OSError as error:
+            log.info("node.waits_for_head", error=str(error) or type(error).__name__)
+            await asyncio.sleep(RETRY_S)
 
 
 class Node:
@@ -177,18 +196,8 @@ class Node:
                 await asyncio.sleep(RETRY_S)
 
     async def _brief(self) -> Briefing:
-        """What the head says, once it is one that this node fits and that Ray works on."""
         assert self._agent is not None
-        while True:
-            try:
-                briefing = await fetch(self._agent)
-                if wrong := briefing.mismatch():
-                    raise Unfit(f"this node does not match its head: {wrong}")
-                await ghosts.lay(briefing.address, briefing.token, self._agent.slot.address)
-                return briefing
-            except OSError as error:
-                log.info("node.waits_for_head", error=str(error) or type(error).__name__)
-                await asyncio.sleep(RETRY_S)
+        return await briefed(self._agent, self._options.version)
 
     async def _keep_ray(self, gpus: int, labels: Mapping[str, str]) -> None:
         """Ray in this slot, started again whenever it ends."""

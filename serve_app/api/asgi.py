@@ -9,6 +9,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
+from serve_app import __version__
 from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
@@ -31,7 +32,7 @@ def create_asgi(services: Services) -> ASGIApp:
     """The API over these parts; starts nothing."""
     app = FastAPI(
         title="video-api",
-        version="0.1.0",
+        version=__version__,
         description=DESCRIPTION,
         responses=problems.documented(InternalError, Unavailable),
         # Made once, see below.

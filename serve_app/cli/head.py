@@ -10,6 +10,7 @@ import structlog
 import typer
 from dotenv import load_dotenv
 
+from serve_app import __version__
 from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed
 from serve_app.cli.terminal import UsageProblem
 
@@ -75,6 +76,7 @@ def head(
         mesh_port=settings.mesh_port,
         mesh_secret=settings.mesh_secret,
         ray_token=settings.ray_token,
+        version=__version__,
         object_store_bytes=object_store_mb << 20,
         temp_dir=temp_dir,
         cluster=cluster,

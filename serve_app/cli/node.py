@@ -11,6 +11,7 @@ import structlog
 import typer
 
 from cluster.ray_process import RAY_FOLDER
+from serve_app import __version__
 from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed
 from serve_app.cli.terminal import UsageProblem
 
@@ -83,6 +84,7 @@ def join(
         token=token,
         state=state.absolute(),
         name=name,
+        version=__version__,
         gpus=gpus,
         trust_gpus=trust_gpus,
         labels=_labels(label or []),

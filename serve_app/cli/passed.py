@@ -18,8 +18,8 @@ def model_variables() -> set[str]:
     """What the models read, on the head and on nodes."""
     from deployments.registry import MODELS
 
-    weights = {spec.weights_variable for spec in MODELS.values()}
-    return {*weights, "WAV2LIP_S3FD_PATH", "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
+    weights = {name for spec in MODELS.values() for name in (spec.weights_variable, *spec.weights_checks)}
+    return {*weights, "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
 
 
 def passed(names: Sequence[str]) -> set[str]:

@@ -14,6 +14,8 @@ from serve_app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+#: For whoever changes the code.
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLE = (ROOT / ".env.example").read_text()
 
 
@@ -41,6 +43,28 @@ def test_every_http_error_is_in_the_readme() -> None:
 def test_tables_of_codes_are_those_of_the_code() -> None:
     """``make tables`` mends it."""
     assert with_tables(README) == README
+
+
+def test_pages_name_tests_that_there_are() -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    for page in PAGES:
+        # A long name may be cut off by an ellipsis.
+        for name, end in re.findall(r"\b(test_\w+)(\.py|…)?", page.read_text()):
+            if end == ".py":
+                assert f"{name}.py" in sources, f"{page.name}: {name}.py"
+            else:
+                called = re.compile(rf"def {name}{'' if end else chr(92) + 'b'}")
+                assert any(called.search(text) for text in sources.values()), f"{page.name}: {name}"
+
+
+def test_pages_name_files_and_pages_that_there_are() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        text = page.read_text()
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for path in re.findall(r"`((?:serve_app|deployments|cluster|configs|docs|tests)/[\w./-]*\w\.\w+)`", text):
+            # The example's are yet to be made.
+            assert (ROOT / path).exists() or path.startswith("deployments/still/"), f"{page.name}: {path}"
 
 
 def test_every_code_and_stage_is_explained_and_used() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -203,18 +204,32 @@ async def test_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_node_learns_what_its_head_is() -> None:
-    told = Briefing.of_this_head("secret")
+    told = Briefing.of_this_head("secret", "1.2.3")
     heard = Briefing.parse(told.text())
     assert heard == told
-    assert heard.mismatch() is None
+    assert heard.mismatch("1.2.3") is None
     assert "secret" not in repr(heard)
     assert heard.address == f"{HEAD.address}:{HEAD.gcs}"
 
 
 def test_a_node_of_other_versions_is_no_node() -> None:
-    told = Briefing.of_this_head("t")
-    assert "Ray is" in str(dataclasses.replace(told, ray="2.0.0").mismatch())
-    assert "Python is" in str(dataclasses.replace(told, python="3.8").mismatch())
+    told = Briefing.of_this_head("t", "1.2.3")
+    assert "Ray is" in str(dataclasses.replace(told, ray="2.0.0").mismatch("1.2.3"))
+    assert "Python is" in str(dataclasses.replace(told, python="3.8").mismatch("1.2.3"))
+    assert told.mismatch("1.2.4") == "video-api is 1.2.4 here and 1.2.3 there"
+
+
+def test_a_head_that_tells_no_version_is_of_another_one() -> None:
+    told = json.loads(Briefing.of_this_head("t", "1.2.3").text())
+    del told["version"]
+    heard = Briefing.parse(json.dumps(told).encode())
+    assert heard.mismatch("1.2.3") == "video-api is 1.2.3 here and an older one there"
+
+
+def test_what_a_later_head_tells_besides_does_not_hide_its_version() -> None:
+    told = {**json.loads(Briefing.of_this_head("t", "2.0.0").text()), "new": [1]}
+    heard = Briefing.parse(json.dumps(told).encode())
+    assert heard.mismatch("1.2.3") == "video-api is 1.2.3 here and 2.0.0 there"
 
 
 @pytest.mark.parametrize("text", [b"", b'{"ray": "2', b"[]", b"{}", b'{"ray": "2", "odd": 1}', b"\xff"])

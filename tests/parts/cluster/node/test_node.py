@@ -7,17 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.briefing import Briefing
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, Invitation
 from cluster.mesh.registry import MemoryRegistry
 from cluster.node import weights
 from cluster.node.download import WeightsError, describe
+from cluster.node.machine import Unfit
+from cluster.node.process import briefed
 from cluster.node.weights import Checkpoint
+from serve_app import __version__
 from tests.fakes.http_peer import HttpPeer
 
 ROOT = Path(__file__).parents[4]
@@ -81,6 +86,31 @@ async def test_sigterm_is_an_end_in_order(tmp_path: Path) -> None:
     await asyncio.to_thread(joining.process.stderr.readline)
     joining.process.send_signal(signal.SIGTERM)
     assert await joining.end() == (0, "stopped")
+
+
+class Told:
+    """An agent that hears this from the hub, whatever it asks."""
+
+    def __init__(self, briefing: Briefing) -> None:
+        self._text = briefing.text()
+
+    async def read(self, port: int) -> bytes:
+        return self._text
+
+
+async def test_a_node_refuses_a_head_of_another_version_and_says_what_to_do() -> None:
+    agent: Any = Told(Briefing.of_this_head("t", "2.0.0"))
+    with pytest.raises(Unfit, match=r"video-api is 1\.0\.0 here and 2\.0\.0 there\. Install what the head runs"):
+        await briefed(agent, "1.0.0")
+
+
+def test_there_is_one_version_number() -> None:
+    """Head and nodes, the API's schema and the package have it from one place."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "serve_app.__version__"}
+    schema = json.loads((ROOT / "tests/parts/serve_app/api/openapi.json").read_text())
+    assert schema["info"]["version"] == __version__
 
 
 # ---------------------------------------------------------------- weights
