@@ -16,9 +16,12 @@ run: $(STAMP)  ## Keep the service up until Ctrl-C
 	$(BIN)/video-api up
 
 test: export TEST_SKIPS := $(CURDIR)/.pytest_cache/skips
-test: $(STAMP)  ## All tests; ends with what was skipped, and why
-	mkdir -p $(dir $(TEST_SKIPS)) && rm -f $(TEST_SKIPS)
+# Which lines unit and parts run, in their own processes.
+test: export COVERED := --cov --cov-append --cov-report=
+test: $(STAMP)  ## All tests; ends with what no test ran, and what was skipped and why
+	mkdir -p $(dir $(TEST_SKIPS)) && rm -f $(TEST_SKIPS) .coverage
 	timeout --foreground 2700 $(MAKE) --no-print-directory lint unit parts e2e
+	$(BIN)/coverage report
 	$(BIN)/python -m tests.skips
 
 lint: $(STAMP)
@@ -28,11 +31,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## Pure logic: no process, no database, no torch
-	$(PYTEST) tests/unit
+	$(PYTEST) $(COVERED) tests/unit
 
 # Four workers on two cores: many of these tests wait for time-outs of others.
 parts: $(STAMP)  ## Each part on the real thing it works with: PostgreSQL, ffmpeg, torch, sockets, network namespaces
-	$(PYTEST) -n 4 --dist loadgroup tests/parts
+	$(PYTEST) $(COVERED) -n 4 --dist loadgroup tests/parts
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
 	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py
