@@ -1,6 +1,8 @@
 """Being process 1 of a container: pass signals on, reap what others leave behind.
 
 The work happens in a child, so that waiting for strangers never takes an exit status from whoever waits for his own.
+Not ``tini``: our command is also started in images that lack it, and where a platform's start command goes around the
+image's entry point.
 """
 
 import os

@@ -2,6 +2,9 @@
 
 A platform stops the old head only when the new one's ``/health`` answers 200. So a head that waits for nothing but the
 other's end has to say that it is fit; everything else is told to come back.
+
+By hand, since strangers reach it: no head, body or reader holds anything for longer than five seconds, which servers
+from libraries don't promise, and the one of the API is the service's.
 """
 
 import asyncio
