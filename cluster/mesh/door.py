@@ -86,11 +86,6 @@ class Door:
         self._loop.add_reader(self._server, self._accept, self._server)
         return int(self._server.getsockname()[1])
 
-    @property
-    def is_empty(self) -> bool:
-        """Nobody is waiting to be let in."""
-        return not (self._silent or self._pending)
-
     async def close(self) -> None:
         """Stop listening and turn away whoever has not come in yet."""
         if self._server is not None:

@@ -163,12 +163,6 @@ class Hub:
         )
         return self._counters.stats(board.legs(), nodes, self._listeners.missing)
 
-    async def revoke(self, number: int) -> bool:
-        """Drop a node: its key, its connection and all its flows, now. False if there is none."""
-        revoked = await self._registry.revoke(number)
-        await self.sync()
-        return revoked
-
     async def sync(self) -> None:
         """Read the registry: let go of nodes that are gone, listen for new ones.
 

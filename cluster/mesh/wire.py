@@ -27,7 +27,6 @@ DONE = PIECE.pack(0xFFFFFFFF)
 
 _MAGIC = b"vm"
 _HEADER = struct.Struct("!2sBBH")
-_KEYED = struct.Struct(f"!H{SECRET_BYTES}s")
 
 
 class WireError(Exception):

@@ -83,6 +83,16 @@ class LoopbackMesh:
         ready.cancel()
         return node
 
+    async def revoke(self, number: int) -> None:
+        """Drop a node, now: a hub finds out by itself when it next reads its registry."""
+        await self.registry.revoke(number)
+        await self.hub.sync()
+
+    def nobody_waits(self) -> bool:
+        """At the hub's port, to be let in."""
+        door = self.hub._door
+        return not (door._silent or door._pending)
+
     async def restart_hub(self) -> None:
         """A new hub process on the same port with the same registry."""
         await self.hub.close()

@@ -121,7 +121,7 @@ async def test_3000_joins_while_the_database_hangs(tmp_path: Path, database_url:
                         await mesh.hub.sync()
                 async with asyncio.timeout(20):
                     # The database hangs still.
-                    await until(lambda: mesh.hub._door.is_empty and descriptors() < before + 40)
+                    await until(lambda: mesh.nobody_waits() and descriptors() < before + 40)
                 assert await exchange(mesh.via(1, 3), b"after") == b"after"
             # Who was invited comes in as soon as it answers again.
             async with asyncio.timeout(30):
@@ -171,7 +171,7 @@ async def test_who_leaves_while_the_registry_thinks_is_forgotten(tmp_path: Path)
         await until(lambda: registry.asking == mesh.limits.joining)
         for opening in openings:
             opening.abort()
-        await until(lambda: mesh.hub._door.is_empty)
+        await until(mesh.nobody_waits)
         # Of the questions some hang still, and those that had no turn yet are never asked.
         assert (registry.asking, registry.redeemed) == (mesh.limits.joining, 2 + mesh.limits.joining)
         registry.answers.set()
@@ -190,7 +190,7 @@ async def test_who_talks_on_instead_of_waiting_is_cut_off(tmp_path: Path) -> Non
         assert opening.transport is not None
         opening.transport.write(bytes(100_000))
         await opening.gone.wait()
-        await until(lambda: mesh.hub._door.is_empty)
+        await until(mesh.nobody_waits)
 
 
 async def test_joining_has_a_deadline(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ async def test_what_the_head_tells_is_read_from_no_socket(tmp_path: Path) -> Non
         for address in (HEAD.address, "127.78.2.1"):
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(address, HEAD.briefing)
-        await mesh.hub.revoke(2)
+        await mesh.revoke(2)
         with pytest.raises((ConnectionError, TimeoutError)):
             async with asyncio.timeout(1):
                 await mesh.nodes[2].agent.read(HEAD.briefing)

@@ -94,7 +94,7 @@ async def test_expired_and_withdrawn_tokens(tmp_path: Path) -> None:
         for ttl, withdraw, reason in ((0, False, Reason.TOKEN_EXPIRED), (60, True, Reason.REVOKED)):
             number, invitation = await invite(mesh.registry, IDENTITY, "x", ttl)
             if withdraw:
-                await mesh.hub.revoke(number)
+                await mesh.revoke(number)
             with pytest.raises(NodeRefused) as error:
                 await join(mesh.address, invitation.token(), "x", tmp_path / "x" / "node.json")
             assert error.value.reason is reason
@@ -280,7 +280,7 @@ async def test_slow_loris(tmp_path: Path) -> None:
         await refused(mesh, "crowded", 100)
         await refused(mesh, "slow", 3)
         # All were hung up on, not forgotten.
-        await until(lambda: mesh.hub._door.is_empty)
+        await until(mesh.nobody_waits)
         for writer in lorises:
             writer.transport.abort()
 

@@ -21,6 +21,7 @@ from tests.fakes.netns import PUBLIC_PORT, Network, Process
 _MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))
 
+MESH = [sys.executable, "-m", "tests.parts.cluster.mesh.process"]
 SLOTS = {"head": 1, "gpu1": 2, "gpu2": 3}
 WAYS = [("head", "gpu1"), ("gpu1", "head"), ("head", "gpu2"), ("gpu2", "head")]
 
@@ -38,8 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Hub, two agents, and an echo server on every machine's first worker port."""
     state = tmp_path_factory.mktemp("mesh")
     with netns.network() as network:
-        mesh = [sys.executable, "-m", "cluster.mesh"]
-        hub = network.start("head", [*mesh, "hub", "--port", str(PUBLIC_PORT), "--state", str(state), "--invite", "2"])
+        hub = network.start("head", [*MESH, "hub", "--port", str(PUBLIC_PORT), "--invite", "2"])
         hub.expect("ready")
         agents = {}
         for machine in ("gpu1", "gpu2"):
@@ -57,7 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def start_agent(network: Network, machine: str, state: Path, token: str = "") -> Process:
     hub = f"{network.hub_address(machine)}:{PUBLIC_PORT}"
-    command = [sys.executable, "-m", "cluster.mesh", "agent", "--hub", hub, "--state", str(state / machine)]
+    command = [*MESH, "agent", "--hub", hub, "--state", str(state / machine)]
     return network.start(machine, command, {"MESH_TOKEN": token})
 
 

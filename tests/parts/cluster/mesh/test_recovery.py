@@ -120,4 +120,4 @@ async def _disturb(mesh: LoopbackMesh) -> None:
     await mesh.restart_hub()
     with pytest.raises(ConnectionError):
         await exchange(mesh.via(1, 3), b"nobody")
-    await mesh.hub.revoke(3)
+    await mesh.revoke(3)

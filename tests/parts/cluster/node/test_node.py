@@ -68,7 +68,7 @@ async def test_a_token_that_is_none_is_refused_here(tmp_path: Path, token: str) 
 
 
 async def test_a_token_that_the_hub_does_not_know_ends_the_node(tmp_path: Path) -> None:
-    identity = HubIdentity.load_or_create(tmp_path / "hub")
+    identity = HubIdentity.derived(bytes(32))
     async with Hub(identity, MemoryRegistry(), host="127.0.0.1", port=0) as hub:
         unknown = Invitation(identity.fingerprint, b"s" * 32).token()
         joining = Joining(tmp_path, f"127.0.0.1:{hub.port}", unknown, "--trust-gpus", "--gpus", "1")
