@@ -168,7 +168,7 @@ class Head:
             identity = HubIdentity.derived(options.mesh_secret)
             registry = PostgresRegistry(engine, count=self._application.count)
             briefing = Briefing.of_this_head(options.ray_token)
-            hub = Hub(identity, registry, port=options.mesh_port, told={HEAD.briefing: briefing.text()})
+            hub = Hub(identity, registry, port=options.mesh_port, fixed_answers={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
             ray = await self._start_ray(variables)

@@ -153,7 +153,6 @@ class MemoryRegistry:
         self._nodes: dict[int, Node] = {}
 
     async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
-        """See :class:`NodeRegistry`."""
         now = self._clock()
         for slot in range(2, SLOTS + 1):
             if slot not in self._nodes or self._is_free(self._nodes[slot], now):
@@ -162,7 +161,6 @@ class MemoryRegistry:
         raise NoFreeSlot
 
     async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
-        """See :class:`NodeRegistry`."""
         node = next((node for node in self._nodes.values() if node.token_hash == secret_hash), None)
         _check_redeemable(node, key_hash, self._clock())
         assert node is not None
@@ -172,11 +170,9 @@ class MemoryRegistry:
         return node
 
     async def nodes(self) -> Sequence[Node]:
-        """See :class:`NodeRegistry`."""
         return [self._nodes[slot] for slot in sorted(self._nodes)]
 
     async def revoke(self, slot: int) -> bool:
-        """See :class:`NodeRegistry`."""
         node = self._nodes.get(slot)
         if node is None or node.revoked_at is not None:
             return False
@@ -184,7 +180,7 @@ class MemoryRegistry:
         return True
 
     async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
-        """See :class:`NodeRegistry`. The counters are of no use to anybody here."""
+        """The counters are of no use to anybody here."""
         for seen in sightings:
             node = self._nodes.get(seen.slot)
             if node is not None and node.key_hash == seen.key_hash:
@@ -213,7 +209,6 @@ class PostgresRegistry:
         self._quarantine = timedelta(seconds=quarantine_s)
 
     async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
-        """See :class:`NodeRegistry`."""
         free = text(
             "SELECT min(s) FROM generate_series(2, :slots) AS s WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.slot = s"
             " AND NOT CASE WHEN n.revoked_at IS NULL THEN n.joined_at IS NULL AND n.token_expires_at <= now()"
@@ -237,7 +232,6 @@ class PostgresRegistry:
         return slot
 
     async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
-        """See :class:`NodeRegistry`."""
         async with self._engine.begin() as db:
             query = select(nodes, func.now().label("now")).where(nodes.c.token_hash == secret_hash).with_for_update()
             row = (await db.execute(query)).one_or_none()
@@ -251,18 +245,15 @@ class PostgresRegistry:
             return _node((await db.execute(joined)).one())
 
     async def nodes(self) -> Sequence[Node]:
-        """See :class:`NodeRegistry`."""
         async with self._engine.connect() as db:
             return [_node(row) for row in await db.execute(select(nodes).order_by(nodes.c.slot))]
 
     async def revoke(self, slot: int) -> bool:
-        """See :class:`NodeRegistry`."""
         query = update(nodes).where(nodes.c.slot == slot, nodes.c.revoked_at.is_(None)).values(revoked_at=func.now())
         async with self._engine.begin() as db:
             return (await db.execute(query)).rowcount == 1
 
     async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
-        """See :class:`NodeRegistry`."""
         rows = [
             {"of_slot": seen.slot, "of_key": seen.key_hash, "more_in": seen.bytes_in, "more_out": seen.bytes_out}
             for seen in sightings

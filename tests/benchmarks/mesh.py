@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cluster.mesh.agent import join
-from cluster.mesh.control import Control
+from cluster.mesh.control import ControlConnection
 from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.plan import slot
 from cluster.mesh.wire import Frame, Hello, Peers, Ping
@@ -271,7 +271,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
     everybody = asyncio.Event()
     complete: set[int] = set()
 
-    async def node(number: int) -> Control:
+    async def node(number: int) -> ControlConnection:
         credentials = await join(address, tokens[number], f"node-{number}", state / f"{len(tokens)}-{number}.json")
 
         def on_frame(frame: Frame) -> None:
@@ -280,7 +280,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
                 if len(complete) == len(tokens):
                     everybody.set()
 
-        control = await Dialer(address, credentials.fingerprint).connect(Control(on_frame))
+        control = await Dialer(address, credentials.fingerprint).connect(ControlConnection(on_frame))
         control.send(Hello(credentials.slot, credentials.key, os.urandom(16)))
         return control
 

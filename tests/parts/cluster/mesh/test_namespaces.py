@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.mesh.plan import slot
-from cluster.mesh.sockets import DEAD_S, Pulse
+from cluster.mesh.sockets import DEAD_S, PathMonitor
 from tests.fakes import netns
 from tests.fakes.netns import PUBLIC_PORT, Network, Process
 
@@ -182,7 +182,7 @@ def test_cut_by_black_hole(cluster: Cluster) -> None:
 
 
 class Sending:
-    """What :class:`Pulse` asks of a transport."""
+    """What :class:`PathMonitor` asks of a transport."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -199,12 +199,12 @@ def test_a_path_that_died_is_told_from_a_reader_that_stalls(cluster: Cluster) ->
         listener = sockets.enter_context(network.socket("internet"))
         listener.bind(("0.0.0.0", 7000))
         listener.listen(2)
-        pulses, senders = {}, {}
+        monitors, senders = {}, {}
         for machine in ("gpu1", "gpu2"):
             senders[machine] = sender = sockets.enter_context(network.socket(machine))
             sender.connect((network.hub_address(machine), 7000))
             sockets.enter_context(listener.accept()[0])
-            pulses[machine] = Pulse()
+            monitors[machine] = PathMonitor()
         sockets.callback(network.black_hole, "gpu1", False)
         network.black_hole("gpu1", True)
         for sender in senders.values():
@@ -218,7 +218,7 @@ def test_a_path_that_died_is_told_from_a_reader_that_stalls(cluster: Cluster) ->
             assert now - begun < 2 * DEAD_S
             time.sleep(0.5)
             now = time.monotonic()
-            dead = {machine for machine, sender in senders.items() if pulses[machine].is_dead(Sending(sender), now)}
+            dead = {machine for machine, sender in senders.items() if monitors[machine].is_dead(Sending(sender), now)}
         assert dead == {"gpu1"}
         assert now - begun >= DEAD_S
         # The agent takes a few seconds longer to give up. Mended before that, its connection would just go on.

@@ -45,9 +45,9 @@ async def test_lost_control_connection_keeps_flows(tmp_path: Path) -> None:
         node = mesh.nodes[3]
         assert await node.link.get() is True
         reader, writer = await asyncio.open_connection(*mesh.via(1, 3))
-        line = mesh.hub._switchboard.line(3)
-        assert line is not None
-        line.control.abort()
+        session = mesh.hub._router.session(3)
+        assert session is not None
+        session.control.abort()
         assert [await node.link.get(), await node.link.get()] == [False, True]
         writer.write(b"still")
         assert await reader.readexactly(5) == b"still"
