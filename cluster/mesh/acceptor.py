@@ -25,6 +25,7 @@ from cluster.mesh import counters, sockets
 from cluster.mesh.control import PendingConnection
 from cluster.mesh.counters import Counters
 from cluster.mesh.evicting_set import EvictingSet
+from cluster.mesh.tasks import Tasks
 from cluster.mesh.tls import Tls
 from cluster.mesh.transports import TlsTransport, handshake
 from cluster.mesh.wire import Frame, WireError
@@ -58,6 +59,7 @@ class Acceptor:
         self,
         context: ssl.SSLContext,
         counts: Counters,
+        tasks: Tasks,
         admit: Callable[[PendingConnection, Frame], Awaitable[bool]],
         *,
         handshake_s: float,
@@ -70,6 +72,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._counters = counts
+        self._tasks = tasks
         self._admit = admit
         self._handshake_s = handshake_s
         self._silent: EvictingSet[_Stranger] = EvictingSet(silent)
@@ -182,15 +185,8 @@ class Acceptor:
 
     def _begin_handshake(self, stranger: _Stranger) -> None:
         self._forget(stranger)
-        task = self._loop.create_task(self._receive(stranger))
-
-        def done(_: asyncio.Task[None]) -> None:
-            self._pending.remove(task)
-            if task.cancelled():
-                # It may not even have begun.
-                stranger.connection.close()
-
-        task.add_done_callback(done)
+        task = self._tasks.serve(self._receive(stranger), stranger.connection.close)
+        task.add_done_callback(self._pending.remove)
         crowded_out = self._pending.add(task, stranger.source)
         if crowded_out is not None:
             self._counters.refused[counters.CROWDED] += 1

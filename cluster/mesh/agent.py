@@ -7,10 +7,10 @@ would back off and come back late.
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 
@@ -23,6 +23,7 @@ from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.sockets import raise_file_limit
+from cluster.mesh.tasks import Tasks
 from cluster.mesh.transports import TcpTransport, connect
 from cluster.mesh.wire import (
     FLOW_ID_BYTES,
@@ -131,7 +132,9 @@ class Agent:
         self._control: ControlConnection | None = None
         self._refusal: Reason | None = None
         self._data_connections: set[Endpoint] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        #: The hub has said whom it carries flows to.
+        self._greeted = asyncio.Event()
         self._sessions = 0
 
     def stats(self) -> Stats:
@@ -140,9 +143,8 @@ class Agent:
 
     async def read(self, port: int) -> bytes:
         """The head's fixed answer on that port, for this process alone: no listener leads there. Raises OSError."""
-        remote = await self._connect_data()
         local = InProcessEndpoint()
-        self._open(local, remote, port)
+        remote = await self._carry(local, self._open(port))
         try:
             return await local.reply
         except BaseException:
@@ -150,30 +152,35 @@ class Agent:
             raise
 
     async def run(self) -> NoReturn:
-        """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it."""
+        """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it.
+
+        Any other exception is one that nobody expected: then as well, everything of the agent has ended.
+        """
         raise_file_limit()
-        watch = asyncio.create_task(self._watch())
+        for loop in (self._stay_connected(), self._keep_listening(), self._watch()):
+            self._tasks.run_loop(loop)
         try:
-            failures = 0
-            while True:
-                sessions = self._sessions
-                try:
-                    await self._session()
-                except WrongHub as error:
-                    self._counters.refused[counters.WRONG_FINGERPRINT] += 1
-                    log.error("mesh.wrong_hub", slot=self.slot.number, error=str(error))
-                except OSError as error:
-                    log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
-                failures = 0 if self._sessions > sessions else failures + 1
-                # All nodes lose a restarting hub at the same moment: spread them.
-                await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
+            await self._tasks.failed
         finally:
-            watch.cancel()
             self._listeners.close()
-            for task in tuple(self._tasks):
-                task.cancel()
+            await self._tasks.close()
             for remote in tuple(self._data_connections):
                 remote.abort()
+
+    async def _stay_connected(self) -> NoReturn:
+        failures = 0
+        while True:
+            sessions = self._sessions
+            try:
+                await self._session()
+            except WrongHub as error:
+                self._counters.refused[counters.WRONG_FINGERPRINT] += 1
+                log.error("mesh.wrong_hub", slot=self.slot.number, error=str(error))
+            except OSError as error:
+                log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
+            failures = 0 if self._sessions > sessions else failures + 1
+            # All nodes lose a restarting hub at the same moment: spread them.
+            await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
 
     async def _session(self) -> None:
         """One control connection, until it ends. Raises OSError or :class:`NodeRefused`."""
@@ -213,22 +220,26 @@ class Agent:
                     self._counters.reconnects += self._sessions > 1
                     log.info("mesh.up", slot=self.slot.number)
                     self._on_link(True)
-                self._start(self._listen())
+                self._greeted.set()
             case Dial():
-                self._start(self._carry_in(frame))
+                self._carry_in(frame)
             case Refused():
                 self._refusal = frame.reason
             case _:
                 raise WireError("not for a node")
 
-    async def _listen(self) -> None:
-        await self._listeners.serve((HEAD,))
-        self.ready.set()
+    async def _keep_listening(self) -> NoReturn:
+        """Listen for the head once the hub is reached; whenever it is reached anew, try ports again that were taken."""
+        while True:
+            await self._greeted.wait()
+            self._greeted.clear()
+            await self._listeners.serve((HEAD,))
+            self.ready.set()
 
     def _on_local(self, endpoint: Endpoint, target: Slot, port: int) -> None:
         """A program on this machine connects to a port of the head."""
         assert target == HEAD
-        task = self._start(self._carry_out(endpoint, port))
+        task = self._tasks.serve(self._carry_out(endpoint, port), endpoint.abort)
 
         def lost(_: Endpoint) -> None:
             task.cancel()
@@ -237,39 +248,50 @@ class Agent:
 
     async def _carry_out(self, local: Endpoint, port: int) -> None:
         try:
-            remote = await self._connect_data()
+            await self._carry(local, self._open(port))
         except OSError:
             self._counters.refused[counters.PEER_DOWN] += 1
             local.abort()
-            return
-        local.on_lost = None
-        self._open(local, remote, port)
 
-    def _open(self, local: Endpoint, remote: FramedEndpoint, port: int) -> None:
-        remote.write(encode(Open(self.slot.number, self._key, HEAD.number, port)))
-        splice(local, remote)
+    def _open(self, port: int) -> Open:
+        return Open(self.slot.number, self._key, HEAD.number, port)
 
-    async def _carry_in(self, dial: Dial) -> None:
+    def _carry_in(self, dial: Dial) -> None:
         """A program on the head wants a port of ours."""
-        control = self._control
+        control, local = self._control, PlainEndpoint()
+
+        def undialable() -> None:
+            local.abort()
+            if control is not None:
+                control.send(Undialable(dial.flow))
+
+        self._tasks.serve(self._dial(local, dial, undialable), undialable)
+
+    async def _dial(self, local: PlainEndpoint, dial: Dial, undialable: Callable[[], None]) -> None:
         try:
             if dial.port not in self.slot.forwarded:
                 self._counters.refused[counters.OUTSIDE_PLAN] += 1
                 raise ConnectionRefusedError
-            local = PlainEndpoint()
             TcpTransport(await connect(self.slot.address, dial.port), local)
         except OSError:
             self._counters.refused[counters.NOBODY_THERE] += 1
-            if control is not None:
-                control.send(Undialable(dial.flow))
+            undialable()
             return
         try:
-            remote = await self._connect_data()
+            await self._carry(local, Accept(self.slot.number, self._key, dial.flow))
         except OSError:
             local.abort()
-            return
-        remote.write(encode(Accept(self.slot.number, self._key, dial.flow)))
-        splice(local, remote)
+
+    async def _carry(self, local: Endpoint, request: Open | Accept) -> FramedEndpoint:
+        """Make a flow of ``local`` and a data connection that begins with this request. Raises OSError."""
+        remote = await self._connect_data()
+        try:
+            remote.write(encode(request))
+            splice(local, remote)
+        except BaseException:
+            remote.abort()
+            raise
+        return remote
 
     async def _connect_data(self) -> FramedEndpoint:
         """A data connection, waiting for the hub if need be. Raises OSError after ``connect_wait_s``."""
@@ -296,7 +318,7 @@ class Agent:
             self._data_connections.remove(remote)
             self._counters.end(remote)
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> NoReturn:
         """Cut flows whose path has died while the control connection's has not."""
         loop = asyncio.get_running_loop()
         while True:
@@ -305,9 +327,3 @@ class Agent:
                 if remote.transport is not None and remote.path.is_dead(remote.transport, loop.time()):
                     self._counters.dead += 1
                     remote.abort()
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

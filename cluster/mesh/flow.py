@@ -270,10 +270,15 @@ def splice(one: Endpoint, other: Endpoint) -> None:
         one.abort()
         other.abort()
         return
-    one._set_peer(other)
-    other._set_peer(one)
-    one._flush_early()
-    other._flush_early()
+    try:
+        one._set_peer(other)
+        other._set_peer(one)
+        one._flush_early()
+        other._flush_early()
+    except BaseException:
+        one.abort()
+        other.abort()
+        raise
 
 
 def switch_protocol(transport: asyncio.Transport, protocol: asyncio.Protocol, unread: bytes = b"") -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import structlog
 
@@ -20,6 +20,7 @@ from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.registry import JoinRefused, Node, NodeRegistry, Sighting
 from cluster.mesh.router import FlowRouter, Session
 from cluster.mesh.sockets import raise_file_limit
+from cluster.mesh.tasks import Tasks, log_failure, unless
 from cluster.mesh.wire import (
     Accept,
     Frame,
@@ -86,8 +87,13 @@ class Hub:
         self._registry = registry
         self._limits = limits or HubLimits()
         self._counters = Counters()
+        self._tasks = Tasks()
+        #: Done, with an exception, if the hub can't go on: whoever runs it has to end it.
+        self.failed = self._tasks.failed
+        self.failed.add_done_callback(_log_end)
         self._router = FlowRouter(
             self._counters,
+            self._tasks,
             fixed_answers or {},
             connect_wait_s=self._limits.connect_wait_s,
             flows_per_node=self._limits.flows_per_node,
@@ -96,6 +102,7 @@ class Hub:
         self._acceptor = Acceptor(
             identity.server_context(),
             self._counters,
+            self._tasks,
             self._admit,
             handshake_s=self._limits.handshake_s,
             silent=min(self._limits.silent, strangers),
@@ -114,8 +121,6 @@ class Hub:
         #: Traffic and counters as last reported.
         self._reported: dict[int, tuple[int, int]] = {}
         self._counted: Counter[Total] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._upkeep: tuple[asyncio.Task[None], ...] = ()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -132,24 +137,21 @@ class Hub:
         # First: a hub that does not know its nodes yet would refuse their keys, and a refused node gives up for good.
         await self.sync()
         self.port = self._acceptor.listen(self._host, self.port)
-        self._upkeep = (asyncio.create_task(self._keep_in_sync()), asyncio.create_task(self._watch()))
+        for loop in (self._keep_in_sync(), self._watch()):
+            self._tasks.run_loop(loop)
         log.info("mesh.hub_up", port=self.port, nodes=len(self._live()))
 
     async def close(self) -> None:
         """Stop listening, cut every flow and connection, report the last traffic."""
         await self._acceptor.close()
         self._listeners.close()
-        for task in self._upkeep:
-            task.cancel()
-        await asyncio.gather(*self._upkeep, return_exceptions=True)
-        await self._router.close()
+        await self._tasks.close()
+        self._router.close()
         try:
             await self._report()
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
-        # Questions that hang: called off, but not waited for.
-        for task in tuple(self._tasks):
-            task.cancel()
+        self._tasks.abandon()
 
     def stats(self) -> Stats:
         """Counters up to now."""
@@ -191,21 +193,7 @@ class Hub:
         """
         async with asyncio.timeout(self._limits.registry_s):
             await turns.acquire()
-            asking = self._start(question())
-            asking.add_done_callback(lambda _: turns.release())
-            return await asyncio.shield(asking)
-
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_done)
-        return task
-
-    def _on_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Whoever waits for it hears of it; nobody may.
-            task.exception()
+            return await self._tasks.finish(_in_turn(turns, question))
 
     # Admission
 
@@ -250,11 +238,9 @@ class Hub:
             self._refuse(pending, Reason.BAD_TOKEN)
             return
         pending.read_on()
-        joining, leaving = self._start(self._redeem(frame)), self._start(pending.gone.wait())
         try:
-            await asyncio.wait({joining, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.done():
-                node = joining.result()
+            node = await unless(pending.gone, self._redeem(frame))
+            if node is not None:
                 log.info("mesh.joined", slot=node.slot, name=node.name)
                 pending.answer(Joined(node.slot))
         except JoinRefused as error:
@@ -262,9 +248,6 @@ class Hub:
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
             self._refuse(pending, Reason.UNAVAILABLE)
-        finally:
-            joining.cancel()
-            leaving.cancel()
 
     def _is_known(self, secret: bytes) -> bool:
         """Whether there has been such an invitation. A made-up token costs no query of the registry."""
@@ -319,9 +302,9 @@ class Hub:
         wanted = frozenset(slot(node.slot) for node in self._live())
         if wanted != self._listened_for or self._listeners.missing:
             self._listened_for = wanted
-            await asyncio.shield(self._start(self._listeners.serve(wanted)))
+            await self._tasks.finish(self._listeners.serve(wanted))
 
-    async def _keep_in_sync(self) -> None:
+    async def _keep_in_sync(self) -> NoReturn:
         loop = asyncio.get_running_loop()
         reported = loop.time()
         while True:
@@ -351,7 +334,7 @@ class Hub:
         self._reported.update(traffic)
         self._counted = counted
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> NoReturn:
         """Cut nodes and flows that have died without closing their connections."""
         loop = asyncio.get_running_loop()
         while True:
@@ -362,3 +345,16 @@ class Hub:
                     session.control.abort()
                     self._counters.dead += self._router.cut(number)
             self._router.cut_dead(loop.time())
+
+
+async def _in_turn(turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Ask, and give back the turn that has been taken for it."""
+    try:
+        return await question()
+    finally:
+        turns.release()
+
+
+def _log_end(failed: "asyncio.Future[NoReturn]") -> None:
+    if not failed.cancelled() and (error := failed.exception()) is not None:
+        log_failure(error, task="hub")

@@ -8,6 +8,8 @@ import structlog
 
 from cluster.mesh.flow import Endpoint, PlainEndpoint
 from cluster.mesh.plan import Slot
+from cluster.mesh.sockets import hang_up
+from cluster.mesh.tasks import log_failure
 from cluster.mesh.transports import TcpTransport
 
 log = structlog.get_logger()
@@ -81,7 +83,11 @@ class Listeners:
             self._loop.call_later(0.1, self._accept_again, server, slot, port)
             return
         connection.setblocking(False)
-        TcpTransport(connection, PlainEndpoint(lambda endpoint: self._on_flow(endpoint, slot, port)))
+        try:
+            TcpTransport(connection, PlainEndpoint(lambda endpoint: self._on_flow(endpoint, slot, port)))
+        except Exception as error:
+            log_failure(error, slot=slot.number, port=port)
+            hang_up(connection)
 
     def _accept_again(self, server: socket.socket, slot: Slot, port: int) -> None:
         if server.fileno() >= 0:

@@ -19,6 +19,7 @@ from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters
 from cluster.mesh.flow import Endpoint, FramedEndpoint, InProcessEndpoint, PlainEndpoint, splice, switch_protocol
 from cluster.mesh.plan import HEAD, Slot
+from cluster.mesh.tasks import Tasks
 from cluster.mesh.transports import TcpTransport, connect
 from cluster.mesh.wire import FLOW_ID_BYTES, Accept, Dial, Open, Reason, Refused
 
@@ -45,21 +46,27 @@ class FlowRouter:
     """Holds the nodes' sessions and data connections. Who may have one is decided before it is called."""
 
     def __init__(
-        self, counts: Counters, fixed_answers: Mapping[int, bytes], *, connect_wait_s: float, flows_per_node: int
+        self,
+        counts: Counters,
+        tasks: Tasks,
+        fixed_answers: Mapping[int, bytes],
+        *,
+        connect_wait_s: float,
+        flows_per_node: int,
     ) -> None:
         """``fixed_answers``: what is sent on these ports of the head, without a program there. ``connect_wait_s``: how
         long a new flow waits for its node's session."""
         self._counters = counts
+        self._tasks = tasks
         self._fixed_answers = fixed_answers
         self._connect_wait_s = connect_wait_s
-        self._most = flows_per_node
+        self._flows_per_node = flows_per_node
         self._sessions: dict[int, Session] = {}
         self._data_connections: defaultdict[int, set[Endpoint]] = defaultdict(set)
         #: Bytes from and to each node by flows that have ended.
         self._ended: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
         self._dialing: dict[bytes, _Dialing] = {}
         self._awaited: dict[int, asyncio.Future[Session]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # Sessions
 
@@ -159,16 +166,12 @@ class FlowRouter:
                 self._counters.dead += 1
                 connection.abort()
 
-    async def close(self) -> None:
-        """End everything."""
-        doomed = tuple(self._tasks)
-        for task in doomed:
-            task.cancel()
+    def close(self) -> None:
+        """End all data connections and sessions."""
         for number in tuple(self._data_connections):
             self.cut(number)
         for session in self._sessions.values():
             session.control.close()
-        await asyncio.gather(*doomed, return_exceptions=True)
 
     def data_connections(self) -> tuple[Endpoint, ...]:
         """All open data connections."""
@@ -190,7 +193,7 @@ class FlowRouter:
     def _admit_data(self, pending: PendingConnection, number: int) -> Endpoint | None:
         """Make it a data connection of that node. None if it has too many."""
         connections = self._data_connections[number]
-        if len(connections) >= self._most:
+        if len(connections) >= self._flows_per_node:
             self._counters.refused[counters.TOO_MANY] += 1
             return None
         assert pending.transport is not None
@@ -210,9 +213,7 @@ class FlowRouter:
 
     def _find_other_end(self, endpoint: Endpoint, find: Callable[[], Awaitable[Endpoint]]) -> None:
         """Connect the flow's other end and splice, unless this one goes meanwhile."""
-        task = asyncio.create_task(self._carry(endpoint, find))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks.serve(self._carry(endpoint, find), endpoint.abort)
         on_lost = endpoint.on_lost
 
         def lost(gone: Endpoint) -> None:
@@ -231,9 +232,6 @@ class FlowRouter:
         except OSError:
             self._counters.refused[counters.PEER_DOWN] += 1
             endpoint.abort()
-        except asyncio.CancelledError:
-            endpoint.abort()
-            raise
         else:
             splice(endpoint, other)
 

@@ -10,10 +10,12 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 from weakref import WeakKeyDictionary
 
+from cluster.mesh import sockets
+from cluster.mesh.tasks import log_failure
 from cluster.mesh.tls import MAX_RECORD, Bytes, Tls
 
 #: Bytes that are read at a time, and so what another connection may have to wait for.
@@ -76,7 +78,7 @@ class TcpTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if not self._reading and not self._closing and not self._eof_seen:
             self._reading = True
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._sock, self._guard, self._readable)
 
     def write(self, data: Bytes) -> None:
         if not self._closing and not self._eof_wanted and data:
@@ -101,6 +103,14 @@ class TcpTransport(asyncio.Transport):
 
     # The socket
 
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Whatever is wrong with a protocol costs its own connection, and doesn't leave it open without an owner."""
+        try:
+            step()
+        except Exception as error:
+            log_failure(error, protocol=type(self._protocol).__name__)
+            sockets.reset(self)
+
     def _readable(self) -> None:
         """The loop says that there is something."""
         try:
@@ -114,7 +124,7 @@ class TcpTransport(asyncio.Transport):
             if self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
                 # Reset, with something left to read. uvloop reports that once, and this was it: register anew.
                 self._loop.remove_reader(self._sock)
-                self._loop.add_reader(self._sock, self._readable)
+                self._loop.add_reader(self._sock, self._guard, self._readable)
             self._received(count)
             if count == _CHUNK:
                 # Part of a bulk transfer. Where cores are few, the programs at its ends want one as well; unless it is
@@ -147,7 +157,7 @@ class TcpTransport(asyncio.Transport):
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
-            self._loop.add_writer(self._sock, self._writable)
+            self._loop.add_writer(self._sock, self._guard, self._writable)
         self._out += data
         if not self._writing_paused and len(self._out) > self._high:
             self._writing_paused = True
@@ -206,7 +216,7 @@ class TlsTransport(TcpTransport):
         super().__init__(sock, protocol)
         if tls.incoming.pending:
             # Came right behind the handshake. Told at the loop's next turn, as always.
-            self._loop.call_soon(self._decrypt)
+            self._loop.call_soon(self._guard, self._decrypt)
 
     def write(self, data: Bytes) -> None:
         if not self._closing and data:

@@ -290,3 +290,16 @@ async def test_a_bulk_transfer_leaves_the_others_their_turn() -> None:
         assert order.index("small") <= 1
         for stream in streams:
             stream.abort()
+
+
+async def test_a_protocol_that_fails_loses_its_connection_and_no_other(pair: Pair) -> None:
+    class Broken(Recorder):
+        def data_received(self, data: bytes) -> None:
+            raise ZeroDivisionError
+
+    one, other = Recorder(), Broken()
+    near, far = await pair(one, other)
+    near.write(b"x")
+    assert await asyncio.wait_for(other.lost, 30) is None
+    assert isinstance(await asyncio.wait_for(one.lost, 30), ConnectionResetError)
+    assert far.is_closing()
