@@ -15,6 +15,7 @@ from typing import NoReturn
 import structlog
 
 from cluster.mesh import counters
+from cluster.mesh.admission import may_dial
 from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, Stats
 from cluster.mesh.dialer import Dialer, HubAddress, WrongHub
@@ -269,7 +270,7 @@ class Agent:
 
     async def _dial(self, local: PlainEndpoint, dial: Dial, undialable: Callable[[], None]) -> None:
         try:
-            if dial.port not in self.slot.forwarded:
+            if not may_dial(self.slot, dial.port):
                 self._counters.refused[counters.OUTSIDE_PLAN] += 1
                 raise ConnectionRefusedError
             TcpTransport(await connect(self.slot.address, dial.port), local)

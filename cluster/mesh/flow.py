@@ -8,7 +8,7 @@ a chunk costs one callback. Each of a flow's two directions ends by itself, as T
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import cast
 
 from cluster.mesh import sockets
 from cluster.mesh.wire import DONE, END, MAX_PIECE, PIECE, PieceReader, WireError
@@ -23,9 +23,6 @@ _SMALL = 16 * 1024
 
 class Endpoint(asyncio.Protocol, ABC):
     """One end of a flow: a connection, and a peer that its bytes go to."""
-
-    #: Crosses the network, so can die without a word.
-    remote: ClassVar[bool] = True
 
     def __init__(self, on_connected: Callable[["Endpoint"], None] | None = None) -> None:
         """``on_connected`` is called once connected."""
@@ -132,8 +129,6 @@ class Endpoint(asyncio.Protocol, ABC):
 
 class PlainEndpoint(Endpoint):
     """A program's connection on this machine."""
-
-    remote = False
 
     def __init__(self, on_connected: Callable[[Endpoint], None] | None = None) -> None:
         super().__init__(on_connected)

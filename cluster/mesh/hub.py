@@ -1,7 +1,6 @@
 """The head's end of the mesh: one public port; admits nodes and keeps them in step with the registry."""
 
 import asyncio
-import hmac
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import structlog
 
+from cluster.mesh import admission
 from cluster.mesh.acceptor import Acceptor
 from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, NodeTraffic, Stats, Total
@@ -204,14 +204,14 @@ class Hub:
                 await self._join(pending, frame)
                 return False
             case Hello():
-                node = self._authenticate(frame.slot, frame.key)
+                node = admission.authenticate(self._nodes, frame)
                 if isinstance(node, Reason):
                     self._refuse(pending, node)
                     return False
                 self._greet(pending, frame, node)
                 return True
             case Open() | Accept():
-                node = self._authenticate(frame.slot, frame.key)
+                node = admission.authenticate(self._nodes, frame)
                 if isinstance(node, Reason):
                     self._counters.refused[node.name.lower()] += 1
                     return False
@@ -221,12 +221,6 @@ class Hub:
             case _:
                 raise WireError("not a first frame")
 
-    def _authenticate(self, number: int, key: bytes) -> Node | Reason:
-        node = self._nodes.get(number)
-        if node is None or node.key_hash is None or not hmac.compare_digest(node.key_hash, digest(key)):
-            return Reason.BAD_KEY
-        return Reason.REVOKED if node.revoked_at is not None else node
-
     def _refuse(self, pending: PendingConnection, reason: Reason) -> None:
         """Say why, then close."""
         self._counters.refused[reason.name.lower()] += 1
@@ -234,7 +228,7 @@ class Hub:
 
     async def _join(self, pending: PendingConnection, frame: Join) -> None:
         """Answer, unless the stranger leaves first. Until it is gone it counts as pending: bounded and timed."""
-        if not self._is_known(frame.secret):
+        if not admission.has_been_invited(self._identity, self._nodes, frame.secret):
             self._refuse(pending, Reason.BAD_TOKEN)
             return
         pending.read_on()
@@ -248,11 +242,6 @@ class Hub:
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
             self._refuse(pending, Reason.UNAVAILABLE)
-
-    def _is_known(self, secret: bytes) -> bool:
-        """Whether there has been such an invitation. A made-up token costs no query of the registry."""
-        # The second is for invitations of an older hub, whose secrets had no mark.
-        return self._identity.has_made(secret) or digest(secret) in {node.token_hash for node in self._nodes.values()}
 
     async def _redeem(self, frame: Join) -> Node:
         redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)

@@ -1,8 +1,4 @@
-"""The hub's flows: finds each one's other end and splices them.
-
-A node reaches the head and the head reaches nodes, each at the ports that Ray needs there. Nodes don't reach each
-other: nothing of ours asks for it, and what goes wrong on a rented machine stays on it.
-"""
+"""The hub's flows: finds each one's other end and splices them."""
 
 import asyncio
 import secrets
@@ -15,6 +11,7 @@ from typing import Any
 import structlog
 
 from cluster.mesh import counters
+from cluster.mesh.admission import may_open
 from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters
 from cluster.mesh.flow import Endpoint, FramedEndpoint, InProcessEndpoint, PlainEndpoint, splice, switch_protocol
@@ -119,7 +116,7 @@ class FlowRouter:
 
     def open(self, pending: PendingConnection, frame: Open) -> bool:
         """A node wants a flow. False if it can't have it."""
-        if frame.target != HEAD.number or not (frame.port in HEAD.forwarded or frame.port in self._fixed_answers):
+        if not may_open(frame, self._fixed_answers):
             self._counters.refused[counters.OUTSIDE_PLAN] += 1
             log.warning("mesh.outside_plan", slot=frame.slot, target=frame.target, port=frame.port)
             return False
