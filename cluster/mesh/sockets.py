@@ -42,7 +42,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 def hang_up(sock: socket.socket) -> None:
     """Close a socket that no transport has, so that the kernel keeps nothing of it either: a minute for each of a
-    flood's connections would be all its room."""
+    flood's connections would fill its tables."""
     _forget_on_close(sock)
     sock.close()
 

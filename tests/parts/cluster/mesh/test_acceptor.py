@@ -1,4 +1,4 @@
-"""Crowds at the hub's door, and a registry that does not answer: those who were let in notice neither."""
+"""Crowds at the hub's port, and a registry that does not answer: those who were let in notice neither."""
 
 import asyncio
 import os
