@@ -16,7 +16,8 @@ from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub, HubLimits
 from cluster.mesh.identity import Credentials, HubIdentity
 from cluster.mesh.plan import Slot, slot
-from cluster.mesh.registry import MemoryRegistry, NodeRegistry, invite
+from cluster.mesh.registry import NodeRegistry, invite
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -25,7 +25,8 @@ from cluster.mesh.counters import Stats
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import Credentials, HubIdentity
-from cluster.mesh.registry import MemoryRegistry, invite
+from cluster.mesh.registry import invite
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from cluster.mesh.control import PendingConnection
 from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.hub import HubLimits
 from cluster.mesh.identity import Invitation, digest, new_key
-from cluster.mesh.registry import MemoryRegistry, Node, PostgresRegistry, invite
+from cluster.mesh.registry import Node, PostgresRegistry, invite
 from cluster.mesh.wire import Hello, Join, Peers, Reason, encode
 from tests.parts.cluster.mesh.loopback import IDENTITY, LoopbackMesh, echo, exchange, loopback_mesh, until
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 

@@ -14,11 +14,11 @@ import pytest
 
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, Invitation
-from cluster.mesh.registry import MemoryRegistry
 from cluster.node import weights
 from cluster.node.download import WeightsError, describe
 from cluster.node.weights import Checkpoint
 from tests.fakes.http_peer import HttpPeer
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 ROOT = Path(__file__).parents[4]
 CLI = (sys.executable, "-m", "serve_app.cli")
