@@ -65,6 +65,9 @@ class FakeTransport(asyncio.Transport):
         assert low is not None
         self._high, self._low = high, low
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.out)
+
     def is_closing(self) -> bool:
         return self.closing
 
