@@ -170,7 +170,7 @@ class Head:
             identity = HubIdentity.derived(options.mesh_secret)
             registry = PostgresRegistry(engine, count=self._application.count)
             briefing = Briefing.of_this_head(options.ray_token, options.version)
-            hub = Hub(identity, registry, port=options.mesh_port, told={HEAD.briefing: briefing.text()})
+            hub = Hub(identity, registry, port=options.mesh_port, fixed_answers={HEAD.briefing: briefing.text()})
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
             ray = await self._start_ray(variables)
@@ -180,17 +180,19 @@ class Head:
             dashboard = f"http://{HEAD.address}:{HEAD.dashboard}"
             deploying = asyncio.ensure_future(self._application.deploy(dashboard))
             parts.callback(deploying.cancel)
-            first = await _first(stopping, lost, ray.exited, deploying)
+            first = await _first(stopping, lost, hub.failed, ray.exited, deploying)
             if first is deploying:
                 deploying.result()
                 log.info("head.up", mesh_port=hub.port, http_port=options.http_port, dashboard=dashboard)
                 silent = asyncio.create_task(_silence(options.http_port))
                 parts.callback(silent.cancel)
-                first = await _first(stopping, lost, ray.exited, silent)
+                first = await _first(stopping, lost, hub.failed, ray.exited, silent)
                 if first is silent:
                     raise PartLost(f"nothing has answered on port {options.http_port} for {SILENCE_S:.0f} s")
             if first is lost:
                 lost.result()
+            if first is hub.failed:
+                raise PartLost("the mesh's hub has failed") from hub.failed.exception()
             if first is ray.exited:
                 raise PartLost(f"Ray ended with status {ray.exited.result()}")
             log.info("head.stops", drain_s=options.drain_s)

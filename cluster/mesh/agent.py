@@ -7,23 +7,25 @@ would back off and come back late.
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 
 from cluster.mesh import counters
-from cluster.mesh.control import Control, Opening
+from cluster.mesh.admission import may_dial
+from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, Stats
 from cluster.mesh.dialer import Dialer, HubAddress, WrongHub
-from cluster.mesh.flow import Framed, Inside, Plain, Side, link
+from cluster.mesh.flow import Endpoint, FramedEndpoint, InProcessEndpoint, PlainEndpoint, splice
 from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save_private
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.sockets import raise_file_limit
-from cluster.mesh.stream import Stream, connect
+from cluster.mesh.tasks import Tasks
+from cluster.mesh.transports import TcpTransport, connect
 from cluster.mesh.wire import (
     FLOW_ID_BYTES,
     Accept,
@@ -61,7 +63,7 @@ class AgentTiming:
     #: Without a word from the hub the path is dead and every flow is cut: behind a TCP proxy, TCP itself can't know.
     silence_s: float = 15.0
     #: A new flow waits so long for the hub.
-    park_s: float = 20.0
+    connect_wait_s: float = 20.0
     #: Greatest pause between attempts to reach the hub; a random part of it is used.
     backoff_s: float = 4.0
 
@@ -81,16 +83,16 @@ async def join(address: HubAddress, token: str, name: str, state: Path) -> Crede
     draft = state.with_name(f"{state.name}.key")
     key = draft.read_bytes() if draft.exists() else new_key()
     save_private(draft, key)
-    opening = await Dialer(address, invitation.fingerprint).connect(Opening(), resolve=True)
+    pending = await Dialer(address, invitation.fingerprint).connect(PendingConnection(), resolve=True)
     try:
-        assert opening.transport is not None
-        opening.transport.write(encode(Join(invitation.secret, digest(key), name)))
+        assert pending.transport is not None
+        pending.transport.write(encode(Join(invitation.secret, digest(key), name)))
         async with asyncio.timeout(30):
-            answer = await opening.frame
+            answer = await pending.frame
     except WireError as error:
         raise ConnectionError("the hub's answer makes no sense") from error
     finally:
-        opening.abort()
+        pending.abort()
     if isinstance(answer, Refused):
         if answer.reason.final:
             raise NodeRefused(answer.reason)
@@ -128,60 +130,63 @@ class Agent:
         self._counters = Counters()
         self._listeners = Listeners(self._on_local, listen_on)
         self._up = asyncio.Event()
-        self._control: Control | None = None
+        self._control: ControlConnection | None = None
         self._refusal: Reason | None = None
-        self._legs: set[Side] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._data_connections: set[Endpoint] = set()
+        self._tasks = Tasks()
+        #: The hub has said whom it carries flows to.
+        self._greeted = asyncio.Event()
         self._sessions = 0
 
     def stats(self) -> Stats:
         """Counters up to now."""
-        return self._counters.stats(self._legs, ports_missing=self._listeners.missing)
+        return self._counters.stats(self._data_connections, ports_missing=self._listeners.missing)
 
     async def read(self, port: int) -> bytes:
-        """All that the head says on a port of its own. For this process alone: no other can connect to what it asks by.
-
-        Raises OSError.
-        """
-        leg = await self._leg()
-        inside = Inside()
-        self._open(inside, leg, port)
+        """The head's fixed answer on that port, for this process alone: no listener leads there. Raises OSError."""
+        local = InProcessEndpoint()
+        remote = await self._carry(local, self._open(port))
         try:
-            return await inside.heard
+            return await local.reply
         except BaseException:
-            leg.abort()
+            remote.abort()
             raise
 
     async def run(self) -> NoReturn:
-        """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it."""
+        """Keep the node connected until cancelled. Raises :class:`NodeRefused` if the hub has dropped it.
+
+        Any other exception is one that nobody expected: then as well, everything of the agent has ended.
+        """
         raise_file_limit()
-        watch = asyncio.create_task(self._watch())
+        for loop in (self._stay_connected(), self._keep_listening(), self._watch()):
+            self._tasks.run_loop(loop)
         try:
-            failures = 0
-            while True:
-                sessions = self._sessions
-                try:
-                    await self._session()
-                except WrongHub as error:
-                    self._counters.refused[counters.WRONG_FINGERPRINT] += 1
-                    log.error("mesh.wrong_hub", slot=self.slot.number, error=str(error))
-                except OSError as error:
-                    log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
-                failures = 0 if self._sessions > sessions else failures + 1
-                # All nodes lose a restarting hub at the same moment: spread them.
-                await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
+            await self._tasks.failed
         finally:
-            watch.cancel()
             self._listeners.close()
-            for task in tuple(self._tasks):
-                task.cancel()
-            for leg in tuple(self._legs):
-                leg.abort()
+            await self._tasks.close()
+            for remote in tuple(self._data_connections):
+                remote.abort()
+
+    async def _stay_connected(self) -> NoReturn:
+        failures = 0
+        while True:
+            sessions = self._sessions
+            try:
+                await self._session()
+            except WrongHub as error:
+                self._counters.refused[counters.WRONG_FINGERPRINT] += 1
+                log.error("mesh.wrong_hub", slot=self.slot.number, error=str(error))
+            except OSError as error:
+                log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
+            failures = 0 if self._sessions > sessions else failures + 1
+            # All nodes lose a restarting hub at the same moment: spread them.
+            await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
 
     async def _session(self) -> None:
         """One control connection, until it ends. Raises OSError or :class:`NodeRefused`."""
         loop = asyncio.get_running_loop()
-        control = await self._dialer.connect(Control(self._on_frame), resolve=True)
+        control = await self._dialer.connect(ControlConnection(self._on_frame), resolve=True)
         self._control = control
         try:
             control.send(Hello(self.slot.number, self._key, self._instance))
@@ -189,9 +194,9 @@ class Agent:
             while not control.lost.done():
                 await asyncio.wait({control.lost}, timeout=self._timing.ping_s)
                 if not control.lost.done() and loop.time() - control.last_heard > self._timing.silence_s:
-                    self._counters.dead += len(self._legs)
-                    for leg in tuple(self._legs):
-                        leg.abort()
+                    self._counters.dead += len(self._data_connections)
+                    for remote in tuple(self._data_connections):
+                        remote.abort()
                     raise TimeoutError("the hub has gone silent")
                 number += 1
                 control.send(Ping(number & 0xFFFFFFFF))
@@ -216,71 +221,86 @@ class Agent:
                     self._counters.reconnects += self._sessions > 1
                     log.info("mesh.up", slot=self.slot.number)
                     self._on_link(True)
-                self._start(self._listen())
+                self._greeted.set()
             case Dial():
-                self._start(self._carry_in(frame))
+                self._carry_in(frame)
             case Refused():
                 self._refusal = frame.reason
             case _:
                 raise WireError("not for a node")
 
-    async def _listen(self) -> None:
-        await self._listeners.serve((HEAD,))
-        self.ready.set()
+    async def _keep_listening(self) -> NoReturn:
+        """Listen for the head once the hub is reached; whenever it is reached anew, try ports again that were taken."""
+        while True:
+            await self._greeted.wait()
+            self._greeted.clear()
+            await self._listeners.serve((HEAD,))
+            self.ready.set()
 
-    def _on_local(self, side: Side, target: Slot, port: int) -> None:
+    def _on_local(self, endpoint: Endpoint, target: Slot, port: int) -> None:
         """A program on this machine connects to a port of the head."""
         assert target == HEAD
-        task = self._start(self._carry_out(side, port))
+        task = self._tasks.serve(self._carry_out(endpoint, port), endpoint.abort)
 
-        def lost(_: Side) -> None:
+        def lost(_: Endpoint) -> None:
             task.cancel()
 
-        side.on_lost = lost
+        endpoint.on_lost = lost
 
-    async def _carry_out(self, local: Side, port: int) -> None:
+    async def _carry_out(self, local: Endpoint, port: int) -> None:
         try:
-            leg = await self._leg()
+            await self._carry(local, self._open(port))
         except OSError:
             self._counters.refused[counters.PEER_DOWN] += 1
             local.abort()
-            return
-        local.on_lost = None
-        self._open(local, leg, port)
 
-    def _open(self, local: Side, leg: Framed, port: int) -> None:
-        leg.write(encode(Open(self.slot.number, self._key, HEAD.number, port)))
-        link(local, leg)
+    def _open(self, port: int) -> Open:
+        return Open(self.slot.number, self._key, HEAD.number, port)
 
-    async def _carry_in(self, dial: Dial) -> None:
+    def _carry_in(self, dial: Dial) -> None:
         """A program on the head wants a port of ours."""
-        control = self._control
-        try:
-            if dial.port not in self.slot.forwarded:
-                self._counters.refused[counters.OUTSIDE_PLAN] += 1
-                raise ConnectionRefusedError
-            local = Plain()
-            Stream(await connect(self.slot.address, dial.port), local)
-        except OSError:
-            self._counters.refused[counters.NOBODY_THERE] += 1
+        control, local = self._control, PlainEndpoint()
+
+        def undialable() -> None:
+            local.abort()
             if control is not None:
                 control.send(Undialable(dial.flow))
+
+        self._tasks.serve(self._dial(local, dial, undialable), undialable)
+
+    async def _dial(self, local: PlainEndpoint, dial: Dial, undialable: Callable[[], None]) -> None:
+        try:
+            if not may_dial(self.slot, dial.port):
+                self._counters.refused[counters.OUTSIDE_PLAN] += 1
+                raise ConnectionRefusedError
+            TcpTransport(await connect(self.slot.address, dial.port), local)
+        except OSError:
+            self._counters.refused[counters.NOBODY_THERE] += 1
+            undialable()
             return
         try:
-            leg = await self._leg()
+            await self._carry(local, Accept(self.slot.number, self._key, dial.flow))
         except OSError:
             local.abort()
-            return
-        leg.write(encode(Accept(self.slot.number, self._key, dial.flow)))
-        link(local, leg)
 
-    async def _leg(self) -> Framed:
-        """A data connection, waiting for the hub if need be. Raises OSError after ``park_s``."""
-        async with asyncio.timeout(self._timing.park_s):
+    async def _carry(self, local: Endpoint, request: Open | Accept) -> FramedEndpoint:
+        """Make a flow of ``local`` and a data connection that begins with this request. Raises OSError."""
+        remote = await self._connect_data()
+        try:
+            remote.write(encode(request))
+            splice(local, remote)
+        except BaseException:
+            remote.abort()
+            raise
+        return remote
+
+    async def _connect_data(self) -> FramedEndpoint:
+        """A data connection, waiting for the hub if need be. Raises OSError after ``connect_wait_s``."""
+        async with asyncio.timeout(self._timing.connect_wait_s):
             while True:
                 await self._up.wait()
                 try:
-                    leg = await self._dialer.connect(Framed())
+                    remote = await self._dialer.connect(FramedEndpoint())
                     break
                 except WrongHub:
                     raise
@@ -288,29 +308,23 @@ class Agent:
                     # The hub has just gone and the control connection doesn't know yet, or the port is crowded.
                     await asyncio.sleep(0.2)
         self._counters.flows_total += 1
-        self._legs.add(leg)
-        leg.on_lost = self._on_leg_lost
-        if leg.lost:
-            self._on_leg_lost(leg)
-        return leg
+        self._data_connections.add(remote)
+        remote.on_lost = self._on_data_lost
+        if remote.lost:
+            self._on_data_lost(remote)
+        return remote
 
-    def _on_leg_lost(self, leg: Side) -> None:
-        if leg in self._legs:
-            self._legs.remove(leg)
-            self._counters.end(leg)
+    def _on_data_lost(self, remote: Endpoint) -> None:
+        if remote in self._data_connections:
+            self._data_connections.remove(remote)
+            self._counters.end(remote)
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> NoReturn:
         """Cut flows whose path has died while the control connection's has not."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(3)
-            for leg in tuple(self._legs):
-                if leg.transport is not None and leg.pulse.is_dead(leg.transport, loop.time()):
+            for remote in tuple(self._data_connections):
+                if remote.transport is not None and remote.path.is_dead(remote.transport, loop.time()):
                     self._counters.dead += 1
-                    leg.abort()
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+                    remote.abort()

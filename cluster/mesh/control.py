@@ -1,4 +1,4 @@
-"""Connections that carry frames: a node's control connection, and every connection's first moment."""
+"""Connections that carry frames: a node's control connection, and every connection until its first frame is there."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import cast
 from cluster.mesh import sockets
 from cluster.mesh.wire import Frame, FrameReader, Ping, Pong, WireError, encode
 
-#: Bytes that a control connection may owe. It only ever carries a few hundred: more means that nobody reads.
+#: Unsent bytes that a control connection may have. It only ever carries a few hundred: more means that nobody reads.
 _BACKLOG = 1 << 20
 
 
-class Opening(asyncio.Protocol):
+class PendingConnection(asyncio.Protocol):
     """Waits for a connection's first frame, then stops reading."""
 
     def __init__(self) -> None:
@@ -24,11 +24,9 @@ class Opening(asyncio.Protocol):
         self._awaits_answer = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`."""
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """See :class:`asyncio.Protocol`."""
         if self._awaits_answer:
             self.abort()
             return
@@ -47,30 +45,29 @@ class Opening(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See :class:`asyncio.BaseProtocol`."""
         self.gone.set()
         self._fail(error if isinstance(error, OSError) else ConnectionAbortedError())
 
     def read_on(self) -> None:
-        """Notice if the peer leaves. It has nothing to say until it is answered: if it does, it is cut off."""
+        """Notice if the peer leaves. It has to wait for its answer: if it sends anything before, it is cut off."""
         self._awaits_answer = True
         if self.transport is not None:
             self.transport.resume_reading()
 
     def answer(self, frame: Frame) -> None:
-        """Say one thing and close."""
+        """Send this frame and close."""
         if self.transport is not None:
             self.transport.write(encode(frame))
             self.transport.close()
 
     @property
     def is_closing(self) -> bool:
-        """Closed, as far as this side is concerned."""
+        """Closed, as far as this end is concerned."""
         return self.transport is not None and self.transport.is_closing()
 
-    def rest(self) -> bytes:
+    def unread(self) -> bytes:
         """What came after the frame."""
-        return self._reader.rest()
+        return self._reader.unread()
 
     def abort(self) -> None:
         """Give up."""
@@ -84,8 +81,8 @@ class Opening(asyncio.Protocol):
             self.frame.exception()
 
 
-class Control(asyncio.Protocol):
-    """One end of a control connection. Answers pings by itself."""
+class ControlConnection(asyncio.Protocol):
+    """One end of a node's control connection. Answers pings by itself."""
 
     def __init__(self, on_frame: Callable[[Frame], None]) -> None:
         """``on_frame`` gets every other frame; it may raise :class:`WireError` for one that has no business here."""
@@ -100,13 +97,11 @@ class Control(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
         self.last_heard = self._clock()
         sockets.tune(transport, always_read=True)
 
     def data_received(self, data: bytes) -> None:
-        """See :class:`asyncio.Protocol`."""
         self.last_heard = self._clock()
         try:
             self._reader.feed(data)
@@ -119,7 +114,6 @@ class Control(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See :class:`asyncio.BaseProtocol`."""
         if not self.lost.done():
             self.lost.set_result(None)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from cluster.mesh.flow import Side
+from cluster.mesh.flow import Endpoint
 
 #: Name and label of a counter.
 Total = tuple[str, str]
@@ -77,19 +77,21 @@ class Counters:
         #: Of flows that have ended.
         self.bytes_in = self.bytes_out = 0
 
-    def end(self, side: Side) -> None:
+    def end(self, connection: Endpoint) -> None:
         """A data connection is gone."""
-        self.bytes_in += side.received
-        self.bytes_out += side.sent
+        self.bytes_in += connection.received
+        self.bytes_out += connection.sent
 
-    def stats(self, sides: Iterable[Side], nodes: tuple[NodeTraffic, ...] = (), ports_missing: int = 0) -> Stats:
-        """A snapshot; ``sides`` are the open data connections."""
-        open_sides = tuple(sides)
+    def stats(
+        self, connections: Iterable[Endpoint], nodes: tuple[NodeTraffic, ...] = (), ports_missing: int = 0
+    ) -> Stats:
+        """A snapshot; ``connections`` are the open data connections."""
+        open_now = tuple(connections)
         return Stats(
-            flows_open=len(open_sides),
+            flows_open=len(open_now),
             flows_total=self.flows_total,
-            bytes_in=self.bytes_in + sum(side.received for side in open_sides),
-            bytes_out=self.bytes_out + sum(side.sent for side in open_sides),
+            bytes_in=self.bytes_in + sum(connection.received for connection in open_now),
+            bytes_out=self.bytes_out + sum(connection.sent for connection in open_now),
             reconnects=self.reconnects,
             dead=self.dead,
             refused=MappingProxyType(dict(self.refused)),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.mesh.identity import client_context, is_pinned
-from cluster.mesh.stream import TlsStream, connect
 from cluster.mesh.tls import Tls
+from cluster.mesh.transports import TlsTransport, connect, handshake
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -56,12 +56,12 @@ class Dialer:
             try:
                 # A name is sent in clear as SNI, and there has to be one.
                 tls = Tls(self._context, server_side=False, server_hostname="video-api-mesh")
-                await tls.shake(sock)
+                await handshake(sock, tls)
                 if not is_pinned(tls.certificate(), self._fingerprint):
                     raise WrongHub("the hub's certificate is not the pinned one")
                 self._known = self._known or sock.getpeername()[:2]
             except BaseException:
                 sock.close()
                 raise
-        TlsStream(sock, protocol, tls)
+        TlsTransport(sock, protocol, tls)
         return protocol

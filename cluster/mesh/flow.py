@@ -1,16 +1,17 @@
 """Flows: two connections whose bytes go across, each way at the pace of its slower end.
 
-A local connection is :class:`Plain`, a data connection :class:`Framed`; :class:`Inside` is an end without a connection.
-Plain protocols and transports, no tasks: a chunk costs one callback.
+A program's connection is a :class:`PlainEndpoint`, a data connection a :class:`FramedEndpoint`;
+:class:`InProcessEndpoint` is an end without a connection. All are protocols on their transports and have no tasks:
+a chunk costs one callback. Each of a flow's two directions ends by itself, as TCP's do; see ``wire`` for END and DONE.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import cast
 
 from cluster.mesh import sockets
-from cluster.mesh.wire import DONE, END, MAX_PIECE, PIECE, StreamReader, WireError
+from cluster.mesh.wire import DONE, END, MAX_PIECE, PIECE, PieceReader, WireError
 
 #: Bytes in a connection's write buffer at which its peer's reading stops, and below which it goes on.
 _HIGH, _LOW = 512 * 1024, 128 * 1024
@@ -20,38 +21,33 @@ _EARLY = 64 * 1024
 _SMALL = 16 * 1024
 
 
-class Side(asyncio.Protocol, ABC):
-    """One of a flow's two connections."""
+class Endpoint(asyncio.Protocol, ABC):
+    """One end of a flow: a connection, and a peer that its bytes go to."""
 
-    #: Crosses the network, so can die without a word.
-    remote: ClassVar[bool] = True
-
-    def __init__(self, on_made: Callable[["Side"], None] | None = None) -> None:
-        """``on_made`` is called once connected."""
+    def __init__(self, on_connected: Callable[["Endpoint"], None] | None = None) -> None:
+        """``on_connected`` is called once connected."""
         self.transport: asyncio.Transport | None = None
         #: Called once when the connection is gone.
-        self.on_lost: Callable[[Side], None] | None = None
+        self.on_lost: Callable[[Endpoint], None] | None = None
         self.lost = False
         #: Bytes from and to the network, framing included.
         self.received = self.sent = 0
-        self.pulse = sockets.Pulse()
-        self._on_made = on_made
-        self._peer: Side | None = None
+        self.path = sockets.PathMonitor()
+        self._on_connected = on_connected
+        self._peer: Endpoint | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._early_eof = False
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See :class:`asyncio.Protocol`."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(_HIGH, _LOW)
         sockets.tune(transport)
-        if self._on_made is not None:
-            self._on_made(self)
+        if self._on_connected is not None:
+            self._on_connected(self)
 
     def data_received(self, data: bytes) -> None:
-        """See :class:`asyncio.Protocol`."""
         self.received += len(data)
         if self._peer is not None:
             self._deliver(self._peer, data)
@@ -62,26 +58,22 @@ class Side(asyncio.Protocol, ABC):
             self._set_paused(True)
 
     def eof_received(self) -> bool:
-        """See :class:`asyncio.Protocol`."""
         return False
 
     def pause_writing(self) -> None:
-        """See :class:`asyncio.BaseProtocol`."""
         if self._peer is not None:
             self._peer._set_paused(True)
 
     def resume_writing(self) -> None:
-        """See :class:`asyncio.BaseProtocol`."""
         if self._peer is not None:
             self._peer._set_paused(False)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See :class:`asyncio.BaseProtocol`."""
         self.lost = True
         peer, self._peer = self._peer, None
         self._early.clear()
         if peer is not None:
-            self._part(peer)
+            self._leave(peer)
         if self.on_lost is not None:
             self.on_lost(self)
 
@@ -105,18 +97,18 @@ class Side(asyncio.Protocol, ABC):
         """The flow has no more for this connection."""
 
     @abstractmethod
-    def _deliver(self, peer: "Side", data: bytes) -> None:
-        """Hand over what came in."""
+    def _deliver(self, peer: "Endpoint", data: bytes) -> None:
+        """Give what came in to the peer."""
 
     @abstractmethod
-    def _part(self, peer: "Side") -> None:
-        """This connection is gone; the peer's still stands."""
+    def _leave(self, peer: "Endpoint") -> None:
+        """This connection is gone; the peer's still stands: cut that as well, unless the flow is complete."""
 
-    def _join(self, peer: "Side") -> None:
+    def _set_peer(self, peer: "Endpoint") -> None:
         self._peer = peer
 
-    def _release(self) -> None:
-        """Hand over what came before there was a peer."""
+    def _flush_early(self) -> None:
+        """Give the peer what came before there was one."""
         early, self._early = self._early, []
         self._set_paused(False)
         for data in early:
@@ -135,17 +127,15 @@ class Side(asyncio.Protocol, ABC):
             self.transport.resume_reading()
 
 
-class Plain(Side):
-    """A connection on this machine."""
+class PlainEndpoint(Endpoint):
+    """A program's connection on this machine."""
 
-    remote = False
-
-    def __init__(self, on_made: Callable[[Side], None] | None = None) -> None:
-        super().__init__(on_made)
+    def __init__(self, on_connected: Callable[[Endpoint], None] | None = None) -> None:
+        super().__init__(on_connected)
         self._got_end = self._sent_end = False
 
     def eof_received(self) -> bool:
-        """See :class:`asyncio.Protocol`: stays open for the other direction."""
+        """Stays open for the other direction."""
         self._got_end = True
         if self._peer is None:
             self._early_eof = True
@@ -155,27 +145,25 @@ class Plain(Side):
         return True
 
     def send(self, data: bytes | memoryview) -> None:
-        """See :class:`Side`."""
         self.write(data)
 
     def finish(self) -> None:
-        """See :class:`Side`."""
         self._sent_end = True
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write_eof()
             self._close_if_done()
 
     def abort(self) -> None:
-        """See :class:`Side`. The application sees a reset."""
+        """Cut the connection; the program sees a reset."""
         if self.transport is not None and not self.lost:
             sockets.reset(self.transport)
 
-    def _deliver(self, peer: Side, data: bytes) -> None:
+    def _deliver(self, peer: Endpoint, data: bytes) -> None:
         peer.send(data)
 
-    def _part(self, peer: Side) -> None:
+    def _leave(self, peer: Endpoint) -> None:
         if self._got_end and self._sent_end:
-            # It may have been waiting for us, and has its own end to read.
+            # It may have stopped reading because of us, and its own end is still to be read.
             peer._set_paused(False)
         else:
             peer.abort()
@@ -186,16 +174,15 @@ class Plain(Side):
             self.transport.close()
 
 
-class Framed(Side):
-    """A data connection at the flow's end."""
+class FramedEndpoint(Endpoint):
+    """A data connection."""
 
-    def __init__(self, on_made: Callable[[Side], None] | None = None) -> None:
-        super().__init__(on_made)
-        self._reader = StreamReader(self._data, self._end, self._done)
+    def __init__(self, on_connected: Callable[[Endpoint], None] | None = None) -> None:
+        super().__init__(on_connected)
+        self._reader = PieceReader(self._data, self._end, self._done)
         self._got_end = self._sent_end = self._confirmed = False
 
     def send(self, data: bytes | memoryview) -> None:
-        """See :class:`Side`."""
         if len(data) <= _SMALL:
             self.write(PIECE.pack(len(data)) + data)
             return
@@ -206,17 +193,16 @@ class Framed(Side):
                 self.transport.writelines((PIECE.pack(len(piece)), piece))
 
     def finish(self) -> None:
-        """See :class:`Side`."""
         self._sent_end = True
         self.write(END)
 
-    def _deliver(self, peer: Side, data: bytes) -> None:
+    def _deliver(self, peer: Endpoint, data: bytes) -> None:
         try:
             self._reader.feed(data)
         except WireError:
             self.abort()
 
-    def _part(self, peer: Side) -> None:
+    def _leave(self, peer: Endpoint) -> None:
         if not (self._got_end and self._sent_end):
             peer.abort()
 
@@ -233,66 +219,68 @@ class Framed(Side):
 
     def _done(self) -> None:
         if not self._sent_end:
-            raise WireError("an answer to nothing")
+            raise WireError("DONE without an END")
         self._confirmed = True
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        # Closing a TLS transport gives what is still buffered only some seconds. Once the other side has confirmed our
-        # end, that is four bytes; without this, a slow reader would lose the tail.
+        # A closing TLS transport gives what is still buffered only some seconds. Once DONE has answered our END, that
+        # is four bytes at most; without this, a slow reader would lose the tail.
         if self._got_end and self._confirmed and self.transport is not None:
             self.transport.close()
 
 
-class Inside(Plain):
-    """An end of a flow in this process, with no connection: says one thing and hears another."""
+class InProcessEndpoint(PlainEndpoint):
+    """An end of a flow in this process, with no connection: sends one text and gets another."""
 
     def __init__(self, text: bytes = b"") -> None:
         super().__init__()
-        #: All that it is told, once the other end has said everything. Raises ConnectionResetError if the flow is cut.
-        self.heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._heard = bytearray()
+        #: All that the other end sends, once it has ended. Raises ConnectionResetError if the flow is cut.
+        self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._reply = bytearray()
         if text:
             self.data_received(text)
         self.eof_received()
 
     def write(self, data: bytes | memoryview) -> None:
-        """See :class:`Side`."""
-        self._heard += data
-        if len(self._heard) > _EARLY and self._peer is not None:
+        self._reply += data
+        if len(self._reply) > _EARLY and self._peer is not None:
             self._peer.abort()
 
     def finish(self) -> None:
-        """See :class:`Side`."""
         super().finish()
-        if not self.heard.done():
-            self.heard.set_result(bytes(self._heard))
+        if not self.reply.done():
+            self.reply.set_result(bytes(self._reply))
 
     def abort(self) -> None:
-        """See :class:`Side`."""
-        if not self.heard.done():
-            self.heard.set_exception(ConnectionResetError("the flow was cut"))
+        if not self.reply.done():
+            self.reply.set_exception(ConnectionResetError("the flow was cut"))
             # Nobody may be waiting.
-            self.heard.exception()
+            self.reply.exception()
 
 
-def link(one: Side, other: Side) -> None:
+def splice(one: Endpoint, other: Endpoint) -> None:
     """Make a flow of two connections. If one is gone already, the other is cut."""
     if one.lost or other.lost:
         one.abort()
         other.abort()
         return
-    one._join(other)
-    other._join(one)
-    one._release()
-    other._release()
+    try:
+        one._set_peer(other)
+        other._set_peer(one)
+        one._flush_early()
+        other._flush_early()
+    except BaseException:
+        one.abort()
+        other.abort()
+        raise
 
 
-def hand_over(transport: asyncio.Transport, protocol: asyncio.Protocol, rest: bytes = b"") -> None:
-    """Give a transport whose reading is paused to its next protocol, ``rest`` being read already."""
+def switch_protocol(transport: asyncio.Transport, protocol: asyncio.Protocol, unread: bytes = b"") -> None:
+    """Give a transport whose reading is paused to its next protocol; ``unread`` is what the last one did not use."""
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
     # Takes effect at the loop's next turn, so what was read first still comes first.
     transport.resume_reading()
-    if rest:
-        protocol.data_received(rest)
+    if unread:
+        protocol.data_received(unread)

@@ -1,25 +1,26 @@
 """The head's end of the mesh: one public port; admits nodes and keeps them in step with the registry."""
 
 import asyncio
-import hmac
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import structlog
 
-from cluster.mesh.control import Control, Opening
+from cluster.mesh import admission
+from cluster.mesh.acceptor import Acceptor
+from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, NodeTraffic, Stats, Total
-from cluster.mesh.door import Door
-from cluster.mesh.flow import hand_over
+from cluster.mesh.flow import switch_protocol
 from cluster.mesh.identity import HubIdentity, digest
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.registry import JoinRefused, Node, NodeRegistry, Sighting
+from cluster.mesh.router import FlowRouter, Session
 from cluster.mesh.sockets import raise_file_limit
-from cluster.mesh.switchboard import Line, Switchboard
+from cluster.mesh.tasks import Tasks, log_failure, unless
 from cluster.mesh.wire import (
     Accept,
     Frame,
@@ -45,7 +46,7 @@ class HubLimits:
 
     #: For TLS, the first frame and, if it asks to join, the answer.
     handshake_s: float = 5.0
-    #: Connections that have said nothing, and those within the handshake; see :class:`Door`. Each kind also takes an
+    #: Connections that have sent nothing, and those within the handshake; see ``acceptor``. Each kind also takes an
     #: eighth of this process's file descriptors at most.
     silent: int = 2048
     pending: int = 1024
@@ -54,7 +55,7 @@ class HubLimits:
     #: Nodes whose joining the registry is asked about at a time.
     joining: int = 8
     #: A new flow waits so long for its node's connection.
-    park_s: float = 20.0
+    connect_wait_s: float = 20.0
     #: A node that says nothing for so long is away and its flows are cut: behind a TCP proxy, TCP itself can't know.
     silence_s: float = 15.0
     flows_per_node: int = 4096
@@ -75,30 +76,39 @@ class Hub:
         host: str = "0.0.0.0",  # noqa: S104 - the port that the whole cluster comes in by
         port: int,
         limits: HubLimits | None = None,
-        told: Mapping[int, bytes] | None = None,
+        fixed_answers: Mapping[int, bytes] | None = None,
         listen_on: Callable[[Slot], str] = lambda slot: slot.address,
     ) -> None:
-        """``port`` 0 picks a free one, see :attr:`port`. ``told``: what nodes read on these ports of the head, where no
-        socket listens. For ``listen_on`` see :class:`Listeners`."""
+        """``port`` 0 picks a free one, see :attr:`port`. ``fixed_answers``: what nodes read on these ports of the head,
+        where no socket listens. For ``listen_on`` see :class:`Listeners`."""
         self.port = port
         self._host = host
         self._identity = identity
         self._registry = registry
         self._limits = limits or HubLimits()
         self._counters = Counters()
-        self._switchboard = Switchboard(
-            self._counters, told or {}, park_s=self._limits.park_s, flows_per_node=self._limits.flows_per_node
+        self._tasks = Tasks()
+        #: Done, with an exception, if the hub can't go on: whoever runs it has to end it.
+        self.failed = self._tasks.failed
+        self.failed.add_done_callback(_log_end)
+        self._router = FlowRouter(
+            self._counters,
+            self._tasks,
+            fixed_answers or {},
+            connect_wait_s=self._limits.connect_wait_s,
+            flows_per_node=self._limits.flows_per_node,
         )
         strangers = raise_file_limit() // 8
-        self._door = Door(
+        self._acceptor = Acceptor(
             identity.server_context(),
             self._counters,
-            self._enter,
+            self._tasks,
+            self._admit,
             handshake_s=self._limits.handshake_s,
             silent=min(self._limits.silent, strangers),
             pending=min(self._limits.pending, strangers),
         )
-        self._listeners = Listeners(self._switchboard.local, listen_on)
+        self._listeners = Listeners(self._router.open_local, listen_on)
         self._listened_for: frozenset[Slot] = frozenset()
         #: Turns of those who ask the registry.
         self._reading, self._reporting = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -111,8 +121,6 @@ class Hub:
         #: Traffic and counters as last reported.
         self._reported: dict[int, tuple[int, int]] = {}
         self._counted: Counter[Total] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._upkeep: tuple[asyncio.Task[None], ...] = ()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -126,48 +134,39 @@ class Hub:
 
         Raises OSError if the port is taken, and the registry's own errors.
         """
-        # Before this the hub would take its nodes for strangers, and tell them so.
+        # First: a hub that does not know its nodes yet would refuse their keys, and a refused node gives up for good.
         await self.sync()
-        self.port = self._door.open(self._host, self.port)
-        self._upkeep = (asyncio.create_task(self._keep_in_sync()), asyncio.create_task(self._watch()))
+        self.port = self._acceptor.listen(self._host, self.port)
+        for loop in (self._keep_in_sync(), self._watch()):
+            self._tasks.run_loop(loop)
         log.info("mesh.hub_up", port=self.port, nodes=len(self._live()))
 
     async def close(self) -> None:
         """Stop listening, cut every flow and connection, report the last traffic."""
-        await self._door.close()
+        await self._acceptor.close()
         self._listeners.close()
-        for task in self._upkeep:
-            task.cancel()
-        await asyncio.gather(*self._upkeep, return_exceptions=True)
-        await self._switchboard.close()
+        await self._tasks.close()
+        self._router.close()
         try:
             await self._report()
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
-        # Questions that hang: called off, but not waited for.
-        for task in tuple(self._tasks):
-            task.cancel()
+        self._tasks.abandon()
 
     def stats(self) -> Stats:
         """Counters up to now."""
-        board = self._switchboard
+        router = self._router
         nodes = tuple(
             NodeTraffic(
                 node.slot,
                 node.name,
-                board.line(node.slot) is not None,
-                board.flows(node.slot),
-                *board.traffic(node.slot),
+                router.session(node.slot) is not None,
+                router.flows(node.slot),
+                *router.traffic(node.slot),
             )
             for node in self._live()
         )
-        return self._counters.stats(board.legs(), nodes, self._listeners.missing)
-
-    async def revoke(self, number: int) -> bool:
-        """Drop a node: its key, its connection and all its flows, now. False if there is none."""
-        revoked = await self._registry.revoke(number)
-        await self.sync()
-        return revoked
+        return self._counters.stats(router.data_connections(), nodes, self._listeners.missing)
 
     async def sync(self) -> None:
         """Read the registry: let go of nodes that are gone, listen for new ones.
@@ -194,85 +193,55 @@ class Hub:
         """
         async with asyncio.timeout(self._limits.registry_s):
             await turns.acquire()
-            asking = self._start(question())
-            asking.add_done_callback(lambda _: turns.release())
-            return await asyncio.shield(asking)
-
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_done)
-        return task
-
-    def _on_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Whoever waits for it hears of it; nobody may.
-            task.exception()
+            return await self._tasks.finish(_in_turn(turns, question))
 
     # Admission
 
-    async def _enter(self, opening: Opening, frame: Frame) -> bool:
-        """What a connection asks for. False: turned away. Raises :class:`WireError`: not an opening."""
+    async def _admit(self, pending: PendingConnection, frame: Frame) -> bool:
+        """What a connection asks for. False: turned away. Raises :class:`WireError`: not a first frame."""
         match frame:
             case Join():
-                await self._join(opening, frame)
+                await self._join(pending, frame)
                 return False
             case Hello():
-                node = self._authenticate(frame.slot, frame.key)
+                node = admission.authenticate(self._nodes, frame)
                 if isinstance(node, Reason):
-                    self._refuse(opening, node)
+                    self._refuse(pending, node)
                     return False
-                self._greet(opening, frame, node)
+                self._greet(pending, frame, node)
                 return True
             case Open() | Accept():
-                node = self._authenticate(frame.slot, frame.key)
+                node = admission.authenticate(self._nodes, frame)
                 if isinstance(node, Reason):
                     self._counters.refused[node.name.lower()] += 1
                     return False
                 if isinstance(frame, Open):
-                    return self._switchboard.open(opening, frame)
-                return self._switchboard.accept(opening, frame)
+                    return self._router.open(pending, frame)
+                return self._router.accept(pending, frame)
             case _:
-                raise WireError("not an opening")
+                raise WireError("not a first frame")
 
-    def _authenticate(self, number: int, key: bytes) -> Node | Reason:
-        node = self._nodes.get(number)
-        if node is None or node.key_hash is None or not hmac.compare_digest(node.key_hash, digest(key)):
-            return Reason.BAD_KEY
-        return Reason.REVOKED if node.revoked_at is not None else node
-
-    def _refuse(self, opening: Opening, reason: Reason) -> None:
+    def _refuse(self, pending: PendingConnection, reason: Reason) -> None:
         """Say why, then close."""
         self._counters.refused[reason.name.lower()] += 1
-        opening.answer(Refused(reason))
+        pending.answer(Refused(reason))
 
-    async def _join(self, opening: Opening, frame: Join) -> None:
-        """Answer, unless the stranger leaves first. It remains the door's until it is gone: bounded and timed."""
-        if not self._is_known(frame.secret):
-            self._refuse(opening, Reason.BAD_TOKEN)
+    async def _join(self, pending: PendingConnection, frame: Join) -> None:
+        """Answer, unless the stranger leaves first. Until it is gone it counts as pending: bounded and timed."""
+        if not admission.has_been_invited(self._identity, self._nodes, frame.secret):
+            self._refuse(pending, Reason.BAD_TOKEN)
             return
-        opening.read_on()
-        joining, leaving = self._start(self._redeem(frame)), self._start(opening.gone.wait())
+        pending.read_on()
         try:
-            await asyncio.wait({joining, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.done():
-                node = joining.result()
+            node = await unless(pending.gone, self._redeem(frame))
+            if node is not None:
                 log.info("mesh.joined", slot=node.slot, name=node.name)
-                opening.answer(Joined(node.slot))
+                pending.answer(Joined(node.slot))
         except JoinRefused as error:
-            self._refuse(opening, error.reason)
+            self._refuse(pending, error.reason)
         except Exception as error:
             log.error("mesh.registry_failed", error=type(error).__name__)
-            self._refuse(opening, Reason.UNAVAILABLE)
-        finally:
-            joining.cancel()
-            leaving.cancel()
-
-    def _is_known(self, secret: bytes) -> bool:
-        """Whether there has been such an invitation. Whoever makes tokens up costs no question to the registry."""
-        # The second is for invitations from before secrets had a mark.
-        return self._identity.has_made(secret) or digest(secret) in {node.token_hash for node in self._nodes.values()}
+            self._refuse(pending, Reason.UNAVAILABLE)
 
     async def _redeem(self, frame: Join) -> Node:
         redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)
@@ -282,21 +251,21 @@ class Hub:
         await self._listen()
         return node
 
-    def _greet(self, opening: Opening, frame: Hello, node: Node) -> None:
+    def _greet(self, pending: PendingConnection, frame: Hello, node: Node) -> None:
         """A node's control connection."""
-        assert opening.transport is not None
+        assert pending.transport is not None
         self._counters.reconnects += node.slot in self._seen
         self._seen.add(node.slot)
-        control = Control(partial(self._on_frame, node.slot))
-        hand_over(opening.transport, control, opening.rest())
+        control = ControlConnection(partial(self._on_frame, node.slot))
+        switch_protocol(pending.transport, control, pending.unread())
         control.send(Peers((HEAD.number,)))
-        self._switchboard.attach(node.slot, Line(control, frame.instance))
+        self._router.attach(node.slot, Session(control, frame.instance))
         log.info("mesh.node_up", slot=node.slot, name=node.name)
 
     def _on_frame(self, number: int, frame: Frame) -> None:
         if not isinstance(frame, Undialable):
             raise WireError("not for a hub")
-        self._switchboard.undialable(number, frame.flow)
+        self._router.undialable(number, frame.flow)
 
     # Upkeep
 
@@ -311,20 +280,20 @@ class Hub:
         for number, old in before.items():
             if number not in live or live[number].key_hash != old.key_hash:
                 log.info("mesh.dropped", slot=number, name=old.name)
-                self._switchboard.drop(number)
+                self._router.drop(number)
                 self._seen.discard(number)
         for number in live.keys() - before.keys():
             # Not the traffic of the slot's last node.
-            self._reported[number] = self._switchboard.traffic(number)
+            self._reported[number] = self._router.traffic(number)
 
     async def _listen(self) -> None:
         """Listen for exactly the nodes that there are. Goes on to its end if whoever asked for it has left."""
         wanted = frozenset(slot(node.slot) for node in self._live())
         if wanted != self._listened_for or self._listeners.missing:
             self._listened_for = wanted
-            await asyncio.shield(self._start(self._listeners.serve(wanted)))
+            await self._tasks.finish(self._listeners.serve(wanted))
 
-    async def _keep_in_sync(self) -> None:
+    async def _keep_in_sync(self) -> NoReturn:
         loop = asyncio.get_running_loop()
         reported = loop.time()
         while True:
@@ -343,25 +312,38 @@ class Hub:
         await self._ask(self._reporting, self._tell)
 
     async def _tell(self) -> None:
-        traffic = {node.slot: self._switchboard.traffic(node.slot) for node in self._live()}
+        traffic = {node.slot: self._router.traffic(node.slot) for node in self._live()}
         sightings = []
         for node in self._live():
             now, last = traffic[node.slot], self._reported.get(node.slot, (0, 0))
-            if node.key_hash is not None and (self._switchboard.line(node.slot) is not None or now != last):
+            if node.key_hash is not None and (self._router.session(node.slot) is not None or now != last):
                 sightings.append(Sighting(node.slot, node.key_hash, now[0] - last[0], now[1] - last[1]))
         counted = self.stats().totals()
         await self._registry.report(sightings, counted - self._counted)
         self._reported.update(traffic)
         self._counted = counted
 
-    async def _watch(self) -> None:
-        """Cut what has died without a word."""
+    async def _watch(self) -> NoReturn:
+        """Cut nodes and flows that have died without closing their connections."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(1)
-            for number, line in self._switchboard.lines().items():
-                if loop.time() - line.control.last_heard > self._limits.silence_s:
+            for number, session in self._router.sessions().items():
+                if loop.time() - session.control.last_heard > self._limits.silence_s:
                     log.warning("mesh.node_silent", slot=number)
-                    line.control.abort()
-                    self._counters.dead += self._switchboard.cut(number)
-            self._switchboard.cut_dead(loop.time())
+                    session.control.abort()
+                    self._counters.dead += self._router.cut(number)
+            self._router.cut_dead(loop.time())
+
+
+async def _in_turn(turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Ask, and give back the turn that has been taken for it."""
+    try:
+        return await question()
+    finally:
+        turns.release()
+
+
+def _log_end(failed: "asyncio.Future[NoReturn]") -> None:
+    if not failed.cancelled() and (error := failed.exception()) is not None:
+        log_failure(error, task="hub")

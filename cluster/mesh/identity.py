@@ -50,41 +50,12 @@ class HubIdentity:
     _marker: bytes = field(repr=False)
 
     @classmethod
-    def load_or_create(cls, directory: Path) -> Self:
-        """The identity that is kept in ``directory`` (file ``hub.pem``, mode 0600); made at the first call."""
-        path = directory / "hub.pem"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            # A link appears whole or not at all, and the first of two starting processes wins.
-            temporary = _write_private(directory, cls._of(Ed25519PrivateKey.generate()).pem)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            finally:
-                temporary.unlink()
-        return cls.from_pem(path.read_bytes())
-
-    @classmethod
     def derived(cls, secret: bytes) -> Self:
         """The identity that follows from a secret of at least 32 bytes: a head needs no disk for it."""
         if len(secret) < SECRET_BYTES:
             raise ValueError(f"the mesh's secret needs at least {SECRET_BYTES} bytes")
         seed = hmac.digest(secret, b"video-api mesh hub v1", "sha256")
-        return cls._of(Ed25519PrivateKey.from_private_bytes(seed))
-
-    @classmethod
-    def from_pem(cls, pem: bytes) -> Self:
-        """Private key and certificate in one text. Raises ValueError if it isn't one."""
-        certificate = x509.load_pem_x509_certificate(pem)
-        key = serialization.load_pem_private_key(pem, None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError("the hub's key is of another kind")
-        fingerprint = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
-        return cls(pem, fingerprint, hmac.digest(key.private_bytes_raw(), b"video-api mesh invitations v1", "sha256"))
-
-    @classmethod
-    def _of(cls, key: Ed25519PrivateKey) -> Self:
+        key = Ed25519PrivateKey.from_private_bytes(seed)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
         # Ed25519 signs deterministically: with nothing random in the certificate, the key alone fixes its bytes.
         certificate = (
@@ -100,7 +71,11 @@ class HubIdentity:
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return cls.from_pem(private + certificate.public_bytes(serialization.Encoding.PEM))
+        return cls(
+            private + certificate.public_bytes(serialization.Encoding.PEM),
+            hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest(),
+            hmac.digest(key.private_bytes_raw(), b"video-api mesh invitations v1", "sha256"),
+        )
 
     def invitation(self) -> "Invitation":
         """A new one. Its secret is half random, half a MAC of that: what :meth:`has_made` knows again."""
@@ -212,15 +187,10 @@ def is_pinned(certificate: bytes | None, fingerprint: bytes) -> bool:
 def save_private(path: Path, content: bytes) -> None:
     """Write a secret to a file, mode 0600, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write_private(path.parent, content).replace(path)
-
-
-def _write_private(directory: Path, content: bytes) -> Path:
-    """A new, durable file of mode 0600 in ``directory``."""
-    path = directory / f".{uuid4().hex}.tmp"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
-    return path
+    temporary.replace(path)

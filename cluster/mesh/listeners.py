@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from cluster.mesh.flow import Plain, Side
+from cluster.mesh.flow import Endpoint, PlainEndpoint
 from cluster.mesh.plan import Slot
-from cluster.mesh.stream import Stream
+from cluster.mesh.sockets import hang_up
+from cluster.mesh.tasks import log_failure
+from cluster.mesh.transports import TcpTransport
 
 log = structlog.get_logger()
 
@@ -19,7 +21,7 @@ class Listeners:
     """Opens and closes them as slots come and go."""
 
     def __init__(
-        self, on_flow: Callable[[Side, Slot, int], None], address: Callable[[Slot], str] = lambda slot: slot.address
+        self, on_flow: Callable[[Endpoint, Slot, int], None], address: Callable[[Slot], str] = lambda slot: slot.address
     ) -> None:
         """``on_flow`` is called with a new connection and the slot and port that it is for.
 
@@ -71,16 +73,21 @@ class Listeners:
         try:
             connection, _ = server.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            # Gone again.
+            # The client has left.
             return
         except OSError as error:
-            # Out of descriptors, say. The connection waits; so as not to ask at every turn of the loop until then:
+            # Out of descriptors, say. The connection waits in the kernel: look again a little later, not at every
+            # turn of the loop.
             log.error("mesh.accept_failed", error=error.strerror)
             self._loop.remove_reader(server)
             self._loop.call_later(0.1, self._accept_again, server, slot, port)
             return
         connection.setblocking(False)
-        Stream(connection, Plain(lambda side: self._on_flow(side, slot, port)))
+        try:
+            TcpTransport(connection, PlainEndpoint(lambda endpoint: self._on_flow(endpoint, slot, port)))
+        except Exception as error:
+            log_failure(error, slot=slot.number, port=port)
+            hang_up(connection)
 
     def _accept_again(self, server: socket.socket, slot: Slot, port: int) -> None:
         if server.fileno() >= 0:

@@ -1,12 +1,12 @@
-"""Which nodes there are: slots, hashes of keys, revocations, traffic. In PostgreSQL, or in memory for tests.
+"""Which nodes there are: slots, hashes of keys, revocations, traffic. In PostgreSQL.
 
 A slot's life: *invited* (a token's hash, an expiry) → *joined* (a key's hash) → *revoked* → free again after a
 quarantine, because Ray still takes the slot's address for the old node until its health checks have given up.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -142,65 +142,6 @@ async def invite(registry: NodeRegistry, hub: HubIdentity, name: str, ttl_s: flo
     return await registry.invite(name, digest(invitation.secret), ttl_s), invitation
 
 
-class MemoryRegistry:
-    """A registry that ends with its process."""
-
-    def __init__(
-        self, quarantine_s: float = QUARANTINE_S, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
-        self._quarantine = timedelta(seconds=quarantine_s)
-        self._clock = clock
-        self._nodes: dict[int, Node] = {}
-
-    async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
-        """See :class:`NodeRegistry`."""
-        now = self._clock()
-        for slot in range(2, SLOTS + 1):
-            if slot not in self._nodes or self._is_free(self._nodes[slot], now):
-                self._nodes[slot] = Node(slot, name, secret_hash, now + timedelta(seconds=ttl_s))
-                return slot
-        raise NoFreeSlot
-
-    async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
-        """See :class:`NodeRegistry`."""
-        node = next((node for node in self._nodes.values() if node.token_hash == secret_hash), None)
-        _check_redeemable(node, key_hash, self._clock())
-        assert node is not None
-        if node.key_hash is None:
-            node = replace(node, key_hash=key_hash, joined_at=self._clock(), name=name or node.name)
-            self._nodes[node.slot] = node
-        return node
-
-    async def nodes(self) -> Sequence[Node]:
-        """See :class:`NodeRegistry`."""
-        return [self._nodes[slot] for slot in sorted(self._nodes)]
-
-    async def revoke(self, slot: int) -> bool:
-        """See :class:`NodeRegistry`."""
-        node = self._nodes.get(slot)
-        if node is None or node.revoked_at is not None:
-            return False
-        self._nodes[slot] = replace(node, revoked_at=self._clock())
-        return True
-
-    async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
-        """See :class:`NodeRegistry`. The counters are of no use to anybody here."""
-        for seen in sightings:
-            node = self._nodes.get(seen.slot)
-            if node is not None and node.key_hash == seen.key_hash:
-                self._nodes[seen.slot] = replace(
-                    node,
-                    last_seen_at=self._clock(),
-                    bytes_in=node.bytes_in + seen.bytes_in,
-                    bytes_out=node.bytes_out + seen.bytes_out,
-                )
-
-    def _is_free(self, node: Node, now: datetime) -> bool:
-        if node.revoked_at is not None:
-            return node.joined_at is None or node.revoked_at + self._quarantine <= now
-        return node.joined_at is None and node.token_expires_at <= now
-
-
 class PostgresRegistry:
     """The registry of a real head: table ``nodes``. Moments are by the database's clock."""
 
@@ -213,7 +154,6 @@ class PostgresRegistry:
         self._quarantine = timedelta(seconds=quarantine_s)
 
     async def invite(self, name: str, secret_hash: bytes, ttl_s: float) -> int:
-        """See :class:`NodeRegistry`."""
         free = text(
             "SELECT min(s) FROM generate_series(2, :slots) AS s WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.slot = s"
             " AND NOT CASE WHEN n.revoked_at IS NULL THEN n.joined_at IS NULL AND n.token_expires_at <= now()"
@@ -237,12 +177,11 @@ class PostgresRegistry:
         return slot
 
     async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
-        """See :class:`NodeRegistry`."""
         async with self._engine.begin() as db:
             query = select(nodes, func.now().label("now")).where(nodes.c.token_hash == secret_hash).with_for_update()
             row = (await db.execute(query)).one_or_none()
             node = _node(row) if row is not None else None
-            _check_redeemable(node, key_hash, row.now if row is not None else None)
+            check_redeemable(node, key_hash, row.now if row is not None else None)
             assert node is not None
             if node.key_hash is not None:
                 return node
@@ -251,18 +190,15 @@ class PostgresRegistry:
             return _node((await db.execute(joined)).one())
 
     async def nodes(self) -> Sequence[Node]:
-        """See :class:`NodeRegistry`."""
         async with self._engine.connect() as db:
             return [_node(row) for row in await db.execute(select(nodes).order_by(nodes.c.slot))]
 
     async def revoke(self, slot: int) -> bool:
-        """See :class:`NodeRegistry`."""
         query = update(nodes).where(nodes.c.slot == slot, nodes.c.revoked_at.is_(None)).values(revoked_at=func.now())
         async with self._engine.begin() as db:
             return (await db.execute(query)).rowcount == 1
 
     async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
-        """See :class:`NodeRegistry`."""
         rows = [
             {"of_slot": seen.slot, "of_key": seen.key_hash, "more_in": seen.bytes_in, "more_out": seen.bytes_out}
             for seen in sightings
@@ -283,7 +219,8 @@ class PostgresRegistry:
                 await self._count(db, counted)
 
 
-def _check_redeemable(node: Node | None, key_hash: bytes, now: datetime | None) -> None:
+def check_redeemable(node: Node | None, key_hash: bytes, now: datetime | None) -> None:
+    """Whether the node that a token was made for may have this key. Raises :class:`JoinRefused`."""
     if node is None or now is None:
         raise JoinRefused(Reason.BAD_TOKEN)
     if node.revoked_at is not None:

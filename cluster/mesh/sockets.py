@@ -18,7 +18,7 @@ def tune(transport: asyncio.BaseTransport, *, always_read: bool = False) -> None
     """Send without delay, probe when idle. ``always_read``: the other end reads at once whatever is sent.
 
     Only then may the kernel's own TCP_USER_TIMEOUT be used. It also counts while a *living* peer keeps its window shut,
-    so on a flow it would kill a consumer that merely stalls for some seconds; flows are watched by :class:`Pulse`.
+    so on a flow it would kill a consumer that merely stalls for some seconds; a :class:`PathMonitor` watches flows.
     """
     sock: socket.socket = transport.get_extra_info("socket")
     if sock.fileno() < 0:
@@ -42,7 +42,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 def hang_up(sock: socket.socket) -> None:
     """Close a socket that no transport has, so that the kernel keeps nothing of it either: a minute for each of a
-    flood's connections would be all its room."""
+    flood's connections would fill its tables."""
     _forget_on_close(sock)
     sock.close()
 
@@ -51,7 +51,7 @@ def _forget_on_close(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-class Pulse:
+class PathMonitor:
     """Whether what a connection has sent still gets through. Ask it every few seconds."""
 
     def __init__(self) -> None:

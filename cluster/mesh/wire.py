@@ -27,7 +27,6 @@ DONE = PIECE.pack(0xFFFFFFFF)
 
 _MAGIC = b"vm"
 _HEADER = struct.Struct("!2sBBH")
-_KEYED = struct.Struct(f"!H{SECRET_BYTES}s")
 
 
 class WireError(Exception):
@@ -258,14 +257,14 @@ class FrameReader:
             # Not chained: the original quotes the bytes.
             raise WireError("frame with a wrong content") from None
 
-    def rest(self) -> bytes:
+    def unread(self) -> bytes:
         """What came after the last frame: the beginning of a stream. The reader is empty then."""
         held, self._held = self._held, b""
         return held
 
 
-class StreamReader:
-    """Takes a data connection's bytes as they come and calls back with the pieces; copies nothing, keeps nothing."""
+class PieceReader:
+    """Takes a data connection's bytes as they come and calls back with the data, END and DONE. Keeps no data."""
 
     def __init__(
         self, data: Callable[[bytes | memoryview], None], end: Callable[[], None], done: Callable[[], None]
@@ -279,7 +278,7 @@ class StreamReader:
         """Raises :class:`WireError` at the first wrong byte; what was right before it has been delivered."""
         position, size = 0, len(chunk)
         if not (self._left or self._prefix or self._ended) and PIECE.size < size <= MAX_PIECE:
-            # Small calls: one piece, all of it.
+            # A small RPC: the chunk is exactly one piece.
             (length,) = PIECE.unpack_from(chunk)
             if length == size - PIECE.size:
                 self._data(chunk[PIECE.size :])

@@ -173,7 +173,7 @@ class Node:
             ready.cancel()
             starting = asyncio.create_task(self._keep_ray(gpus, labels))
             try:
-                # The agent ends by being refused only.
+                # The agent ends by being refused, or by a fault of its own.
                 await asyncio.wait({carrying, starting}, return_when=asyncio.FIRST_COMPLETED)
                 (carrying if carrying.done() else starting).result()
             finally:

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cluster.mesh.agent import join
-from cluster.mesh.control import Control
+from cluster.mesh.control import ControlConnection
 from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.plan import slot
 from cluster.mesh.wire import Frame, Hello, Peers, Ping
@@ -41,6 +41,8 @@ CONNECTS = 40
 CROWDS = (25, 50, 100)
 #: Where ssh listens: its own port, and what it forwards on each machine.
 SSH_PORT, SSH_FORWARD = 2200, 40001
+#: The mesh's ends as programs.
+MESH = [sys.executable, "-m", "tests.parts.cluster.mesh.process"]
 SLOTS = {"head": 1, "gpu1": 2}
 
 Place = tuple[str, int]
@@ -174,10 +176,9 @@ def measure(network: Network, path: Route) -> dict[str, float]:
 
 
 def start_mesh(network: Network, state: Path) -> None:
-    command = [sys.executable, "-m", "cluster.mesh"]
-    hub = network.start("head", [*command, "hub", "--port", str(PUBLIC_PORT), "--state", str(state), "--invite", "1"])
+    hub = network.start("head", [*MESH, "hub", "--port", str(PUBLIC_PORT), "--invite", "1"])
     there = ["agent", "--hub", f"{network.hub_address('gpu1')}:{PUBLIC_PORT}", "--state", str(state / "gpu1")]
-    network.start("gpu1", [*command, *there], {"MESH_TOKEN": hub.expect("invited")["token"]}).expect("ready")
+    network.start("gpu1", [*MESH, *there], {"MESH_TOKEN": hub.expect("invited")["token"]}).expect("ready")
 
 
 def start_ssh(network: Network, state: Path, places: dict[str, Place]) -> None:
@@ -257,11 +258,10 @@ def compare() -> None:
 
 
 @contextmanager
-def crowded_hub(size: int, state: Path) -> Iterator[tuple[Network, Process, list[str]]]:
+def crowded_hub(size: int) -> Iterator[tuple[Network, Process, list[str]]]:
     """A hub with so many invitations."""
     with netns.network(routed=True) as network:
-        command = [sys.executable, "-m", "cluster.mesh", "hub", "--port", str(PUBLIC_PORT), "--state", str(state)]
-        hub = network.start("head", [*command, "--invite", str(size)])
+        hub = network.start("head", [*MESH, "hub", "--port", str(PUBLIC_PORT), "--invite", str(size)])
         hub.expect("ready")
         yield network, hub, [hub.expect("invited")["token"] for _ in range(size)]
 
@@ -271,7 +271,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
     everybody = asyncio.Event()
     complete: set[int] = set()
 
-    async def node(number: int) -> Control:
+    async def node(number: int) -> ControlConnection:
         credentials = await join(address, tokens[number], f"node-{number}", state / f"{len(tokens)}-{number}.json")
 
         def on_frame(frame: Frame) -> None:
@@ -280,7 +280,7 @@ async def crowd(address: HubAddress, tokens: list[str], state: Path, pid: int) -
                 if len(complete) == len(tokens):
                     everybody.set()
 
-        control = await Dialer(address, credentials.fingerprint).connect(Control(on_frame))
+        control = await Dialer(address, credentials.fingerprint).connect(ControlConnection(on_frame))
         control.send(Hello(credentials.slot, credentials.key, os.urandom(16)))
         return control
 
@@ -303,7 +303,7 @@ def scale() -> None:
     print("\n| nodes | all joined and connected, s | hub's CPU for that, s | idle CPU | hub's memory, MB |")
     print("|---|---|---|---|---|")
     for size in CROWDS:
-        with tempfile.TemporaryDirectory() as folder, crowded_hub(size, Path(folder)) as (network, hub, tokens):
+        with tempfile.TemporaryDirectory() as folder, crowded_hub(size) as (network, hub, tokens):
             pid = hub.popen.pid
             before = memory(pid)
             with network.inside("gpu1"):

@@ -91,7 +91,7 @@ class Process:
                 return line
 
     def stats(self) -> dict[str, Any]:
-        """Counters of ``python -m cluster.mesh``."""
+        """Counters of a mesh's ``process``."""
         self.popen.send_signal(signal.SIGUSR1)
         return self.expect("stats")
 

@@ -25,12 +25,14 @@ from cluster.head.process import (
     Autoscaling,
     Head,
     HeadError,
+    PartLost,
     _silence,
     autoscaling,
     redis_environment,
     redis_flags,
 )
 from cluster.head.standby import Standby
+from cluster.mesh.hub import Hub
 from cluster.mesh.plan import HEAD
 from cluster.node.machine import Gpus, Unfit, check_disk, check_gpus
 from serve_app.app import AppArgs
@@ -162,6 +164,32 @@ async def test_a_waiting_head_ends_when_it_is_told_to(database_url: str, tmp_pat
             pytest.fail("the waiting head never said that it is fit")
         stop.set()
         await asyncio.wait_for(running, 5)
+
+
+async def test_a_head_whose_hub_has_failed_ends(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ray:
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def stop(self) -> None:
+            pass
+
+    async def start_ray(*_: object) -> Ray:
+        return Ray()
+
+    async def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    async def deploy(_: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Head, "_start_ray", start_ray)
+    monkeypatch.setattr(Hub, "_watch", fail)
+    application = Application(prepare=lambda: {}, deploy=deploy, count=metrics.count, data_dir=tmp_path)
+    head = Head(application, options_of_head(database_url=database_url, http_port=free_port(), mesh_port=free_port()))
+    with pytest.raises(PartLost, match="hub"):
+        await asyncio.wait_for(head.run(asyncio.Event()), 20)
 
 
 # ---------------------------------------------------------------- watchdog

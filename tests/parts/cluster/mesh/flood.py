@@ -1,4 +1,4 @@
-"""Somebody at the hub's door who means no good, a program: ``python -m tests.parts.cluster.mesh.flood …``.
+"""Somebody at the hub's port who means no good, a program: ``python -m tests.parts.cluster.mesh.flood …``.
 
 ``joins PORT COUNT SECRET``: so many TLS connections that ask to join, by turns with this token's secret and with one
 that is made up. ``silence PORT RATE``: so many TCP connections a second that say nothing, or one byte, by turns. He

@@ -16,7 +16,8 @@ from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub, HubLimits
 from cluster.mesh.identity import Credentials, HubIdentity
 from cluster.mesh.plan import Slot, slot
-from cluster.mesh.registry import MemoryRegistry, NodeRegistry, invite
+from cluster.mesh.registry import NodeRegistry, invite
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -44,7 +45,7 @@ class LoopbackMesh:
     state: Path
     hub: Hub
     limits: HubLimits
-    told: Mapping[int, bytes]
+    fixed_answers: Mapping[int, bytes]
     registry: NodeRegistry
     nodes: dict[int, Node] = field(default_factory=dict)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -83,10 +84,20 @@ class LoopbackMesh:
         ready.cancel()
         return node
 
+    async def revoke(self, number: int) -> None:
+        """Drop a node, now: a hub finds out by itself when it next reads its registry."""
+        await self.registry.revoke(number)
+        await self.hub.sync()
+
+    def nobody_waits(self) -> bool:
+        """At the hub's port, to be let in."""
+        acceptor = self.hub._acceptor
+        return not (acceptor._silent or acceptor._pending)
+
     async def restart_hub(self) -> None:
         """A new hub process on the same port with the same registry."""
         await self.hub.close()
-        self.hub = make_hub(self.registry, self.hub.port, self.limits, self.told)
+        self.hub = make_hub(self.registry, self.hub.port, self.limits, self.fixed_answers)
         await self.hub.start()
 
     @property
@@ -99,14 +110,14 @@ async def loopback_mesh(
     state: Path,
     nodes: int = 2,
     limits: HubLimits | None = None,
-    told: Mapping[int, bytes] | None = None,
+    fixed_answers: Mapping[int, bytes] | None = None,
     registry: NodeRegistry | None = None,
     patience_s: float = 90,
 ) -> AsyncIterator[LoopbackMesh]:
     """A hub with slots 2, 3, … connected."""
-    limits, told = limits or HubLimits(sync_s=0.2, report_s=0.2), told or {}
+    limits, fixed = limits or HubLimits(sync_s=0.2, report_s=0.2), fixed_answers or {}
     registry = registry or MemoryRegistry()
-    mesh = LoopbackMesh(state, make_hub(registry, 0, limits, told), limits, told, registry)
+    mesh = LoopbackMesh(state, make_hub(registry, 0, limits, fixed), limits, fixed, registry)
     await mesh.hub.start()
     try:
         async with asyncio.timeout(patience_s):
@@ -128,8 +139,16 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def make_hub(registry: NodeRegistry, port: int, limits: HubLimits, told: Mapping[int, bytes]) -> Hub:
-    return Hub(IDENTITY, registry, host="127.0.0.1", port=port, limits=limits, told=told, listen_on=listener_of(1))
+def make_hub(registry: NodeRegistry, port: int, limits: HubLimits, fixed_answers: Mapping[int, bytes]) -> Hub:
+    return Hub(
+        IDENTITY,
+        registry,
+        host="127.0.0.1",
+        port=port,
+        limits=limits,
+        fixed_answers=fixed_answers,
+        listen_on=listener_of(1),
+    )
 
 
 def listener_of(number: int) -> Callable[[Slot], str]:

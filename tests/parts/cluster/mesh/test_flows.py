@@ -198,7 +198,7 @@ async def test_port_that_is_taken_is_left_out(tmp_path: Path) -> None:
 async def test_what_the_head_tells_is_read_from_no_socket(tmp_path: Path) -> None:
     """And by nobody who only has a way to the node's listeners."""
     text = b"for nodes alone " * 1000
-    async with loopback_mesh(tmp_path, told={HEAD.briefing: text}) as mesh:
+    async with loopback_mesh(tmp_path, fixed_answers={HEAD.briefing: text}) as mesh:
         assert await mesh.nodes[2].agent.read(HEAD.briefing) == text
         with pytest.raises(ConnectionError):
             # Nothing is told there.
@@ -206,14 +206,14 @@ async def test_what_the_head_tells_is_read_from_no_socket(tmp_path: Path) -> Non
         for address in (HEAD.address, "127.78.2.1"):
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(address, HEAD.briefing)
-        await mesh.hub.revoke(2)
+        await mesh.revoke(2)
         with pytest.raises((ConnectionError, TimeoutError)):
             async with asyncio.timeout(1):
                 await mesh.nodes[2].agent.read(HEAD.briefing)
 
 
 async def test_who_tells_the_head_too_much_where_it_only_tells_is_cut_off(tmp_path: Path) -> None:
-    async with loopback_mesh(tmp_path, told={HEAD.briefing: b"enough"}) as mesh:
+    async with loopback_mesh(tmp_path, fixed_answers={HEAD.briefing: b"enough"}) as mesh:
         key = mesh.nodes[2].credentials.key
         reader, writer = await asyncio.open_connection("127.0.0.1", mesh.hub.port, ssl=client_context())
         writer.write(encode(Open(2, key, 1, HEAD.briefing)) + (PIECE.pack(60_000) + bytes(60_000)) * 10)
@@ -232,8 +232,8 @@ async def test_traffic_is_counted_and_reported(tmp_path: Path) -> None:
         assert 100_000 < two.bytes_in < 110_000
         assert 100_000 < two.bytes_out < 110_000
         assert (three.bytes_in, three.bytes_out) == (0, 0)
-        await until(lambda: mesh.registry._nodes[2].bytes_in == two.bytes_in)
-        assert mesh.registry._nodes[2].last_seen_at is not None
+        await until(lambda: mesh.registry._nodes[2].bytes_in == two.bytes_in)  # type: ignore[attr-defined]
+        assert mesh.registry._nodes[2].last_seen_at is not None  # type: ignore[attr-defined]
 
 
 async def _feed(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -94,7 +94,7 @@ async def test_expired_and_withdrawn_tokens(tmp_path: Path) -> None:
         for ttl, withdraw, reason in ((0, False, Reason.TOKEN_EXPIRED), (60, True, Reason.REVOKED)):
             number, invitation = await invite(mesh.registry, IDENTITY, "x", ttl)
             if withdraw:
-                await mesh.hub.revoke(number)
+                await mesh.revoke(number)
             with pytest.raises(NodeRefused) as error:
                 await join(mesh.address, invitation.token(), "x", tmp_path / "x" / "node.json")
             assert error.value.reason is reason
@@ -205,11 +205,11 @@ async def test_destinations_outside_the_plan(tmp_path: Path) -> None:
 async def test_agent_forwards_to_its_own_ports_only(tmp_path: Path) -> None:
     """Not even its hub can use a node as a way into the machine."""
     async with watched(tmp_path) as mesh:
-        line = mesh.hub._switchboard.line(2)
-        assert line is not None
+        session = mesh.hub._router.session(2)
+        assert session is not None
         agents = (slot(2).dashboard_agent_listen, slot(2).runtime_env_agent)
         for port in (22, HEAD.gcs, slot(3).ports[OFFSET], slot(2).ports[6], *agents):
-            line.control.send(Dial(bytes(16), port))
+            session.control.send(Dial(bytes(16), port))
         await until(lambda: mesh.nodes[2].agent.stats().refused.get("outside_plan", 0) == 6)
 
 
@@ -280,7 +280,7 @@ async def test_slow_loris(tmp_path: Path) -> None:
         await refused(mesh, "crowded", 100)
         await refused(mesh, "slow", 3)
         # All were hung up on, not forgotten.
-        await until(lambda: mesh.hub._door.is_empty)
+        await until(mesh.nobody_waits)
         for writer in lorises:
             writer.transport.abort()
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from cluster.mesh.plan import slot
-from cluster.mesh.sockets import DEAD_S, Pulse
+from cluster.mesh.sockets import DEAD_S, PathMonitor
 from tests.fakes import netns
 from tests.fakes.netns import PUBLIC_PORT, Network, Process
 
 _MISSING = netns.missing()
 pytestmark = pytest.mark.skipif(_MISSING is not None, reason=str(_MISSING))
 
+MESH = [sys.executable, "-m", "tests.parts.cluster.mesh.process"]
 SLOTS = {"head": 1, "gpu1": 2, "gpu2": 3}
 WAYS = [("head", "gpu1"), ("gpu1", "head"), ("head", "gpu2"), ("gpu2", "head")]
 
@@ -38,8 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Hub, two agents, and an echo server on every machine's first worker port."""
     state = tmp_path_factory.mktemp("mesh")
     with netns.network() as network:
-        mesh = [sys.executable, "-m", "cluster.mesh"]
-        hub = network.start("head", [*mesh, "hub", "--port", str(PUBLIC_PORT), "--state", str(state), "--invite", "2"])
+        hub = network.start("head", [*MESH, "hub", "--port", str(PUBLIC_PORT), "--invite", "2"])
         hub.expect("ready")
         agents = {}
         for machine in ("gpu1", "gpu2"):
@@ -57,7 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def start_agent(network: Network, machine: str, state: Path, token: str = "") -> Process:
     hub = f"{network.hub_address(machine)}:{PUBLIC_PORT}"
-    command = [sys.executable, "-m", "cluster.mesh", "agent", "--hub", hub, "--state", str(state / machine)]
+    command = [*MESH, "agent", "--hub", hub, "--state", str(state / machine)]
     return network.start(machine, command, {"MESH_TOKEN": token})
 
 
@@ -182,7 +182,7 @@ def test_cut_by_black_hole(cluster: Cluster) -> None:
 
 
 class Sending:
-    """What :class:`Pulse` asks of a transport."""
+    """What :class:`PathMonitor` asks of a transport."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -199,12 +199,12 @@ def test_a_path_that_died_is_told_from_a_reader_that_stalls(cluster: Cluster) ->
         listener = sockets.enter_context(network.socket("internet"))
         listener.bind(("0.0.0.0", 7000))
         listener.listen(2)
-        pulses, senders = {}, {}
+        monitors, senders = {}, {}
         for machine in ("gpu1", "gpu2"):
             senders[machine] = sender = sockets.enter_context(network.socket(machine))
             sender.connect((network.hub_address(machine), 7000))
             sockets.enter_context(listener.accept()[0])
-            pulses[machine] = Pulse()
+            monitors[machine] = PathMonitor()
         sockets.callback(network.black_hole, "gpu1", False)
         network.black_hole("gpu1", True)
         for sender in senders.values():
@@ -218,7 +218,7 @@ def test_a_path_that_died_is_told_from_a_reader_that_stalls(cluster: Cluster) ->
             assert now - begun < 2 * DEAD_S
             time.sleep(0.5)
             now = time.monotonic()
-            dead = {machine for machine, sender in senders.items() if pulses[machine].is_dead(Sending(sender), now)}
+            dead = {machine for machine, sender in senders.items() if monitors[machine].is_dead(Sending(sender), now)}
         assert dead == {"gpu1"}
         assert now - begun >= DEAD_S
         # The agent takes a few seconds longer to give up. Mended before that, its connection would just go on.

@@ -45,9 +45,9 @@ async def test_lost_control_connection_keeps_flows(tmp_path: Path) -> None:
         node = mesh.nodes[3]
         assert await node.link.get() is True
         reader, writer = await asyncio.open_connection(*mesh.via(1, 3))
-        line = mesh.hub._switchboard.line(3)
-        assert line is not None
-        line.control.abort()
+        session = mesh.hub._router.session(3)
+        assert session is not None
+        session.control.abort()
         assert [await node.link.get(), await node.link.get()] == [False, True]
         writer.write(b"still")
         assert await reader.readexactly(5) == b"still"
@@ -109,7 +109,7 @@ async def test_no_secret_in_any_log_line(tmp_path: Path, caplog: pytest.LogCaptu
         async with loopback_mesh(tmp_path) as mesh:
             keys = [node.credentials.key for node in mesh.nodes.values()]
             await _disturb(mesh)
-            text = f"{lines}{caplog.text}{mesh.hub.stats()}{mesh.nodes[2].credentials}{mesh.registry._nodes}"
+            text = f"{lines}{caplog.text}{mesh.hub.stats()}{mesh.nodes[2].credentials}{mesh.registry._nodes}"  # type: ignore[attr-defined]
     assert "mesh.node_up" in text
     for key in keys:
         for form in (key.hex(), repr(key)[2:-1], key.hex().upper()):
@@ -120,4 +120,4 @@ async def _disturb(mesh: LoopbackMesh) -> None:
     await mesh.restart_hub()
     with pytest.raises(ConnectionError):
         await exchange(mesh.via(1, 3), b"nobody")
-    await mesh.hub.revoke(3)
+    await mesh.revoke(3)

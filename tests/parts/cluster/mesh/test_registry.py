@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.registry import (
     JoinRefused,
-    MemoryRegistry,
     NodeRegistry,
     NoFreeSlot,
     PostgresRegistry,
@@ -20,6 +19,7 @@ from cluster.mesh.registry import (
     metadata,
 )
 from cluster.mesh.wire import Reason
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 TOKENS = [number.to_bytes(32, "big") for number in range(SLOTS + 1)]
 KEY, OTHER = b"k" * 32, b"o" * 32

@@ -16,7 +16,6 @@ import pytest
 from cluster.briefing import Briefing
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, Invitation
-from cluster.mesh.registry import MemoryRegistry
 from cluster.node import weights
 from cluster.node.download import WeightsError, describe
 from cluster.node.machine import Unfit
@@ -24,6 +23,7 @@ from cluster.node.process import briefed
 from cluster.node.weights import Checkpoint
 from serve_app import __version__
 from tests.fakes.http_peer import HttpPeer
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 ROOT = Path(__file__).parents[4]
 CLI = (sys.executable, "-m", "serve_app.cli")
@@ -73,7 +73,7 @@ async def test_a_token_that_is_none_is_refused_here(tmp_path: Path, token: str) 
 
 
 async def test_a_token_that_the_hub_does_not_know_ends_the_node(tmp_path: Path) -> None:
-    identity = HubIdentity.load_or_create(tmp_path / "hub")
+    identity = HubIdentity.derived(bytes(32))
     async with Hub(identity, MemoryRegistry(), host="127.0.0.1", port=0) as hub:
         unknown = Invitation(identity.fingerprint, b"s" * 32).token()
         joining = Joining(tmp_path, f"127.0.0.1:{hub.port}", unknown, "--trust-gpus", "--gpus", "1")

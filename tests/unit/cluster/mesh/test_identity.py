@@ -13,38 +13,30 @@ from hypothesis import strategies as st
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.identity import BadInvitation, Credentials, HubIdentity, Invitation, is_pinned, new_key
 
-
-def test_identity_is_made_once_and_kept_private(tmp_path: Path) -> None:
-    folder = tmp_path / "state"
-    first = HubIdentity.load_or_create(folder)
-    assert HubIdentity.load_or_create(folder) == first
-    assert [file.name for file in folder.iterdir()] == ["hub.pem"]
-    assert stat.S_IMODE((folder / "hub.pem").stat().st_mode) == 0o600
-    assert HubIdentity.load_or_create(tmp_path / "other").fingerprint != first.fingerprint
-    assert "PRIVATE" not in repr(first)
+IDENTITY = HubIdentity.derived(b"a secret of thirty-two bytes....")
 
 
-def test_fingerprint_is_the_certificates(tmp_path: Path) -> None:
-    identity = HubIdentity.load_or_create(tmp_path)
-    certificate = ssl.PEM_cert_to_DER_cert(identity.pem.decode().partition("-----END PRIVATE KEY-----\n")[2])
-    assert hashlib.sha256(certificate).digest() == identity.fingerprint
-    assert is_pinned(certificate, identity.fingerprint)
-    assert not is_pinned(certificate + b"x", identity.fingerprint)
-    assert not is_pinned(None, identity.fingerprint)
+def test_fingerprint_is_the_certificates() -> None:
+    certificate = ssl.PEM_cert_to_DER_cert(IDENTITY.pem.decode().partition("-----END PRIVATE KEY-----\n")[2])
+    assert hashlib.sha256(certificate).digest() == IDENTITY.fingerprint
+    assert is_pinned(certificate, IDENTITY.fingerprint)
+    assert not is_pinned(certificate + b"x", IDENTITY.fingerprint)
+    assert not is_pinned(None, IDENTITY.fingerprint)
     assert x509.load_der_x509_certificate(certificate).issuer.rfc4514_string() == "CN=video-api-mesh"
 
 
 def test_derived_identity_never_changes() -> None:
     """Nodes hold this fingerprint: another one after an update of a library would lock them all out."""
-    identity = HubIdentity.derived(b"a secret of thirty-two bytes....")
-    assert identity == HubIdentity.derived(b"a secret of thirty-two bytes....")
-    assert identity.fingerprint.hex() == "735497283abbf98441fd0456a24a27dc9831cdab3433957c47cddbb2cd09d5c0"
+    assert HubIdentity.derived(b"a secret of thirty-two bytes....") == IDENTITY
+    assert IDENTITY.fingerprint.hex() == "735497283abbf98441fd0456a24a27dc9831cdab3433957c47cddbb2cd09d5c0"
     with pytest.raises(ValueError, match="32 bytes"):
         HubIdentity.derived(b"short")
+    assert HubIdentity.derived(b"another of thirty-two bytes.....").fingerprint != IDENTITY.fingerprint
+    assert "PRIVATE" not in repr(IDENTITY)
 
 
-def test_server_context_speaks_only_tls_1_3(tmp_path: Path) -> None:
-    context = HubIdentity.load_or_create(tmp_path).server_context()
+def test_server_context_speaks_only_tls_1_3() -> None:
+    context = IDENTITY.server_context()
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
 
 

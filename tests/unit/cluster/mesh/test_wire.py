@@ -21,11 +21,11 @@ from cluster.mesh.wire import (
     Joined,
     Open,
     Peers,
+    PieceReader,
     Ping,
     Pong,
     Reason,
     Refused,
-    StreamReader,
     Undialable,
     WireError,
     encode,
@@ -64,7 +64,7 @@ def test_frames_survive_however_they_are_cut(sent: list[Frame], rest: bytes, pla
             got.append(frame)
     assert got == sent
     reader.feed(rest)
-    assert (reader.rest(), reader.rest()) == (rest, b"")
+    assert (reader.unread(), reader.unread()) == (rest, b"")
 
 
 @given(
@@ -86,7 +86,7 @@ def test_any_bytes_give_frames_or_wire_errors(data: bytes, places: list[int]) ->
         read += len(chunk)
     # What was taken for frames is exactly those frames' bytes.
     written = b"".join(map(encode, got))
-    assert data == written + reader.rest()
+    assert data == written + reader.unread()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ class Sink:
     def __init__(self) -> None:
         self.data = b""
         self.marks: list[str] = []
-        self.reader = StreamReader(self.add, lambda: self.marks.append("end"), lambda: self.marks.append("done"))
+        self.reader = PieceReader(self.add, lambda: self.marks.append("end"), lambda: self.marks.append("done"))
 
     def add(self, piece: bytes | memoryview) -> None:
         assert "end" not in self.marks

@@ -1,4 +1,4 @@
-"""Crowds at the hub's door, and a registry that does not answer: those who were let in notice neither."""
+"""Crowds at the hub's port, and a registry that does not answer: those who were let in notice neither."""
 
 import asyncio
 import os
@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cluster.mesh.agent import NodeRefused, join
-from cluster.mesh.control import Opening
+from cluster.mesh.control import PendingConnection
 from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.hub import HubLimits
 from cluster.mesh.identity import Invitation, digest, new_key
-from cluster.mesh.registry import MemoryRegistry, Node, PostgresRegistry, invite
+from cluster.mesh.registry import Node, PostgresRegistry, invite
 from cluster.mesh.wire import Hello, Join, Peers, Reason, encode
 from tests.parts.cluster.mesh.loopback import IDENTITY, LoopbackMesh, echo, exchange, loopback_mesh, until
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
@@ -92,12 +93,12 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def ask(mesh: LoopbackMesh, secret: bytes) -> Opening:
+async def ask(mesh: LoopbackMesh, secret: bytes) -> PendingConnection:
     """Begin to join; the answer has not come."""
-    opening = await Dialer(mesh.address, IDENTITY.fingerprint).connect(Opening())
-    assert opening.transport is not None
-    opening.transport.write(encode(Join(secret, digest(new_key()), "x")))
-    return opening
+    pending = await Dialer(mesh.address, IDENTITY.fingerprint).connect(PendingConnection())
+    assert pending.transport is not None
+    pending.transport.write(encode(Join(secret, digest(new_key()), "x")))
+    return pending
 
 
 @pytest.mark.asyncio(loop_scope="module", loop_factories=["uvloop"])
@@ -121,7 +122,7 @@ async def test_3000_joins_while_the_database_hangs(tmp_path: Path, database_url:
                         await mesh.hub.sync()
                 async with asyncio.timeout(20):
                     # The database hangs still.
-                    await until(lambda: mesh.hub._door.is_empty and descriptors() < before + 40)
+                    await until(lambda: mesh.nobody_waits() and descriptors() < before + 40)
                 assert await exchange(mesh.via(1, 3), b"after") == b"after"
             # Who was invited comes in as soon as it answers again.
             async with asyncio.timeout(30):
@@ -167,11 +168,11 @@ async def test_who_leaves_while_the_registry_thinks_is_forgotten(tmp_path: Path)
     async with loopback_mesh(tmp_path, registry=registry) as mesh:
         _, invitation = await invite(registry, IDENTITY, "x", 60)
         registry.answers.clear()
-        openings = [await ask(mesh, invitation.secret) for _ in range(20)]
+        waiting = [await ask(mesh, invitation.secret) for _ in range(20)]
         await until(lambda: registry.asking == mesh.limits.joining)
-        for opening in openings:
-            opening.abort()
-        await until(lambda: mesh.hub._door.is_empty)
+        for pending in waiting:
+            pending.abort()
+        await until(mesh.nobody_waits)
         # Of the questions some hang still, and those that had no turn yet are never asked.
         assert (registry.asking, registry.redeemed) == (mesh.limits.joining, 2 + mesh.limits.joining)
         registry.answers.set()
@@ -185,12 +186,12 @@ async def test_who_talks_on_instead_of_waiting_is_cut_off(tmp_path: Path) -> Non
     async with loopback_mesh(tmp_path, registry=registry) as mesh:
         _, invitation = await invite(registry, IDENTITY, "x", 60)
         registry.answers.clear()
-        opening = await ask(mesh, invitation.secret)
+        pending = await ask(mesh, invitation.secret)
         await until(lambda: registry.asking == 1)
-        assert opening.transport is not None
-        opening.transport.write(bytes(100_000))
-        await opening.gone.wait()
-        await until(lambda: mesh.hub._door.is_empty)
+        assert pending.transport is not None
+        pending.transport.write(bytes(100_000))
+        await pending.gone.wait()
+        await until(mesh.nobody_waits)
 
 
 async def test_joining_has_a_deadline(tmp_path: Path) -> None:
@@ -210,13 +211,13 @@ async def test_revocations_do_not_wait_for_joins(tmp_path: Path) -> None:
     async with loopback_mesh(tmp_path, registry=registry) as mesh:
         _, invitation = await invite(registry, IDENTITY, "x", 60)
         registry.answers.clear()
-        openings = [await ask(mesh, invitation.secret) for _ in range(30)]
+        waiting = [await ask(mesh, invitation.secret) for _ in range(30)]
         await until(lambda: registry.asking == mesh.limits.joining)
         await registry.revoke(3)
         with pytest.raises(NodeRefused):
             await asyncio.wait_for(mesh.nodes[3].running, 2)
-        for opening in openings:
-            opening.abort()
+        for pending in waiting:
+            pending.abort()
 
 
 async def test_a_join_is_not_undone_by_a_list_that_is_older(tmp_path: Path) -> None:
@@ -271,13 +272,13 @@ async def test_a_flood_of_silence_pushes_out_nobody_from_far_away(tmp_path: Path
         credentials = mesh.nodes[2].credentials
 
         async def come_in() -> bool:
-            opening = await Dialer(address, credentials.fingerprint).connect(Opening())
-            assert opening.transport is not None
-            opening.transport.write(encode(Hello(credentials.slot, credentials.key, os.urandom(16))))
+            pending = await Dialer(address, credentials.fingerprint).connect(PendingConnection())
+            assert pending.transport is not None
+            pending.transport.write(encode(Hello(credentials.slot, credentials.key, os.urandom(16))))
             try:
-                return isinstance(await opening.frame, Peers)
+                return isinstance(await pending.frame, Peers)
             finally:
-                opening.abort()
+                pending.abort()
 
         async with flood("silence", mesh.hub.port, 1000):
             came_in = 0

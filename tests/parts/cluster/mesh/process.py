@@ -1,13 +1,14 @@
-"""Run one end of the mesh as a process: ``python -m cluster.mesh hub|agent …``.
+"""One end of the mesh as a program for tests: ``python -m tests.parts.cluster.mesh.process hub|agent …``.
 
-Secrets come by environment, never by argument: ``MESH_TOKEN`` (agent, to join), ``DATABASE_URL`` (hub). What happens is
-printed as one JSON object per line; ``SIGUSR1`` prints the counters. The exit status is 3 if the hub refused this node.
+The agent's token comes by environment, ``MESH_TOKEN``. What happens is printed as one JSON object per line; ``SIGUSR1``
+prints the counters. The exit status is 3 if the hub refused this node. A hub forgets its nodes with its process.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -18,24 +19,23 @@ from typing import Any
 
 import structlog
 import uvloop
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.counters import Stats
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import Credentials, HubIdentity
-from cluster.mesh.registry import MemoryRegistry, NodeRegistry, PostgresRegistry, invite
+from cluster.mesh.registry import invite
+from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 
 def main() -> None:
     """Parse the command line and run until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="cluster.mesh")
+    parser = argparse.ArgumentParser(prog="mesh")
     ends = parser.add_subparsers(dest="end", required=True)
     hub = ends.add_parser("hub")
     hub.add_argument("--port", type=int, required=True)
-    hub.add_argument("--host", default="0.0.0.0")  # noqa: S104 - the cluster's way in
-    hub.add_argument("--state", type=Path, required=True, help="folder of the hub's certificate")
+    hub.add_argument("--host", default="0.0.0.0")
     hub.add_argument("--invite", type=int, default=0, help="print so many invitations at the start")
     agent = ends.add_parser("agent")
     agent.add_argument("--hub", type=HubAddress.parse, required=True, metavar="HOST:PORT")
@@ -52,9 +52,7 @@ def main() -> None:
 
 
 async def _hub(arguments: argparse.Namespace) -> None:
-    url = os.environ.get("DATABASE_URL")
-    registry: NodeRegistry = PostgresRegistry(create_async_engine(url)) if url else MemoryRegistry()
-    identity = HubIdentity.load_or_create(arguments.state)
+    registry, identity = MemoryRegistry(), HubIdentity.derived(secrets.token_bytes(32))
     async with Hub(identity, registry, host=arguments.host, port=arguments.port) as hub:
         _say("ready", port=hub.port)
         for _ in range(arguments.invite):

@@ -1,4 +1,4 @@
-"""Who waits at a door, oldest first, and who has to go when there are too many."""
+"""A set with a limit: whoever is too many pushes out the oldest."""
 
 from collections import OrderedDict, defaultdict
 from typing import Generic, TypeVar
@@ -6,15 +6,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Crowd(Generic[T]):
-    """At most so many, and of one source at most half of them.
+class EvictingSet(Generic[T]):
+    """At most ``limit`` members, and of one source at most half of that.
 
-    The oldest goes: an honest one waits for a few round trips, so there are few of them among the oldest. Where
-    everybody comes through one proxy, sources tell nothing, and half of the places is what there is.
+    The oldest goes: honest connections wait for a few round trips only, so few of the oldest are honest. Where all
+    come through one proxy, all are one source, and half of the limit is what there is.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._all: OrderedDict[T, str] = OrderedDict()
         self._by_source: defaultdict[str, OrderedDict[T, None]] = defaultdict(OrderedDict)
 
@@ -25,17 +25,17 @@ class Crowd(Generic[T]):
         return one in self._all
 
     def members(self) -> tuple[T, ...]:
-        """Everybody, oldest first."""
+        """Oldest first."""
         return tuple(self._all)
 
     def add(self, one: T, source: str) -> T | None:
-        """Let one more wait. Who has to go for it, and is forgotten here; None while there is room."""
+        """Add one; returns whom that has pushed out, None if nobody."""
         self._all[one] = source
         same = self._by_source[source]
         same[one] = None
-        if len(same) > self._most // 2:
+        if len(same) > self._limit // 2:
             gone = next(iter(same))
-        elif len(self._all) > self._most:
+        elif len(self._all) > self._limit:
             gone = next(iter(self._all))
         else:
             return None
@@ -43,7 +43,7 @@ class Crowd(Generic[T]):
         return gone
 
     def remove(self, one: T) -> None:
-        """It doesn't wait any more, if it did."""
+        """Take it out, if it is in."""
         source = self._all.pop(one, None)
         if source is not None:
             same = self._by_source[source]

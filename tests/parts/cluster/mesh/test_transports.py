@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from cluster.mesh import sockets
-from cluster.mesh.flow import Framed, Plain, hand_over, link
+from cluster.mesh.flow import FramedEndpoint, PlainEndpoint, splice, switch_protocol
 from cluster.mesh.identity import HubIdentity, client_context
-from cluster.mesh.stream import SHUTDOWN_S, Stream, TlsStream
 from cluster.mesh.tls import Tls
+from cluster.mesh.transports import SHUTDOWN_S, TcpTransport, TlsTransport, handshake
 from cluster.mesh.wire import DONE, END, PIECE
 
 IDENTITY = HubIdentity.derived(b"the streams of the tests........")
@@ -56,7 +56,7 @@ class Recorder(asyncio.Protocol):
         self.lost.set_result(error)
 
 
-Pair = Callable[[Recorder, Recorder], Awaitable[tuple[Stream, Stream]]]
+Pair = Callable[[Recorder, Recorder], Awaitable[tuple[TcpTransport, TcpTransport]]]
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
@@ -69,25 +69,25 @@ def connected() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-async def plain(one: Recorder, other: Recorder) -> tuple[Stream, Stream]:
+async def plain(one: Recorder, other: Recorder) -> tuple[TcpTransport, TcpTransport]:
     near, far = connected()
-    return Stream(near, one), Stream(far, other)
+    return TcpTransport(near, one), TcpTransport(far, other)
 
 
-async def tls(one: Recorder, other: Recorder) -> tuple[Stream, Stream]:
+async def tls(one: Recorder, other: Recorder) -> tuple[TcpTransport, TcpTransport]:
     near, far = connected()
     client = Tls(client_context(), server_side=False, server_hostname="hub")
     server = Tls(IDENTITY.server_context(), server_side=True)
-    await asyncio.gather(client.shake(near), server.shake(far))
-    return TlsStream(near, one, client), TlsStream(far, other, server)
+    await asyncio.gather(handshake(near, client), handshake(far, server))
+    return TlsTransport(near, one, client), TlsTransport(far, other, server)
 
 
 @pytest.fixture(params=[plain, tls])
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    made: list[Stream] = []
+    made: list[TcpTransport] = []
 
-    async def make(one: Recorder, other: Recorder) -> tuple[Stream, Stream]:
-        streams: tuple[Stream, Stream] = await request.param(one, other)
+    async def make(one: Recorder, other: Recorder) -> tuple[TcpTransport, TcpTransport]:
+        streams: tuple[TcpTransport, TcpTransport] = await request.param(one, other)
         made.extend(streams)
         return streams
 
@@ -183,11 +183,11 @@ async def test_a_reset_behind_data_is_noticed(pair: Pair) -> None:
 async def test_whoever_waited_for_a_reader_that_died_goes_on() -> None:
     """A program sends its last word, stops reading and is killed, when the answer's end is in its buffer."""
     kept, app = connected()
-    far, leg = Recorder(), Framed()
-    local = Plain()
-    from_far, _ = await tls(far, leg)
-    to_app = Stream(kept, local)
-    link(local, leg)
+    far, remote = Recorder(), FramedEndpoint()
+    local = PlainEndpoint()
+    from_far, _ = await tls(far, remote)
+    to_app = TcpTransport(kept, local)
+    splice(local, remote)
     app.shutdown(socket.SHUT_WR)
     to_app.set_write_buffer_limits(1 << 30)
     while not to_app.get_write_buffer_size():
@@ -197,13 +197,13 @@ async def test_whoever_waited_for_a_reader_that_died_goes_on() -> None:
     await asyncio.sleep(0.1)
     to_app.set_write_buffer_limits(to_app.get_write_buffer_size() + 10)
     from_far.write(PIECE.pack(10_000) + bytes(10_000) + END)
-    await until(lambda: leg._paused and to_app.is_closing())
+    await until(lambda: remote._paused and to_app.is_closing())
     app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     app.close()
     await until(lambda: local.lost)
     from_far.write(DONE)
     from_far.close()
-    await until(lambda: leg.lost)
+    await until(lambda: remote.lost)
 
 
 async def test_an_end_is_told_once() -> None:
@@ -225,10 +225,10 @@ async def test_whoever_takes_over_a_connection_that_is_gone_is_told(pair: Pair) 
     stream, _ = await pair(first, Recorder())
     stream.abort()
     at_once, later = Recorder(), Recorder()
-    hand_over(stream, at_once)
+    switch_protocol(stream, at_once)
     assert await asyncio.wait_for(at_once.lost, 30) is None
     assert not first.lost.done()
-    hand_over(stream, later)
+    switch_protocol(stream, later)
     assert await asyncio.wait_for(later.lost, 30) is None
 
 
@@ -238,7 +238,7 @@ async def test_options_of_a_connection_that_is_gone_do_not_matter(pair: Pair) ->
     stream.abort()
     sockets.tune(stream, always_read=True)
     sockets.reset(stream)
-    assert not sockets.Pulse().is_dead(stream, 0.0)
+    assert not sockets.PathMonitor().is_dead(stream, 0.0)
     assert await asyncio.wait_for(one.lost, 30) is None
 
 
@@ -246,12 +246,12 @@ async def test_what_comes_right_behind_the_handshake_is_not_forgotten() -> None:
     near, far = connected()
     client = Tls(client_context(), server_side=False, server_hostname="hub")
     server = Tls(IDENTITY.server_context(), server_side=True)
-    shaken = asyncio.create_task(server.shake(far))
-    await client.shake(near)
+    shaken = asyncio.create_task(handshake(far, server))
+    await handshake(near, client)
     await shaken
-    server.incoming.write(client.records(b"early"))
+    server.incoming.write(client.encrypt(b"early"))
     other = Recorder()
-    stream = TlsStream(far, other, server)
+    stream = TlsTransport(far, other, server)
     await until(lambda: other.got == b"early")
     stream.abort()
     near.close()
@@ -270,7 +270,7 @@ async def test_who_leaves_in_the_handshake_is_an_error() -> None:
     near, far = connected()
     near.close()
     with pytest.raises(OSError, match=r"left|reset"):
-        await Tls(IDENTITY.server_context(), server_side=True).shake(far)
+        await handshake(far, Tls(IDENTITY.server_context(), server_side=True))
     far.close()
 
 
@@ -284,9 +284,22 @@ async def test_a_bulk_transfer_leaves_the_others_their_turn() -> None:
             while True:
                 great_near.send(bytes(1 << 16))
         small_near.send(b"x")
-        streams = [Stream(great_far, Recorder(name="great", order=order))]
-        streams.append(Stream(small_far, Recorder(name="small", order=order)))
+        streams = [TcpTransport(great_far, Recorder(name="great", order=order))]
+        streams.append(TcpTransport(small_far, Recorder(name="small", order=order)))
         await until(lambda: "small" in order)
         assert order.index("small") <= 1
         for stream in streams:
             stream.abort()
+
+
+async def test_a_protocol_that_fails_loses_its_connection_and_no_other(pair: Pair) -> None:
+    class Broken(Recorder):
+        def data_received(self, data: bytes) -> None:
+            raise ZeroDivisionError
+
+    one, other = Recorder(), Broken()
+    near, far = await pair(one, other)
+    near.write(b"x")
+    assert await asyncio.wait_for(other.lost, 30) is None
+    assert isinstance(await asyncio.wait_for(one.lost, 30), ConnectionResetError)
+    assert far.is_closing()

@@ -3,51 +3,51 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.mesh.crowd import Crowd
-from cluster.mesh.door import _source
+from cluster.mesh.acceptor import _source
+from cluster.mesh.evicting_set import EvictingSet
 
 
 def test_the_oldest_goes() -> None:
-    crowd: Crowd[int] = Crowd(4)
-    assert [crowd.add(number, f"10.0.0.{number}") for number in range(6)] == [None] * 4 + [0, 1]
-    assert crowd.members() == (2, 3, 4, 5)
+    waiting: EvictingSet[int] = EvictingSet(4)
+    assert [waiting.add(number, f"10.0.0.{number}") for number in range(6)] == [None] * 4 + [0, 1]
+    assert waiting.members() == (2, 3, 4, 5)
 
 
 def test_one_source_has_half_of_the_places_and_crowds_out_itself_alone() -> None:
-    crowd: Crowd[str] = Crowd(6)
+    waiting: EvictingSet[str] = EvictingSet(6)
     for honest in ("a", "b", "c"):
-        assert crowd.add(honest, honest) is None
-    gone = [crowd.add(f"flood {number}", "10.0.0.1") for number in range(1000)]
+        assert waiting.add(honest, honest) is None
+    gone = [waiting.add(f"flood {number}", "10.0.0.1") for number in range(1000)]
     assert gone == [None] * 3 + [f"flood {number}" for number in range(997)]
-    assert {"a", "b", "c"} < set(crowd.members())
+    assert {"a", "b", "c"} < set(waiting.members())
 
 
 def test_who_has_left_is_no_member_and_may_leave_twice() -> None:
-    crowd: Crowd[int] = Crowd(2)
-    crowd.add(1, "x")
-    crowd.remove(1)
-    crowd.remove(1)
-    assert 1 not in crowd
-    assert len(crowd) == 0
-    assert crowd.add(2, "x") is None
+    waiting: EvictingSet[int] = EvictingSet(2)
+    waiting.add(1, "x")
+    waiting.remove(1)
+    waiting.remove(1)
+    assert 1 not in waiting
+    assert len(waiting) == 0
+    assert waiting.add(2, "x") is None
 
 
 @given(st.integers(2, 20), st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=200))
 def test_never_more_than_that_and_nobody_goes_unsaid(most: int, steps: list[tuple[int, bool]]) -> None:
-    crowd: Crowd[int] = Crowd(most)
+    waiting: EvictingSet[int] = EvictingSet(most)
     inside: dict[int, str] = {}
     for number, (source, leaves) in enumerate(steps):
         if leaves and inside:
             gone = next(iter(inside))
-            crowd.remove(gone)
+            waiting.remove(gone)
             del inside[gone]
             continue
         inside[number] = str(source)
-        crowded_out = crowd.add(number, str(source))
+        crowded_out = waiting.add(number, str(source))
         if crowded_out is not None:
             del inside[crowded_out]
-        assert crowd.members() == tuple(inside)
-        assert len(crowd) <= most
+        assert waiting.members() == tuple(inside)
+        assert len(waiting) <= most
         assert max(list(inside.values()).count(each) for each in inside.values()) <= most // 2
 
 
