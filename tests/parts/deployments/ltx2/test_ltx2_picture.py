@@ -33,7 +33,7 @@ def extent(image: Image.Image) -> tuple[float, float]:
     size=st.sampled_from([(320, 192), (192, 320), (256, 256), (512, 288), (256, 512)]),
     mode=st.sampled_from(["crop", "letterbox"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_disc_stays_a_disc(
     width: int, height: int, size: tuple[int, int], mode: Literal["crop", "letterbox"]
 ) -> None:
@@ -46,7 +46,7 @@ def test_a_disc_stays_a_disc(
 
 
 @given(width=st.integers(1, 4000), height=st.integers(1, 4000), mode=st.sampled_from(["crop", "letterbox"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_size_fits(width: int, height: int, mode: Literal["crop", "letterbox"]) -> None:
     assert picture.fit(Image.new("RGB", (width, height)), 64, 96, mode).size == (64, 96)
 
@@ -110,7 +110,7 @@ def test_other_formats_are_not_even_tried(kind: str, tmp_path: Path) -> None:
 
 
 @given(data=st.binary(max_size=200), format=st.sampled_from([JPEG, PNG, WEBP]), at=st.floats(0, 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_garbage_is_read_or_refused_but_never_an_accident(
     data: bytes, format: Format, at: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -71,7 +71,7 @@ def test_cross_timestep_reaches_the_transformer(version: Version, cross: bool, t
 
 @pytest.mark.parametrize("version", [Version.LTX_2_0, Version.LTX_VIDEO])
 @given(duration=st.integers(1, 3), fps=st.integers(8, 30))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_frames_are_as_many_as_asked_for(
     version: Version, duration: int, fps: int, request: pytest.FixtureRequest
 ) -> None:

@@ -623,7 +623,6 @@ def run(database_url: str, examples: int, *, chosen: int | None = None) -> None:
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=50,
-                deadline=None,
                 derandomize=chosen is None,
                 database=None,
                 print_blob=False,

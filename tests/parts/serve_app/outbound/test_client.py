@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.outbound.addresses import Address
@@ -246,7 +246,6 @@ async def test_not_a_link_we_fetch(client: SafeClient, path: Path, url: str, cod
 UNTRUSTING = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-@settings(deadline=None)
 @given(url=st.text(max_size=30).map(lambda text: "http://" + text))
 def test_any_text_is_judged(url: str) -> None:
     async def scenario() -> None:

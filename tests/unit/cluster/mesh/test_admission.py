@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.mesh.admission import authenticate, has_been_invited, may_dial, may_open
@@ -72,7 +72,6 @@ numbers = st.integers(1, SLOTS)
 ports = st.integers(0, 65535) | numbers.flatmap(lambda number: st.sampled_from(slot(number).ports))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 65535), ports)
 def test_a_node_reaches_the_head_alone(target: int, port: int) -> None:
     needed = {HEAD.node_manager, HEAD.object_manager, HEAD.gcs, HEAD.http, *HEAD.workers}
@@ -86,7 +85,6 @@ def test_every_port_of_the_head() -> None:
     assert open_ports == sorted(HEAD.forwarded)
 
 
-@settings(deadline=None)
 @given(numbers, ports)
 def test_a_node_lets_its_hub_reach_what_ray_needs_there(number: int, port: int) -> None:
     own = slot(number)

@@ -155,7 +155,7 @@ step = st.tuples(
 )
 steps = st.lists(step, max_size=20) | st.lists(step, min_size=40, max_size=80)
 faults = st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["die", "cut"]), sides), max_size=2)
-calm = settings(deadline=None, max_examples=300)
+calm = settings(max_examples=300)
 
 
 @calm

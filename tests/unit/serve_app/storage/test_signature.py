@@ -1,7 +1,7 @@
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.storage.base import MAX_EXPIRY_S
@@ -97,7 +97,6 @@ def test_fields_cannot_run_into_each_other(signer: Signer) -> None:
         signer.verify("GET", key, moved)
 
 
-@settings(deadline=None)
 @given(filename=st.text(max_size=40), seconds=st.integers(1, MAX_EXPIRY_S))
 def test_any_filename_survives_the_url(filename: str, seconds: int) -> None:
     clean = filename.encode("utf-8", "replace").decode()
