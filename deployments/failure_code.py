@@ -6,8 +6,8 @@ from enum import StrEnum
 class FailureCode(StrEnum):
     """Stable: clients act on it. Members carry what it means and whether such a failure is followed by another attempt.
 
-    That is the rule; the case at hand may know better. A name that does not resolve and a refused connection are both
-    ``source_unreachable``, and only the second is worth a try.
+    That is the rule; the case at hand may know better. A name that does not exist and a host that does not answer in
+    time are both ``source_unreachable``, and only the second is worth a try.
     """
 
     meaning: str
@@ -64,7 +64,10 @@ class FailureCode(StrEnum):
 
     # The job
     EXPIRED = "expired", "An attempt did not start before its deadline."
-    MODEL_UNAVAILABLE = "model_unavailable", "Nor could any have: the model does not start, and the message says why."
+    MODEL_UNAVAILABLE = (
+        "model_unavailable",
+        "It did not start before its deadline, and could not have: the message says what keeps the model from it.",
+    )
     WORKER_FAILED = "worker_failed", "A worker outside the cluster reported a failure."
     INTERNAL_ERROR = (
         "internal_error",

@@ -1,6 +1,6 @@
 """The one place where the parts of a process of the service are put together, from its settings.
 
-``app.py`` says which processes there are; the head of a cluster is put together in ``cluster/head/process.py``.
+``app.py`` says which processes there are; ``cli/head.py`` puts the service and a cluster's head together.
 """
 
 from serve_app.intake.inputs import Intake

@@ -43,7 +43,7 @@ log = structlog.get_logger()
 #: Ray's least is 75 MiB, and nothing large passes through it: media goes by URL. On a small ``/dev/shm`` (64 MB in a
 #: container by default) Ray puts it into its temporary folder instead.
 OBJECT_STORE_BYTES = 100 * 1024**2
-#: Seconds that Serve's proxy gets to finish requests after SIGTERM.
+#: Seconds that Ray gets to drain after SIGTERM.
 DRAIN_S = 10.0
 #: Serve brings its controller and the API back by itself; it gets so long. How often it is asked.
 SILENCE_S = 120.0

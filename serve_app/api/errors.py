@@ -1,4 +1,5 @@
-"""Every error a client can see: one tree, one stable code each.
+"""Every error of the application: one tree, one stable code each. ``server.py`` has two of its own, for what is no HTTP
+request (400 ``invalid_request``) and for heads that are too large (431 ``headers_too_large``).
 
 ::
 

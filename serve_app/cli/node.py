@@ -58,7 +58,8 @@ def join(
     end_command: EndCommand = "",
     pass_env: PassEnv = None,
 ) -> None:
-    """Make this machine a node of a cluster, until SIGTERM. All it needs is a way out to the head's TCP port.
+    """Make this machine a node of a cluster, until SIGTERM. It needs a way out to the head's TCP port, and by
+    HTTPS to media and weights.
 
     <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.

@@ -1,1 +1,9 @@
-"""Durable jobs. PostgreSQL is the truth; ``store.py`` is the only place that changes a job's state."""
+"""Durable jobs. PostgreSQL is the truth; a job's status changes in ``store.py`` and ``ending.py`` and nowhere else.
+
+``job.py`` is the record, ``tables.py`` the schema (``migrations/``), ``database.py`` the way in, ``role.py`` the
+service's own role. ``claim.py`` says whose job is next and leases it, ``rows.py`` reads and renews under a lease,
+``retry.py`` whether there is another attempt, ``reports.py`` what a worker may say, ``tasks.py`` what it is sent.
+``dispatcher.py`` runs all loops over ``workers.py``; ``readiness.py`` and ``conditions.py`` know why jobs wait,
+``queue.py`` how long. ``deliveries.py`` and ``delivery_queue.py`` are webhooks, ``metrics.py`` the counters;
+``retention.py`` and ``orphans.py`` delete. The rules in a list: ``docs/jobs.md``.
+"""

@@ -1,4 +1,4 @@
-"""The only place that changes a job's state.
+"""What clients, the dispatcher and workers may do to a job; with ``ending.py`` the only place that changes its status.
 
 Two rules make jobs neither lost nor doubled:
 

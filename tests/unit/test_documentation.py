@@ -67,6 +67,19 @@ def test_pages_name_files_and_pages_that_there_are() -> None:
             assert (ROOT / path).exists() or path.startswith("deployments/still/"), f"{page.name}: {path}"
 
 
+def test_configuration_names_files_that_there_are() -> None:
+    for page in (*(ROOT / "configs").glob("*.yaml"), ROOT / "Dockerfile", ROOT / "railway.toml", ROOT / ".env.example"):
+        for path in re.findall(
+            r"\b((?:serve_app|deployments|cluster|docs|tests)/[\w./-]*\w\.(?:py|md|json))", page.read_text()
+        ):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_a_node_can_say_where_each_model_s_weights_are() -> None:
+    """``node join`` makes ``X_MODEL_PATH`` of ``X_WEIGHTS``."""
+    assert [spec.name for spec in MODELS.values() if not spec.weights_variable.endswith("_MODEL_PATH")] == []
+
+
 def test_every_code_and_stage_is_explained_and_used() -> None:
     product = [path.read_text() for package in ("deployments", "serve_app") for path in (ROOT / package).rglob("*.py")]
     for member in (*FailureCode, *Stage, *WaitCode):
