@@ -44,11 +44,12 @@ async def deploy(wanted: dict[str, Any], dashboard_url: str, timeout_s: float, t
     names = [application["name"] for application in wanted["applications"]]
     headers = {"authorization": f"Bearer {token}"} if token else {}
     give_up = time.monotonic() + timeout_s
-    sent, seen = False, "no answer"
+    sent, seen = False, ""
     async with httpx.AsyncClient(
         base_url=dashboard_url, headers=headers, timeout=30, trust_env=False, transport=AsyncBounded()
     ) as dashboard:
-        while time.monotonic() < give_up:
+        # However short the time, one look is what the message can be about.
+        while not seen or time.monotonic() < give_up:
             try:
                 if not sent:
                     answer = await dashboard.put(_PATH, json=wanted)

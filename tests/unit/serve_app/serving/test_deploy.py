@@ -86,12 +86,12 @@ async def test_it_waits_until_the_application_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "reason"),
-    [(("DEPLOYING", "DEPLOY_FAILED"), "no module"), ((400,), "refused"), (("DEPLOYING",), "DEPLOYING")],
+    ("states", "timeout_s", "reason"),
+    [(("DEPLOYING", "DEPLOY_FAILED"), 20, "no module"), ((400,), 20, "refused"), (("DEPLOYING",), 0, "DEPLOYING")],
 )
-async def test_what_does_not_come_up_is_said(states: tuple[str | int, ...], reason: str) -> None:
+async def test_what_does_not_come_up_is_said(states: tuple[str | int, ...], timeout_s: float, reason: str) -> None:
     with dashboard(*states) as (url, _), pytest.raises(ConfigurationError, match=reason):
-        await deploy(WANTED, url, 0.3)
+        await deploy(WANTED, url, timeout_s)
 
 
 async def test_the_deployment_at_fault_says_why() -> None:
