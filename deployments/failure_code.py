@@ -1,16 +1,15 @@
 """Why a job failed: the one list of codes that clients, metrics and both halves of the service know."""
 
-from enum import StrEnum
+from deployments.explained import Explained
 
 
-class FailureCode(StrEnum):
+class FailureCode(Explained):
     """Stable: clients act on it. Members carry what it means and whether such a failure is followed by another attempt.
 
     That is the rule; the case at hand may know better. A name that does not exist and a host that does not answer in
     time are both ``source_unreachable``, and only the second is worth a try.
     """
 
-    meaning: str
     transient: bool
 
     def __new__(cls, code: str, meaning: str = "", transient: bool = False) -> "FailureCode":

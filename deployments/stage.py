@@ -1,18 +1,10 @@
 """What is happening to a job at the moment, as clients see it."""
 
-from enum import StrEnum
+from deployments.explained import Explained
 
 
-class Stage(StrEnum):
+class Stage(Explained):
     """Finer than the status, and for people: a client that waits goes by the status."""
-
-    meaning: str
-
-    def __new__(cls, name: str, meaning: str = "") -> "Stage":
-        member = str.__new__(cls, name)
-        member._value_ = name
-        member.meaning = meaning
-        return member
 
     @classmethod
     def _missing_(cls, value: object) -> "Stage":

@@ -2,29 +2,21 @@
 
 import re
 import sys
-from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
-from typing import Protocol, cast
 
+from deployments.explained import Explained
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.jobs.conditions import WaitCode
 
-
-class _Explained(Protocol):
-    value: str
-    meaning: str
-
-
 #: By the field of a job that holds them.
-_FIELDS: dict[str, type[Enum]] = {"stage": Stage, "wait_code": WaitCode, "error_code": FailureCode}
+_FIELDS: dict[str, type[Explained]] = {"stage": Stage, "wait_code": WaitCode, "error_code": FailureCode}
 
 
 def table(field: str) -> str:
     """Markdown: every value of the field and what it means. ↻: such a failure is followed by another attempt."""
     rows = [f"| `{field}` | meaning |", "|---|---|"]
-    for member in cast("Iterable[_Explained]", _FIELDS[field]):
+    for member in _FIELDS[field]:
         again = " ↻" if getattr(member, "transient", False) else ""
         rows.append(f"| `{member.value}`{again} | {member.meaning} |")
     return "\n".join(rows)
@@ -34,10 +26,10 @@ def with_tables(page: str) -> str:
     """``page`` with each table made anew: from the header that names the field to the next blank line."""
     for field in _FIELDS:
         old = re.compile(rf"^\| `{field}` \| meaning \|\n(?:\|.*\n)+", re.MULTILINE)
-        made = table(field) + "\n"
-        page, count = old.subn(lambda _, made=made: made, page)  # type: ignore[misc]
-        if count != 1:
-            raise ValueError(f"there are {count} tables of {field}, not one")
+        before, *found = old.split(page)
+        if len(found) != 1:
+            raise ValueError(f"there are {len(found)} tables of {field}, not one")
+        page = f"{before}{table(field)}\n{found[0]}"
     return page
 
 

@@ -78,12 +78,11 @@ class Checks:
 
     def __init__(self, services: Services) -> None:
         self.health = Shared(self._health)
-        self.metrics = Shared(self._metrics)
+        self.metrics = Shared(self._metrics, CHECK_TIMEOUT_S)
         self._services = services
         # A database that hangs can't be waited for, not even until what asks it is cancelled.
         self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
         self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
-        self._families = Shared(self._collect, CHECK_TIMEOUT_S)
 
     async def _health(self) -> Response:
         details: dict[str, str] = {}
@@ -111,14 +110,12 @@ class Checks:
         return Response(health.model_dump_json(), status, media_type="application/json")
 
     async def _metrics(self) -> Response:
-        registry = CollectorRegistry()
-        registry.register(_Collected(await self._families.get()))
-        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def _collect(self) -> list[Metric]:
         depths = await self._counts.get()
         async with self._services.engine.connect() as db:
-            return list(await metrics.collect(db, depths))
+            families = list(await metrics.collect(db, depths))
+        registry = CollectorRegistry()
+        registry.register(_Collected(families))
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _checks(request: Request, services: ServicesOf) -> Checks:

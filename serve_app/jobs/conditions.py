@@ -5,28 +5,20 @@ The dispatcher writes what it sees; the API reads, and so does the store when a 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.explained import Explained
 from deployments.stage import Stage
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.tables import conditions
 
 
-class WaitCode(StrEnum):
+class WaitCode(Explained):
     """What keeps a job waiting, beyond its turn."""
-
-    meaning: str
-
-    def __new__(cls, code: str, meaning: str = "") -> "WaitCode":
-        member = str.__new__(cls, code)
-        member._value_ = code
-        member.meaning = meaning
-        return member
 
     MODEL_UNAVAILABLE = (
         "model_unavailable",
