@@ -18,8 +18,8 @@ TUNED = {
     "RAY_gcs_server_request_timeout_seconds": "120",
     # A call whose connection was reset waits so long for the news that the actor is dead, before it fails with
     # ActorUnavailableError. Serve takes that error of a health check for the replica's death and kills it at once; so
-    # it has to come later than ``health_check_timeout_s`` (60 s in configs/production.yaml), of which three may pass.
-    "RAY_timeout_ms_task_wait_for_death_info": "75000",
+    # it has to come later than ``health_check_timeout_s`` (90 s in configs/production.yaml), of which two may pass.
+    "RAY_timeout_ms_task_wait_for_death_info": "105000",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers start when they are needed, not one per CPU in advance.
     "RAY_prestart_worker_first_driver": "0",
