@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests bench-wav2lip bench-mesh bench-neighbours bench-hostile bench-head clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -52,6 +52,9 @@ bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of
 	$(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py --memory
+
+bench-transports: $(STAMP)  ## The mesh's transports against asyncio's over 20 ms and 500 Mbit/s; as root
+	$(BIN)/python tests/benchmarks/transports.py
 
 bench-mesh: $(STAMP)  ## Against a cable and OpenSSH, in network namespaces; as root
 	$(BIN)/python tests/benchmarks/mesh.py

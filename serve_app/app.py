@@ -67,6 +67,7 @@ class AppArgs(BaseModel):
 class Api:
     """HTTP, on a port of its own (``api/server.py`` says why). Stateless; scale it by ``num_replicas``."""
 
+    # Serve awaits it, which Python's types do not know.
     async def __init__(  # type: ignore[misc]
         self, environment: Environment, host: str, dispatcher: DeploymentHandle
     ) -> None:
@@ -93,6 +94,7 @@ class Api:
 class DispatcherDeployment:
     """Runs the dispatcher's loops in this replica and takes the workers' reports. Serve awaits the constructor."""
 
+    # Serve awaits it, which Python's types do not know.
     async def __init__(  # type: ignore[misc]
         self, environment: Environment, models: Mapping[str, DeploymentHandle]
     ) -> None:

@@ -181,7 +181,8 @@ class Agent:
                 log.warning("mesh.hub_lost", slot=self.slot.number, error=str(error) or type(error).__name__)
             failures = 0 if self._sessions > sessions else failures + 1
             # All nodes lose a restarting hub at the same moment: spread them.
-            await asyncio.sleep(random.uniform(0, min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))))  # noqa: S311
+            longest = min(self._timing.backoff_s, 0.25 * 2 ** min(failures, 10))
+            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 - spreads load
 
     async def _session(self) -> None:
         """One control connection, until it ends. Raises OSError or :class:`NodeRefused`."""

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from deployments.sandbox import kernel, landlock, seccomp
 from deployments.sandbox.layers import LAYERS
@@ -59,7 +60,7 @@ class Confinement:
         self._put_on("no_new_privs", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
         self._put_on("landlock_files", lambda: _landlock(allowed))
         for layer, least in (("landlock_tcp", landlock.TCP), ("landlock_scopes", landlock.SCOPES)):
-            self._put_on(layer, lambda least=least: _part_of_landlock(least))  # type: ignore[misc]
+            self._put_on(layer, partial(_part_of_landlock, least))
         self._put_on("capabilities", kernel.drop_capabilities)
         self._put_on("seccomp", lambda: seccomp.install(seccomp.filter_calls(program=program)))
         self._check(layer for layer in LAYERS if layer not in _OUTER)
@@ -81,7 +82,7 @@ class Confinement:
 
     def _leave_namespaces(self) -> None:
         for layer, flag in _NAMESPACES.items():
-            self._put_on(layer, lambda flag=flag: kernel.unshare(flag))  # type: ignore[misc]
+            self._put_on(layer, partial(kernel.unshare, flag))
 
     def _limit_processes(self) -> None:
         release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])

@@ -46,6 +46,7 @@ class CenterFace:
         self._dtype = dtype or (torch.float32 if device.type == "cuda" else best_dtype(device))
         self.batch = 32 if device.type == "cuda" else 4
         network = OnnxNetwork(weights_path()).to(device=device, dtype=self._dtype)
+        # torch's stubs know no memory_format alone.
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

@@ -40,6 +40,7 @@ class TorchGenerator:
         # On a CPU larger batches only cost page faults (2.2 GB at 128), on a GPU smaller ones leave it idle.
         self.batch = 64 if device.type == "cuda" else 16
         network = folded(network).to(device=device, dtype=self._dtype)
+        # torch's stubs know no memory_format alone.
         self._network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

@@ -117,6 +117,7 @@ class S3FD:
         ) as error:
             raise CheckpointError(f"WAV2LIP_S3FD_PATH={path} is not an S3FD checkpoint: {error}") from error
         network = network.eval().requires_grad_(False).to(device)
+        # torch's stubs know no memory_format alone.
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

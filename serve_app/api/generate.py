@@ -81,6 +81,7 @@ async def _uploads(request: GenerateOptions, services: Services) -> Mapping[str,
         raise JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
     if job is not None and job.status is not Status.UPLOADING:
         raise JobNotUploading(param="job_id")
+    # A field of each member of the union.
     inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
     for item in inputs:
         field = f"{item.name}_url"

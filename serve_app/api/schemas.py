@@ -67,6 +67,7 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
     created.model_rebuild(force=True)
+    # Of both bases; create_model is typed for one.
     return created  # type: ignore[return-value]
 
 
@@ -79,6 +80,7 @@ if len(REQUESTS) > 1:
 
 def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: str) -> NewJob:
     """The job that a valid request asks for."""
+    # A field of each request that _request_model made.
     name: str = request.model  # type: ignore[attr-defined]
     spec = MODELS[name]
     params = {field: getattr(request, field) for field in spec.params.model_fields}

@@ -96,6 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     # asyncio.Protocol
 
+    # As uvicorn has it: a server's transport can always be read and written.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._among.opened(self)
@@ -242,6 +243,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    # uvicorn's is typed as the generator it is made of.
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """Leave signals to the process."""
         return nullcontext()

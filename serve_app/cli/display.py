@@ -26,6 +26,7 @@ def job(found: Job) -> RenderableType:
     for name in _ORDER:
         if name not in found:
             continue
+        # _ORDER lists keys of Job.
         value: Any = found[name]  # type: ignore[literal-required]
         if name == "progress":
             value = f"{value:.0f} %"

@@ -83,6 +83,7 @@ def _speak(text: str, library: str, data: str) -> tuple[int, bytes]:
 
     def hear(samples: object, count: int, _: object) -> int:
         if samples and count > 0:
+            # A pointer, as ``callback`` says.
             heard.extend(ctypes.string_at(samples, count * 2))  # type: ignore[arg-type]
         return 0
 

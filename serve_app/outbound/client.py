@@ -156,6 +156,7 @@ class _Clock:
 
     async def __aexit__(self, *error: object) -> None:
         try:
+            # The three that Python passes.
             await self._timeout.__aexit__(*error)  # type: ignore[arg-type]
         except TimeoutError as late:
             message = f"{self._target.netloc} took longer than {self._seconds:g} s in all. Use a faster server."

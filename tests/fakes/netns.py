@@ -106,7 +106,7 @@ class Network:
     """The namespaces, and what runs in them."""
 
     routed: bool
-    _prefix: str = field(default_factory=lambda: f"va-{os.getpid()}")
+    _prefix: str
     _stack: ExitStack = field(default_factory=ExitStack)
     _forwarder: Process | None = None
 
@@ -221,9 +221,9 @@ class Network:
 
 
 @contextmanager
-def network(routed: bool = False) -> Iterator[Network]:
-    """Build it, and take it and everything in it away again."""
-    net = Network(routed)
+def network(routed: bool = False, prefix: str | None = None) -> Iterator[Network]:
+    """Build it, and take it and everything in it away again. ``prefix`` of its namespaces: where there are several."""
+    net = Network(routed, prefix or f"va-{os.getpid()}")
     with net._stack:
         net._build()
         if not routed:
