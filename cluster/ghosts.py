@@ -6,14 +6,17 @@ gone for good counts as alive for minutes, since links may be cut. Whoever knows
 """
 
 import asyncio
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 import structlog
 from ray.core.generated import common_pb2, gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.mesh.plan import slot
-from cluster.mesh.registry import NodeRegistry
+
+if TYPE_CHECKING:
+    # Nodes use this module, too, and have no database.
+    from cluster.mesh.registry import NodeRegistry
 
 log = structlog.get_logger()
 
@@ -27,7 +30,7 @@ async def lay(gcs_address: str, token: str, node_address: str) -> int:
     return await asyncio.to_thread(_lay, gcs_address, token, node_address)
 
 
-async def lay_revoked(registry: NodeRegistry, gcs_address: str, token: str) -> NoReturn:
+async def lay_revoked(registry: "NodeRegistry", gcs_address: str, token: str) -> NoReturn:
     """Do so for every node whose key is void, for ever: the mesh lets none of its packets through any more."""
     done: set[int] = set()
     while True:

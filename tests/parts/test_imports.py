@@ -37,3 +37,10 @@ print("imported", len({names!r}))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("imported")
     assert len(specs) >= 1
+
+
+def test_a_node_starts_without_the_head_s_database() -> None:
+    """It has none, and the library would take half a second of its start and 25 MB of its memory."""
+    program = "import sys; sys.modules['sqlalchemy'] = None; import cluster.node.process"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
