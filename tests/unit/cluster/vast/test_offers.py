@@ -1,6 +1,7 @@
 """Which offers are kept, in which order, and what they cost."""
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
@@ -169,7 +170,7 @@ offers = st.builds(
     gpu_ram=st.sampled_from([40960, 81920]),
     verification=st.sampled_from(["verified", "unverified"]),
 )
-markets = st.lists(offers, max_size=12, unique_by=lambda offer: offer.id)
+markets = st.lists(offers, max_size=12, unique_by=attrgetter("id"))
 works = st.builds(
     Work,
     **dict.fromkeys(("image_bytes", "package_bytes", "weight_bytes", "media_in_bytes", "media_out_bytes"),
@@ -181,7 +182,9 @@ works = st.builds(
 @given(markets, works)
 def test_every_offer_is_either_kept_or_dropped(market: list[Offer], work: Work) -> None:
     found = rank(market, GPU_A100, work)
-    assert sorted(each.offer.id for each in (*found.kept, *found.dropped)) == sorted(offer.id for offer in market)
+    assert sorted([each.offer.id for each in found.kept] + [each.offer.id for each in found.dropped]) == sorted(
+        offer.id for offer in market
+    )
 
 
 @given(markets, works, st.randoms(use_true_random=False))
