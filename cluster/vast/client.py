@@ -8,7 +8,6 @@
         await vast.destroy(instance.id)
 """
 
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -63,13 +62,13 @@ class VastClient:
         """
         answer = await self._exchange.repeatable(Endpoint.SEARCH, "POST", "/api/v0/bundles/", body=query)
         offers: list[Offer] = []
-        records = _records(answer, "offers")
-        for record in records:
+        unreadable: list[str] = []
+        for record in _records(answer, "offers"):
             try:
                 offers.append(_read(Offer, record))
             except _Unreadable as error:
-                log.warning("vast.offer_unreadable", offer_id=_id_of(record), fields=str(error))
-        return Page(tuple(offers), unreadable=len(records) - len(offers))
+                unreadable.append(str(error))
+        return Page(tuple(offers), tuple(unreadable))
 
     async def rent(self, request: RentRequest) -> Instance:
         """Rent it, and look that it is what was asked for. Takes a minute or two where Vast does not answer properly.
@@ -171,7 +170,3 @@ def _records(answer: Answer, name: str) -> list[Any]:
 def _is_gone(answer: Answer) -> bool:
     # 404 without an object is not Vast's, but of a server that has no such path.
     return answer.says("no_such_instance") or (answer.status in (404, 410) and answer.data is not None)
-
-
-def _id_of(record: Any) -> Any:
-    return record.get("id") if isinstance(record, Mapping) else None

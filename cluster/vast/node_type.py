@@ -34,6 +34,8 @@ class NodeType:
     def __post_init__(self) -> None:
         if not 0 < self.reliability <= 1:
             raise ValueError("reliability: more than 0, at most 1")
+        if not self.inet_down_mbps > 0:
+            raise ValueError("inet_down_mbps: more than 0")
 
 
 #: LTX-2, which does not fit 40 GB. A card of 80 GB reports between 81,000 and 81,920. The disk takes the 140 GiB of

@@ -26,7 +26,6 @@ class Offer(BaseModel):
     disk_space_gb: Amount = Field(alias="disk_space")
     cuda_max_good: Amount
     inet_down_mbps: Amount = Field(alias="inet_down")
-    inet_up_mbps: Amount = Field(alias="inet_up")
     #: Dollars per GB.
     inet_down_cost: Amount
     inet_up_cost: Amount

@@ -67,7 +67,7 @@ class Requirement:
         """What it has and what it should have. Empty where the reason says it all."""
         if isinstance(self.value, bool):
             return ""
-        sign = {"eq": "not", "gte": "below", "lte": "above", "in": "not one of"}[self.operator]
+        sign = {"eq": "instead of", "gte": "below", "lte": "above", "in": "not one of"}[self.operator]
         wanted = ", ".join(self.value) if self.operator == "in" else _said(self.value)
         return f"{_said(self.of(offer))} {sign} {wanted}{self.unit}"
 

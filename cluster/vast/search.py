@@ -22,13 +22,13 @@ class Page:
     """One answer."""
 
     offers: tuple[Offer, ...]
-    #: Offers that lack what is asked of every offer.
-    unreadable: int = 0
+    #: For each offer that lacks what is asked of every offer, which fields those are.
+    unreadable: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
         """There may be more."""
-        return len(self.offers) + self.unreadable >= PAGE
+        return len(self.offers) + len(self.unreadable) >= PAGE
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Market:
     """All that was seen, cheapest first."""
 
     offers: tuple[Offer, ...]
-    unreadable: int = 0
+    unreadable: tuple[str, ...] = ()
     #: False: there are more, dearer ones.
     complete: bool = True
 
@@ -48,6 +48,8 @@ def market(node: NodeType) -> Query:
         "num_gpus": {"eq": node.gpus},
         "rentable": {"eq": True},
         "rented": {"eq": False},
+        # Of other markets that Vast shows, too.
+        "external": {"eq": False},
         # On demand: nobody can take it from us by bidding more.
         "type": "on-demand",
         # The price then is the one that the rental will have.
@@ -74,7 +76,7 @@ async def pages(query: Query, search: Callable[[Query], Awaitable[Page]], most: 
     seen whole. An offer whose price changed meanwhile is in it once, at the newer price.
     """
     seen: dict[int, Offer] = {}
-    unreadable = 0
+    unreadable: tuple[str, ...] = ()
     asked = query
     complete = False
     for _ in range(most):

@@ -139,7 +139,7 @@ def _data(node: "NodeType", jobs: int, market: "Market", ranking: "Ranking") -> 
         "type": node.name,
         "jobs": jobs,
         "complete": market.complete,
-        "unreadable": market.unreadable,
+        "unreadable": list(market.unreadable),
         "kept": [
             {
                 "offer_id": each.offer.id,
@@ -171,7 +171,8 @@ def _rendered(data: Mapping[str, Any]) -> RenderableType:
     if data["dropped"]:
         parts += [Text(), _dropped(data["dropped"])]
     if data["unreadable"]:
-        parts.append(Text(f"{data['unreadable']} offers could not be read."))
+        fields = ", ".join(sorted(set(data["unreadable"])))
+        parts.append(Text(f"{len(data['unreadable'])} offers could not be read: {fields}."))
     if not data["complete"]:
         parts.append(Text("There are more offers, dearer ones, that were not looked at."))
     return Group(*parts)

@@ -21,7 +21,6 @@ SEARCH_CAP = 64
 LIST_CAP = 25
 #: Seconds between two requests that Vast's documentation wants, by endpoint.
 PACING_S = {"search": 1.0, "rent": 4.5, "list": 1.0, "show": 1.0, "destroy": 3.0, "account": 1.0}
-#: Fields that a list can't be filtered by, and that a search knows beside those of an offer.
 _MONTH_S = 730 * 3600
 _OPERATORS = {
     **{"eq": operator.eq, "neq": operator.ne, "gt": operator.gt, "gte": operator.ge},
@@ -239,7 +238,7 @@ class FakeVast:
             found = [each for each in found if _holds(each, name, condition)]
         for name, direction in reversed(order):
             found.sort(key=lambda each, name=name: each[name], reverse=direction == "desc")
-        return {"offers": [{**each, "verified": None} for each in found[:limit]]}
+        return {"offers": found[:limit]}
 
     def rent(self, ask: int, body: Mapping[str, Any]) -> dict[str, Any]:
         found = next((each for each in self.offers if each["id"] == ask), None)

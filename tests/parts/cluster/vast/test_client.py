@@ -225,7 +225,7 @@ async def test_an_offer_that_can_t_be_read_is_counted_and_passed_over(client: Va
     server.vast.offers[1]["inet_down_cost"] = None
     page = await call(client, "search")
     assert [each.id for each in page.offers] == [1, 3]
-    assert page.unreadable == 1
+    assert page.unreadable == ("inet_down_cost",)
 
 
 async def test_requests_to_an_endpoint_wait_for_each_other(client: VastClient, server: VastServer) -> None:

@@ -63,6 +63,13 @@ async def test_nothing_that_fits_is_said(server: VastServer, offers: Offers) -> 
     assert (result.exit_code, result.stdout.strip()) == (0, "No offer fits.")
 
 
+async def test_an_offer_that_can_t_be_read_is_counted(server: VastServer, offers: Offers) -> None:
+    server.vast.offers[1]["reliability"] = None
+    found = parsed(await offers("--json"))
+    assert ([each["offer_id"] for each in found["kept"]], found["unreadable"]) == ([1], ["reliability"])
+    assert "1 offers could not be read: reliability." in (await offers()).stdout
+
+
 async def test_the_risk_is_taken_by_whoever_says_so(server: VastServer, offers: Offers) -> None:
     found = parsed(await offers("--trust-any-host", "--json"))
     assert [each["offer_id"] for each in found["kept"]] == [4, 1, 5, 2]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[4]
 UNFIT = [
     ({"rentable": False}, Drop.NOT_FREE, ""),
     ({"gpu_name": "H100 SXM"}, Drop.OTHER_GPU, "H100 SXM not one of A100 SXM4, A100 PCIE, A100X"),
-    ({"num_gpus": 2}, Drop.OTHER_GPU, "2 not 1 GPUs"),
+    ({"num_gpus": 2}, Drop.OTHER_GPU, "2 instead of 1 GPUs"),
     ({"gpu_ram": 40960}, Drop.GPU_MEMORY, "40,960 below 76,000 MB"),
     ({"gpu_ram": 96000}, Drop.GPU_MEMORY, "96,000 above 84,000 MB"),
     ({"verification": "unverified"}, Drop.UNVERIFIED_HOST, ""),
@@ -97,9 +97,10 @@ def test_node_types_are_those_of_the_cluster() -> None:
         assert node.disk_gb * 1e9 >= types[name]["node_config"]["disk_gib"] * 2**30
 
 
-def test_a_node_type_has_some_reliability() -> None:
-    with pytest.raises(ValueError, match="reliability"):
-        replace(GPU_4090, reliability=0)
+@pytest.mark.parametrize("name", ["reliability", "inet_down_mbps"])
+def test_a_node_type_asks_for_what_costs_are_divided_by(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(GPU_4090, **{name: 0})
 
 
 # ---------------------------------------------------------------- cost
