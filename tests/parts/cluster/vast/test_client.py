@@ -245,7 +245,7 @@ async def test_requests_that_come_too_close_are_noticed_by_the_fake(clock: Virtu
 
 async def test_a_server_that_is_silent_or_not_there_is_unavailable(clock: VirtualClock) -> None:
     async with Hole() as hole, VastClient(KEY, f"http://127.0.0.1:{hole.port}", clock=clock, timeout_s=0.1) as client:
-        with pytest.raises(Unavailable, match="ReadTimeout"):
+        with pytest.raises(Unavailable, match="Timeout"):
             await client.credit()
     async with VastClient(KEY, f"http://127.0.0.1:{hole.port}", clock=clock) as client:
         with pytest.raises(Unavailable, match="ConnectError"):
