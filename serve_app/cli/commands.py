@@ -15,11 +15,11 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import display, head, node, nodes
+from serve_app.cli import display, head, node, nodes, offers
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
-from serve_app.cli.terminal import Code, Session, UsageProblem, consoles, sentence
+from serve_app.cli.terminal import Code, CommandFailed, Session, UsageProblem, consoles, sentence
 from serve_app.client import ApiError, Client, Job, Unreachable, WaitTimedOut
 
 EXIT_CODES = """\
@@ -69,6 +69,8 @@ class Commands(TyperGroup):
             raise _failed(message, Code.UNREACHABLE if error.status >= 500 else Code.REFUSED) from None
         except Unreachable as error:
             raise _failed(str(error), Code.UNREACHABLE) from None
+        except CommandFailed as error:
+            raise _failed(str(error), error.code) from None
         except WaitTimedOut as error:
             raise _failed(str(error), Code.WAIT_TIMED_OUT) from None
         except BrokenPipeError:
@@ -321,6 +323,7 @@ def migrate() -> None:
 
 app.command()(head.head)
 app.command()(nodes.nodes)
+app.command()(offers.offers)
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
 for command in (node.join, nodes.token, nodes.revoke):
     node_commands.command()(command)

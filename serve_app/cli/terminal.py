@@ -31,6 +31,14 @@ class UsageProblem(Exception):
     """The command cannot run like this; the message says why."""
 
 
+class CommandFailed(Exception):
+    """The command ends with this exit code; the message says why."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def sentence(text: str) -> str:
     """With a full stop, so that another sentence can follow."""
     text = text.rstrip()

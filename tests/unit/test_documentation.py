@@ -20,10 +20,11 @@ EXAMPLE = (ROOT / ".env.example").read_text()
 
 
 def variables() -> set[str]:
-    """Every environment variable of the service; ``environment`` itself is set by the Serve YAML."""
+    """Every environment variable of the service, but ``environment``, which the Serve YAML sets; and of commands."""
     aliases = {name: str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()}
     del aliases["environment"]
-    return {*aliases.values(), *(spec.weights_variable for spec in MODELS.values())}
+    commands = {"VAST_API_KEY", "VAST_URL"}
+    return {*aliases.values(), *(spec.weights_variable for spec in MODELS.values()), *commands}
 
 
 def test_every_variable_is_in_the_readme_and_the_example() -> None:

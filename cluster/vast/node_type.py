@@ -1,0 +1,66 @@
+"""Kinds of machines that are wanted. Their names are those of ``available_node_types`` in configs/cluster.yaml."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeType:
+    """What a machine has to have; more is welcome, but for the GPUs, where another is another class."""
+
+    name: str
+    #: As Vast writes them, with a blank.
+    gpu_names: tuple[str, ...]
+    gpus: int = 1
+    #: MB of one GPU, from and to. Names do not tell an A100 of 40 GB from one of 80 GB.
+    gpu_ram_mb: tuple[float, float]
+    #: MB of host memory that the rental itself gets.
+    cpu_ram_mb: float
+    cpu_cores: float
+    disk_gb: float
+    #: Mb/s.
+    inet_down_mbps: float
+    #: Greatest version of CUDA that the host's driver takes.
+    cuda: float = 12.8
+    #: 0 to 1.
+    reliability: float = 0.95
+    #: Seconds for which the host has to offer it: a node is not to be taken from us in the middle of its work.
+    duration_s: float = 86400.0
+    #: False: only hosts that Vast has verified, in datacenters that it has vetted. True takes anybody's machine, and
+    #: whoever runs one can run code in every Ray process of the cluster, on the head too, and sees all users' media.
+    trust_any_host: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reliability <= 1:
+            raise ValueError("reliability: more than 0, at most 1")
+        if not self.inet_down_mbps > 0:
+            raise ValueError("inet_down_mbps: more than 0")
+
+
+#: LTX-2, which does not fit 40 GB. A card of 80 GB reports between 81,000 and 81,920. The disk takes the 140 GiB of
+#: configs/cluster.yaml: 70 GB of weights, their parts while they load, and the image. Weights are mapped, not copied,
+#: into host memory, of which half of them has to fit. Weights of that size want a fast line.
+GPU_A100 = NodeType(
+    name="gpu_a100",
+    gpu_names=("A100 SXM4", "A100 PCIE", "A100X"),
+    gpu_ram_mb=(76_000, 84_000),
+    cpu_ram_mb=48_000,
+    cpu_cores=6,
+    disk_gb=151,
+    inet_down_mbps=1000,
+)
+
+#: Wav2Lip. A card of 24 GB reports 24,564; there are rebuilt ones of 48 GB. Vast allows 256 threads and processes for
+#: each core, and Ray takes hundreds: hence 5, where the work itself wants 4.
+GPU_4090 = NodeType(
+    name="gpu_4090",
+    gpu_names=("RTX 4090",),
+    gpu_ram_mb=(24_000, 26_000),
+    cpu_ram_mb=16_000,
+    cpu_cores=5,
+    disk_gb=33,
+    inet_down_mbps=500,
+)
+
+NODE_TYPES: Mapping[str, NodeType] = MappingProxyType({node.name: node for node in (GPU_A100, GPU_4090)})

@@ -1,0 +1,179 @@
+"""The fake Vast on a port of 127.0.0.1, for tests and for processes that they start (``VAST_URL``).
+
+::
+
+    async with VastServer(FakeVast([offer(1)])) as server:
+        server.fail("rent", Fault(status=500, worked=True))
+        async with VastClient(KEY, server.url) as client: …
+
+``GET /__fake/bill`` says what each instance has cost so far.
+"""
+
+import asyncio
+import json
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from tests.fakes.http_source import Seen, reply
+from tests.fakes.vast import KEY, FakeVast, Wrong
+
+#: How Vast words one and the same error, with its status, as the mood takes it.
+SHAPES = {
+    "all": lambda wrong: {"success": False, "error": wrong.code, "msg": wrong.message},
+    "msg": lambda wrong: {"success": False, "msg": f"error {wrong.code}: {wrong.message}"},
+    "message": lambda wrong: {"message": f"{wrong.code} {wrong.message}"},
+    "detail": lambda wrong: {"detail": [{"type": wrong.code, "loc": ["body"]}]},
+    "text": lambda wrong: f"{wrong.code}: {wrong.message}",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What goes wrong with one request."""
+
+    status: int = 500
+    body: bytes = b"Internal Server Error"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: What was asked for is done first.
+    worked: bool = False
+    #: The connection ends without an answer, or there is none for as long as the client stays.
+    cut: bool = False
+    silent: bool = False
+
+
+def too_many(retry_after: str | None = None) -> Fault:
+    """429, in plain text."""
+    headers = {} if retry_after is None else {"Retry_After": retry_after}
+    return Fault(status=429, body=b"API requests too frequent endpoint threshold=3.0", headers=headers)
+
+
+class VastServer:
+    """``shape`` is one of ``SHAPES``."""
+
+    def __init__(self, vast: FakeVast, *, shape: str = "all") -> None:
+        self.vast = vast
+        self.shape = shape
+        #: Requests as they came, with the headers.
+        self.seen: list[Seen] = []
+        self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
+
+    def fail(self, endpoint: str, *faults: Fault) -> None:
+        """The next requests to it, one each."""
+        self._faults[endpoint].extend(faults)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aenter__(self) -> Self:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            first, *lines = head.rstrip().split("\r\n")
+            method, target, _ = first.split(" ")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            seen = Seen(method, target, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+            self.seen.append(seen)
+            await self._answer(seen, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            # The client hung up, which is what some tests are about.
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(seen.target)
+        if parts.path == "/__fake/bill":
+            bill = json.dumps(self.vast.bill()).encode()
+            return await reply(200, bill, Content_Type="application/json", Connection="close")(seen, writer)
+        endpoint = _endpoint(seen.method, parts.path)
+        if endpoint is None:
+            return await reply(404, b"<html>no such page</html>", Connection="close")(seen, writer)
+        key = seen.headers.get("authorization", "").removeprefix("Bearer ")
+        self.vast.arrive(endpoint, key)
+        fault = self._faults[endpoint].popleft() if self._faults[endpoint] else None
+        if fault is None or fault.worked:
+            status, body, more = self._work(endpoint, seen, key)
+        if fault is not None:
+            if fault.silent:
+                await asyncio.Event().wait()
+            if fault.cut:
+                return writer.transport.abort()
+            status, body, more = fault.status, fault.body, fault.headers
+        return await reply(status, body, **more, Connection="close")(seen, writer)
+
+    def _work(self, endpoint: str, seen: Seen, key: str) -> tuple[int, bytes, Mapping[str, str]]:
+        """Do it; status, body and headers of the answer."""
+        try:
+            done = self._do(endpoint, seen, key)
+        except Wrong as wrong:
+            said: Any = SHAPES[self.shape](wrong)
+            if wrong.extra:
+                said = {**SHAPES["all"](wrong), **wrong.extra}
+            headers = {}
+            if wrong.code == "search_quota_exceeded":
+                midnight = self.vast.clock.now().replace(hour=0, minute=0, second=0).timestamp() + 86400
+                headers = {"X_RateLimit_Reset": str(int(midnight))}
+            return wrong.status, said.encode() if isinstance(said, str) else json.dumps(said).encode(), headers
+        return 200, json.dumps(done).encode(), {"Content_Type": "application/json"}
+
+    def _do(self, endpoint: str, seen: Seen, key: str) -> Mapping[str, Any]:
+        parts = urlsplit(seen.target)
+        last = parts.path.rstrip("/").rpartition("/")[2]
+        number = int(last) if last.isdecimal() else 0
+        if key != KEY:
+            contract = self.vast.contracts.get(number)
+            # A container's own key is good for its own end.
+            if endpoint != "destroy" or contract is None or contract.key != key:
+                raise Wrong(401, "auth_error", f"Invalid user key {key}")
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        match endpoint:
+            case "search":
+                return self.vast.search(json.loads(seen.body))
+            case "rent":
+                return self.vast.rent(number, json.loads(seen.body))
+            case "list":
+                return self.vast.list(int(query.get("limit", "25")), int(query.get("after_token", "0")))
+            case "show":
+                return self.vast.show(number)
+            case "destroy":
+                return self.vast.destroy(number)
+            case _:
+                return self.vast.account()
+
+
+def _endpoint(method: str, path: str) -> str | None:
+    kind = (method, *path.strip("/").split("/")[:3])
+    number = path.rstrip("/").rpartition("/")[2].isdecimal()
+    # Without the slash at the end Vast redirects.
+    if not path.endswith("/"):
+        return None
+    return {
+        ("POST", "api", "v0", "bundles", False): "search",
+        ("PUT", "api", "v0", "asks", True): "rent",
+        ("GET", "api", "v1", "instances", False): "list",
+        ("GET", "api", "v0", "instances", True): "show",
+        ("DELETE", "api", "v0", "instances", True): "destroy",
+        ("GET", "api", "v0", "users", False): "account",
+    }.get((*kind, number))
