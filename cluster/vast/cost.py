@@ -55,7 +55,7 @@ class Cost:
 
 
 def cost(offer: Offer, node: NodeType, work: Work) -> Cost:
-    """The whole cost. The formula is that of facts/vast-railway.md §7, whose table it reproduces::
+    """The whole cost. It is the sum of what Vast meters, from its price list::
 
         start   = setup + (image + packages + weights) / line
         GPU     = price per hour × (start + busy + idle)

@@ -1,4 +1,4 @@
-"""Vast.ai: its market, its contracts and its bill, after facts/vast-railway.md §1. ``vast_server`` puts it on a port.
+"""Vast.ai: its market, its contracts and its bill. ``vast_server`` puts it on a port.
 
 A contract's state is a function of its age and of what its machine was told to do with it (:class:`Scenario`), so it
 runs on any clock: a real one, or one that a test moves.

@@ -105,7 +105,7 @@ def test_a_node_type_asks_for_what_costs_are_divided_by(name: str) -> None:
 
 # ---------------------------------------------------------------- cost
 
-#: The table of facts/vast-railway.md §7: jobs in a burst, dollars per video.
+#: What a burst of so many jobs cost by a plan that was made by hand: dollars per video.
 LTX2 = {1: 0.62, 5: 0.148, 20: 0.060, 100: 0.036, 1000: 0.031}
 WAV2LIP = {1: 0.099, 5: 0.022, 20: 0.0075, 100: 0.0036, 1000: 0.0027}
 
