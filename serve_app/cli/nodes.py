@@ -46,7 +46,7 @@ def token(
         slot, text = _run(work())
     except NoFreeSlot:
         raise UsageProblem("no free slot: revoke a node, or wait until a revoked one's slot is free") from None
-    address = hub or _railway_proxy() or "HOST:PORT"
+    address = hub or railway_proxy() or "HOST:PORT"
     session: Session = ctx.obj
     command = f"video-api node join --hub {address} --token {text}"
     session.show({"slot": slot, "token": text, "hub": address, "command": command}, command)
@@ -67,15 +67,17 @@ def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `vi
 
 def nodes(ctx: typer.Context) -> None:
     """List the nodes: slot, state, when last seen, traffic since it joined."""
-    settings = _settings()
-
-    async def work() -> Sequence["Node"]:
-        async with _registry(settings) as registry:
-            return await registry.nodes()
-
-    now = datetime.now(UTC)
-    found = [_row(node, now) for node in _run(work())]
+    found = _run(rows(_settings()))
     ctx.obj.show(found, _table(found))
+
+
+async def rows(settings: "Settings") -> list[dict[str, Any]]:
+    """All nodes, as they are shown. Raises UsageProblem if the database does not answer, SQLAlchemyError without the
+    head's tables."""
+    async with _registry(settings) as registry:
+        found = await registry.nodes()
+    now = datetime.now(UTC)
+    return [_row(node, now) for node in found]
 
 
 #: A node reports by being connected; twice the hub's interval without it means that it is away.
@@ -145,6 +147,6 @@ def _run(work: Any) -> Any:
     return asyncio.run(work)
 
 
-def _railway_proxy() -> str:
+def railway_proxy() -> str:
     host, port = os.environ.get("RAILWAY_TCP_PROXY_DOMAIN"), os.environ.get("RAILWAY_TCP_PROXY_PORT")
     return f"{host}:{port}" if host and port else ""

@@ -5,6 +5,7 @@
     inputs/{job}/{nonce}/input.jpg              as a client uploaded it
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
+    probes/{nonce}/                             written and deleted by `video-api doctor`
 
 ``{job}/{nonce}`` is the job's *folder*. Clients may choose the id of a job, but not the nonce, which is new for every
 row: so cleaning up after one job can never touch the media of another. Jobs from before there were nonces have the bare
@@ -44,6 +45,11 @@ def output(folder: str, attempt: int) -> str:
 def prefixes(folder: str) -> tuple[str, ...]:
     """All that belongs to a job."""
     return tuple(f"{root}/{folder}/" for root in ROOTS)
+
+
+def probes(nonce: str) -> str:
+    """A folder for what is written to see whether the store works; gone a moment later."""
+    return f"probes/{nonce}/"
 
 
 def owner(key: str) -> tuple[str, str] | None:
