@@ -91,7 +91,11 @@ class Worker:
     async def _work(self, claim: Claim) -> None:
         job, lease = claim.job, claim.lease
         await self._looks.at(job.id)
-        assert await self._store.start(Started(lease=lease)) is Verdict.GO_ON
+        if (verdict := await self._store.start(Started(lease=lease))) is not Verdict.GO_ON:
+            # Cancelled before it began, which is quick on a busy machine.
+            assert verdict is Verdict.CANCELLED
+            await self._store.stopped(Stopped(lease=lease))
+            return
         await self._looks.at(job.id)
         await self._store.progress(Progress(lease=lease, stage="generating", percent=42))
         if job.params.get("prompt") == "hang":
