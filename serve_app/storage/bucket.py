@@ -49,7 +49,8 @@ class Bucket:
             self._client.put_object(Bucket=self._name, Key=key, Body=data, ContentType="application/json")
 
     def upload(self, key: str, path: Path, on_bytes: Callable[[int], object]) -> None:
-        """Store a file, in parts if it is large. The object is there whole or not at all.
+        """Store a file, in parts if it is large. The object is there whole or not at all; parts that a killed process
+        leaves are the bucket's to expire, as R2 does after a week.
 
         ``on_bytes(done)`` is called from several threads, one at a time.
         """

@@ -122,11 +122,12 @@ def _explained(api: HfApi, repository: str, revision: str | None) -> Iterator[No
         raise HubError(_sentence(error.__cause__ or error, api, repository, revision)) from None
     except (HfHubHTTPError, httpx2.HTTPError) as error:
         raise HubError(_sentence(error, api, repository, revision)) from None
-    except OSError as error:
-        if error.errno is not None:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             # This machine's: a disk that is full.
             raise
-        raise HubError(f"a file of {repository} did not come whole: run the command again") from None
+        # Too few bytes; or the store of pieces (Xet) failed, whose client knows no other error.
+        raise HubError(f"a file of {repository} did not come whole: run the command again") from error
 
 
 def _sentence(error: BaseException, api: HfApi, repository: str, revision: str | None) -> str:

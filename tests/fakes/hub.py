@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -31,8 +33,10 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Silence:
-    """Nothing is said until the hub ends."""
+class Pause:
+    """After so many bytes nothing comes until the hub's ``resume`` is set."""
+
+    after: int
 
 
 @dataclass
@@ -45,11 +49,15 @@ class Repository:
     gated: bool = False
     #: Tokens of accounts that may read it if it is private or gated.
     readers: frozenset[str] = frozenset()
+    #: Tokens may see what there is, but not read it.
+    closed: bool = False
+    #: Large files are in pieces in the store (Xet). This one hands none of them out.
+    in_pieces: bool = False
     commit: str = "c0" * 20
     #: What is sent in place of a file's content.
     damaged: dict[str, bytes] = field(default_factory=dict)
     #: What happens to the next requests for a file's content.
-    faults: dict[str, list[Cut | Refusal | Silence]] = field(default_factory=dict)
+    faults: dict[str, list[Cut | Refusal | Pause]] = field(default_factory=dict)
 
     def entry(self, path: str) -> dict[str, object]:
         """As the tree lists it."""
@@ -72,9 +80,8 @@ class Hub:
         self.fetched: list[tuple[str, int]] = []
         #: Authorization headers that reached the store: each is a leak.
         self.leaked: list[str] = []
-        self.ended = threading.Event()
-        #: Set when a client waits for what is not said.
-        self.silent = threading.Event()
+        #: Set when a client waits for what does not come, and by the test when it shall.
+        self.paused, self.resume = threading.Event(), threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         self.url, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
@@ -85,7 +92,7 @@ class Hub:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.ended.set()
+        self.resume.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -105,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._info(match[1], match[2] or "main")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
             self._tree(match[1], match[2], int(query.get("cursor", ["0"])[0]))
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/xet-read-token/[^/]+", path):
+            expires = str(int(time.time()) + 3600)
+            store = {"x-xet-cas-url": self.hub.store, "x-xet-access-token": "t", "x-xet-token-expiration": expires}
+            self._answer(200, **store)
         elif match := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
             self._stored(match[1], match[2], query)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -139,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
             # What it has is shown to all, but what is in it is not.
             self._refuse(403 if self._token() else 401, "GatedRepo", "Access to this model is restricted.")
             return
+        if repository.closed:
+            self._refuse(403, None, "Forbidden")
+            return
         if path not in repository.files:
             self._refuse(404, "EntryNotFound", "Entry not found")
             return
@@ -150,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         location = f"{self.hub.store}/store/{name}/{path}?Signature={SIGNATURE}"
         sha256 = hashlib.sha256(repository.files[path]).hexdigest()
         linked = {"x-linked-etag": f'"{sha256}"', "x-linked-size": str(entry["size"])}
+        if repository.in_pieces:
+            refresh = f"{self.hub.url}/api/models/{name}/xet-read-token/{revision}"
+            linked |= {"x-xet-hash": sha256, "x-xet-refresh-route": refresh}
         self._answer(302, b"", location=location, **linked, **headers)
 
     def _stored(self, name: str, path: str, query: dict[str, list[str]]) -> None:
@@ -177,10 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self._answer(206 if begin else 200, content[begin:], after, **headers)
                     self.close_connection = True
                     return
-                case Silence():
-                    self.hub.silent.set()
-                    self.hub.ended.wait()
-                    self.close_connection = True
+                case Pause(after):
+                    self._answer(206 if begin else 200, content[begin:], after, **headers)
+                    self.hub.paused.set()
+                    self.hub.resume.wait()
+                    # Who waited may be gone.
+                    with suppress(ConnectionError):
+                        self.wfile.write(content[begin + after :])
                     return
         self._answer(206 if begin else 200, content[begin:], **headers)
 

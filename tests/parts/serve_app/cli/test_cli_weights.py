@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from cluster.node import weights
 from serve_app.cli import app
 from tests.fakes.http_source import HttpSource, reply
-from tests.fakes.hub import SIGNATURE, Cut, Hub, Repository, Silence
+from tests.fakes.hub import SIGNATURE, Cut, Hub, Pause, Repository
 from tests.fakes.s3 import make_bucket, s3_server
 from tests.fakes.weights import contents
 from tests.parts.serve_app.cli.invocation import parsed
@@ -169,7 +169,7 @@ def test_no_key_gets_anywhere(endpoint: str, bucket: str, hub: Hub, tmp_path: Pa
 
 @pytest.mark.usefixtures("bucket")
 def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories[NAME].faults["unet/weights"] = [Silence()]
+    hub.repositories[NAME].faults["unet/weights"] = [Pause(1000)]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(hub: Hub, tmp_path: Path) 
     command = [sys.executable, "-c", program, "weights", "mirror", NAME]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         try:
-            assert hub.silent.wait(LIMIT_S)
+            assert hub.paused.wait(LIMIT_S)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=LIMIT_S)
         finally:
@@ -187,6 +187,18 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(hub: Hub, tmp_path: Path) 
     assert process.returncode == 130
     assert said.endswith("interrupted; the same command goes on from here\n")
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_store_of_pieces_that_fails_is_said(hub: Hub, tmp_path: Path) -> None:
+    """Its client raises errors of its own, and keeps logs: in a process and a folder of its own."""
+    hub.repositories[NAME].in_pieces = True
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "serve_app.cli", "weights", "mirror", NAME]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=LIMIT_S)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: a file of someone/model did not come whole: run the command again\n")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("hub")

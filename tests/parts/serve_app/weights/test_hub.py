@@ -1,9 +1,16 @@
 """Why a hub gives nothing: each in a sentence that says what to do, without a link or a token in it."""
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 
 from serve_app.weights.hub import HubError, HubSource
-from tests.fakes.hub import Hub, Refusal, Repository
+from tests.fakes.hub import Hub, Pause, Refusal, Repository
 
 TOKEN, STRANGER = "hf_of_a_reader", "hf_of_a_stranger"
 OPEN, PRIVATE, GATED = "someone/open", "someone/private", "someone/gated"
@@ -63,6 +70,12 @@ def test_what_goes_wrong_in_the_middle(hub: Hub, status: int, said: str) -> None
         fetch(hub, OPEN, token=TOKEN)
 
 
+def test_a_token_without_the_right_to_read(hub: Hub) -> None:
+    hub.repositories[OPEN].closed = True
+    with pytest.raises(HubError, match="forbids someone/open to HF_TOKEN: give the token the right"):
+        fetch(hub, OPEN, token=TOKEN)
+
+
 def test_a_file_that_is_too_short_did_not_come_whole(hub: Hub) -> None:
     repository = hub.repositories[GATED]
     repository.damaged["weights"] = b"0123"
@@ -79,3 +92,48 @@ def test_something_else_than_a_hub_is_no_hub(hub: Hub) -> None:
     hub.repositories[OPEN].commit = None
     with pytest.raises(HubError, match="is HF_ENDPOINT a model hub"):
         fetch(hub, OPEN)
+
+
+def test_how_much_is_here_is_told_while_it_comes(hub: Hub) -> None:
+    # The library writes by ten MiB.
+    content = os.urandom(10 * 1024**2 + 5_000)
+    repository = hub.repositories[OPEN] = Repository({"weights": content})
+    repository.faults["weights"] = [Pause(len(content) - 1_000)]
+    source = HubSource.find(OPEN, None, endpoint=hub.url, token=None)
+    (file,) = source.files()
+    told = []
+
+    def tell(done: int) -> None:
+        told.append(done)
+        if done >= 10 * 1024**2:
+            # Not before: it would be here already.
+            hub.resume.set()
+
+    with source.opened(file, tell) as path:
+        assert path.read_bytes() == content
+    assert max(told) >= 10 * 1024**2
+
+
+def test_a_disk_without_room_for_the_file_is_said_before_it_is_fetched(hub: Hub) -> None:
+    source = HubSource.find(OPEN, None, endpoint=hub.url, token=None)
+    (file,) = source.files()
+    with pytest.raises(OSError, match="MiB are free"), source.opened(replace(file, size=1 << 60), lambda done: None):
+        pass
+    assert hub.fetched == []
+
+
+def test_a_disk_that_fails_is_not_the_hub_s_fault(hub: Hub) -> None:
+    hub.repositories[OPEN] = Repository({"weights": os.urandom(3 * 1024**2)})
+    with no_files_over(1024**2), pytest.raises(OSError, match="too large") as caught:
+        fetch(hub, OPEN)
+    assert caught.value.errno == errno.EFBIG
+
+
+@contextmanager
+def no_files_over(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
