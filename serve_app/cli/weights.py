@@ -18,6 +18,7 @@ from serve_app.cli.progress import showing_steps
 from serve_app.cli.terminal import Code, Session, UsageProblem, sentence
 
 if TYPE_CHECKING:
+    from serve_app.settings import Settings
     from serve_app.weights.mirrors import Copied, Mirror, Mirrors
     from serve_app.weights.source import Source
 
@@ -31,7 +32,9 @@ def mirror(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="OWNER/NAME[@REVISION] of the model hub, a folder or a file.", show_default=False
+            metavar="SOURCE",
+            help="OWNER/NAME or OWNER/NAME@REVISION of the model hub, a folder or a file.",
+            show_default=False,
         ),
     ],
     name: Annotated[
@@ -47,8 +50,9 @@ def mirror(
 ) -> None:
     """Copy a checkpoint into the bucket, for nodes to fetch from there: they need neither its keys nor HF_TOKEN.
 
-    Takes R2_ENDPOINT and the like, as the service does, and HF_TOKEN if the repository wants one. Of the disk it takes
-    the largest file's size at a time. The same command again goes on where it stopped, and copies nothing twice.
+    Reads R2_ENDPOINT and the like, as the service does, and HF_TOKEN if the repository wants one.
+
+    No more than one file at a time is on the disk. The same command again goes on where it stopped.
     """
     session: Session = ctx.obj
     try:
@@ -75,14 +79,14 @@ def mirror(
 def list_mirrors(ctx: typer.Context) -> None:
     """List the mirrored checkpoints."""
     with _explained():
-        found = [_row(each) for each in _mirrors().all()]
+        found = [_row(each) for each in _mirrors(_settings()).all()]
     ctx.obj.show(found, _table(found))
 
 
 def link(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="See `video-api weights list`.", show_default=False)],
-    hours: Annotated[int, typer.Option(min=1, max=_MOST_HOURS, help="How long it is good for.")] = 24,
+    hours: Annotated[int, typer.Option(min=1, max=_MOST_HOURS, help="Hours for which it is good.")] = 24,
     model: Annotated[
         str, typer.Option(help="Which model's weights they are. Default: the one called NAME.", show_default=False)
     ] = "",
@@ -96,7 +100,7 @@ def link(
     variable = _variable(model or name)
     expires_s = hours * 3600
     with _explained():
-        mirrors = _mirrors()
+        mirrors = _mirrors(_settings())
         # The links are no older than this.
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
         links = mirrors.links(name, expires_s)
@@ -121,13 +125,17 @@ def _copy(
     from serve_app.storage import keys
     from serve_app.weights.mirrors import chosen
 
-    mirrors = _mirrors()
+    settings = _settings()
+    mirrors = _mirrors(settings)
     source = _source(text)
     name = name or source.name.rpartition("/")[2]
     try:
         keys.weights_folder(name)
     except ValueError as error:
         raise UsageProblem(f"{error}. Give another one with --name.") from None
+    if settings.r2_public_url:
+        public = f"R2_PUBLIC_URL: this bucket is open to all, so who guesses {keys.weights_manifest(name)} has them."
+        session.err.print(f"{public} See whether their licence allows that.", style="yellow", soft_wrap=True)
     with showing_steps(session.err) as on_step:
         return name, mirrors.copy(source, chosen(source.files(), include, exclude), name, on_step)
 
@@ -147,11 +155,9 @@ def _explained() -> Iterator[None]:
         raise UsageProblem(str(error)) from None
 
 
-def _mirrors() -> "Mirrors":
+def _settings() -> "Settings":
+    """Those of the service, of which only the bucket's count here."""
     from serve_app.settings import ConfigurationError, Settings
-    from serve_app.storage.bucket import Bucket
-    from serve_app.storage.s3 import connect
-    from serve_app.weights.mirrors import Mirrors
 
     load_dotenv(".env")
     try:
@@ -163,6 +169,14 @@ def _mirrors() -> "Mirrors":
             "weights are mirrored to a bucket, and none is set: give R2_ENDPOINT, R2_ACCESS_KEY, R2_SECRET_KEY and "
             "R2_BUCKET, as the service has them"
         )
+    return settings
+
+
+def _mirrors(settings: "Settings") -> "Mirrors":
+    from serve_app.storage.bucket import Bucket
+    from serve_app.storage.s3 import connect
+    from serve_app.weights.mirrors import Mirrors
+
     client = connect(
         endpoint=settings.r2_endpoint,
         access_key=settings.r2_access_key.get_secret_value(),

@@ -190,6 +190,15 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(hub: Hub, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_open_to_all_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    assert "R2_PUBLIC_URL" not in run("mirror", "weights").stderr
+    monkeypatch.setenv("R2_PUBLIC_URL", "https://media.example.com")
+    said = run("mirror", "weights").stderr
+    assert "R2_PUBLIC_URL: this bucket is open to all, so who guesses weights/weights/manifest.json has them" in said
+
+
+@pytest.mark.usefixtures("bucket")
 def test_a_store_of_pieces_that_fails_is_said(hub: Hub, tmp_path: Path) -> None:
     """Its client raises errors of its own, and keeps logs: in a process and a folder of its own."""
     hub.repositories[NAME].in_pieces = True
