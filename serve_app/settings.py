@@ -138,13 +138,22 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: naming every variable that is missing or malformed.
         """
-        try:
-            settings = cls(environment=environment)
-        except ValidationError as error:
-            raise ConfigurationError(_explain(error)) from None
+        settings = cls.read(environment)
         if environment == "production":
             return settings
         return settings.model_copy(update=_local_defaults(settings))
+
+    @classmethod
+    def read(cls, environment: Environment) -> "Settings":
+        """The same, inventing and writing nothing: for a command that needs none of the secrets.
+
+        Raises:
+            ConfigurationError: naming every variable that is missing or malformed.
+        """
+        try:
+            return cls(environment=environment)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
 
     @property
     def deprecations(self) -> tuple[str, ...]:

@@ -62,18 +62,6 @@ class Manifest(BaseModel):
         return sum(file.size for file in self.files)
 
 
-def describe(folder: Path, url_of: Callable[[str], str]) -> Manifest:
-    """The manifest of a folder; ``url_of`` gives the link of each relative path. Reads every file once."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return Manifest(
-        files=tuple(
-            WeightFile(path=name, size=path.stat().st_size, sha256=_sha256(path), url=url_of(name))
-            for name, path in zip(names, paths, strict=True)
-        )
-    )
-
-
 async def fetch(
     manifest: Manifest,
     folder: Path,

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import display, doctor, head, node, nodes, offers
+from serve_app.cli import display, doctor, head, node, nodes, offers, weights
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -329,6 +329,11 @@ node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke 
 for command in (node.join, nodes.token, nodes.revoke):
     node_commands.command()(command)
 app.add_typer(node_commands, name="node")
+weights_commands = typer.Typer(no_args_is_help=True, help="Keep weights in the bucket, for GPU nodes to fetch.")
+weights_commands.command()(weights.mirror)
+weights_commands.command("list")(weights.list_mirrors)
+weights_commands.command()(weights.link)
+app.add_typer(weights_commands, name="weights")
 
 
 def _pairs(values: list[str]) -> Mapping[str, str]:

@@ -97,6 +97,13 @@ def moment(text: str) -> str:
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
+def size(count: int) -> str:
+    """``512 bytes``, ``3.1 MB``, ``42.0 GB``."""
+    if count < 100_000:
+        return f"{count} bytes"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
 def video(found: Job) -> str:
     """Size, rate and length of a finished video, in words."""
     media = found.get("media")

@@ -73,6 +73,7 @@ def doctor(
         "database": _database,
         "redis": _redis,
         "bucket": _bucket,
+        "weights": _weights,
         "address": _public_address,
         "mesh": mesh,
         "nodes": _nodes,
@@ -183,6 +184,30 @@ async def _bucket(settings: "Settings") -> Finding:
     if got.content != _PROBE:
         return Finding(State.WRONG, "what was written is not what is read", "Is R2_ENDPOINT an S3 API, and no website?")
     return Finding(State.OK, f"{settings.r2_bucket}: written and read by signed links")
+
+
+async def _weights(settings: "Settings") -> Finding:
+    from deployments.registry import MODELS
+    from serve_app.cli.weights import mirrors_of
+    from serve_app.storage.base import StorageError
+
+    if not settings.r2_endpoint:
+        return Finding(
+            State.UNSET, "none are mirrored: there is no bucket", "Nodes fetch them from the model hub then."
+        )
+    try:
+        mirrors = await asyncio.to_thread(mirrors_of(settings).all)
+    except StorageError:
+        return Finding(State.UNSET, "not known while the bucket does not answer")
+    broken = ", ".join(each.name for each in mirrors if each.manifest is None)
+    if broken:
+        return Finding(State.WRONG, f"{broken}: not all of it is mirrored", "Run its `video-api weights mirror` again.")
+    if not mirrors:
+        remedy = (
+            f"`video-api weights mirror OWNER/NAME`, for {' and '.join(MODELS)}; or nodes fetch from the model hub."
+        )
+        return Finding(State.UNSET, "none are mirrored", remedy)
+    return Finding(State.OK, f"mirrored: {', '.join(each.name for each in mirrors)}")
 
 
 async def _public_address(settings: "Settings") -> Finding:

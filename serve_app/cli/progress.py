@@ -1,5 +1,6 @@
 """How a terminal shows that something goes on: live bars for people, plain lines for logs. Always on stderr."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ from serve_app.client import ENDED, Job, OnBytes
 
 #: Without a terminal, a line for so many per cent.
 _STEP = 10
+#: Without a terminal, seconds between two lines of one step of a long transfer.
+_SAY_S = 10.0
 
 
 @contextmanager
@@ -52,6 +55,28 @@ def showing_bytes(console: Console, label: str) -> Iterator[OnBytes]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(escape(label), total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def showing_steps(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """What the body calls, from one thread at a time, while it copies files for minutes or hours: what is done with
+    which file, and the bytes of it, done and in all."""
+    if not console.is_terminal:
+        yield _Steps(console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+        shown = ""
+
+        def show(step: str, done: int, total: int) -> None:
+            nonlocal shown
+            if step != shown:
+                shown = step
+                bars.reset(task, description=escape(step), total=total)
+            bars.update(task, completed=done)
+
+        yield show
 
 
 def stage_of(job: Job) -> str:
@@ -94,4 +119,19 @@ class _Lines:
         self._last = now
         note = note_of(job)
         line = f"{job['job_id']} {now[0]} {job['progress']:.0f}%" + (f" ({note})" if note else "")
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Steps:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._step = ""
+        self._said = 0.0
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if step == self._step and now - self._said < _SAY_S:
+            return
+        self._step, self._said = step, now
+        line = f"{step} {done / max(total, 1):.0%}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -65,7 +65,8 @@ class Session:
         if self.json:
             print(json.dumps(data, indent=2 if self.out.is_terminal else None), flush=True)
         elif self.out.is_terminal:
-            self.out.print(rendered)
+            # A line of text may be for copying, so it isn't folded.
+            self.out.print(rendered, soft_wrap=isinstance(rendered, str))
         else:
             with self.out.capture() as captured:
                 self.out.print(rendered)

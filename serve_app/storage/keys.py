@@ -6,13 +6,20 @@
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
     probes/{nonce}/                             written and deleted by `video-api doctor`
+    weights/{name}/manifest.json                what a mirrored checkpoint consists of
+    weights/{name}/files/{sha256}/{path}        one of its files
+    weights-links/{nonce}.json                  the same manifest with links, for nodes
 
 ``{job}/{nonce}`` is the job's *folder*. Clients may choose the id of a job, but not the nonce, which is new for every
 row: so cleaning up after one job can never touch the media of another. Jobs from before there were nonces have the bare
 id for a folder.
+
+The hash in the key of a weights file keeps it what it was: another revision under the same name lies beside it, and a
+node that is in the middle of the old one goes on.
 """
 
 import re
+import secrets
 from collections.abc import Mapping
 
 from deployments.contract import MediaKind
@@ -25,6 +32,13 @@ ROOTS = ("inputs", "outputs")
 _NONCE = r"[0-9a-f]{16}"
 _FOLDER = re.compile(rf"(?:inputs|outputs)/(?P<job>[^/]+)/(?:(?P<nonce>{_NONCE})/)?.+")
 _UPLOAD = re.compile(rf"inputs/(?P<folder>[^/]+(?:/{_NONCE})?)/input\.(?:jpg|mp4|wav)")
+
+#: Of all mirrored checkpoints. Not one of ``ROOTS``: no job owns them.
+WEIGHTS = "weights/"
+#: Objects here are of no use to anybody once their links have expired.
+WEIGHTS_LINKS = "weights-links/"
+_WEIGHTS_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+_WEIGHTS = re.compile(rf"{WEIGHTS}(?P<name>{_WEIGHTS_NAME})/.+")
 
 
 def upload(folder: str, kind: MediaKind) -> str:
@@ -62,3 +76,31 @@ def uploaded_to(key: str) -> str | None:
     """The folder that the key is an upload of; None if it is no upload."""
     found = _UPLOAD.fullmatch(key)
     return None if found is None else found["folder"]
+
+
+def weights_folder(name: str) -> str:
+    """All that belongs to a mirrored checkpoint. ValueError unless ``name`` can be one's."""
+    if not re.fullmatch(_WEIGHTS_NAME, name):
+        raise ValueError(f"{name!r} is no name for weights: letters, digits, '.', '_' and '-', at most 100")
+    return f"{WEIGHTS}{name}/"
+
+
+def weights_manifest(name: str) -> str:
+    """Where there is one, all the files that it names are there."""
+    return f"{weights_folder(name)}manifest.json"
+
+
+def weights_file(name: str, sha256: str, path: str) -> str:
+    """``path`` is relative to the checkpoint's folder."""
+    return f"{weights_folder(name)}files/{sha256}/{path}"
+
+
+def weights_name(key: str) -> str | None:
+    """The mirrored checkpoint that the object belongs to; None if it belongs to none."""
+    found = _WEIGHTS.fullmatch(key)
+    return None if found is None else found["name"]
+
+
+def weights_link() -> str:
+    """A new key that nobody can guess."""
+    return f"{WEIGHTS_LINKS}{secrets.token_hex(16)}.json"

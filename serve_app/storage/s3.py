@@ -5,10 +5,10 @@ then the ETag is the MD5, which is how an upload by a GPU node is checked withou
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 import boto3
@@ -26,6 +26,9 @@ from serve_app.storage.base import (
     check_folder,
 )
 
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
 T = TypeVar("T")
 
 #: Most keys that one DeleteObjects call takes.
@@ -36,6 +39,45 @@ _MISSING = {"404", "NoSuchKey", "NotFound"}
 _CONNECT_TIMEOUT_S = 5
 #: Seconds without a byte.
 _READ_TIMEOUT_S = 30
+
+
+def connect(*, endpoint: str, access_key: str, secret_key: str, region: str) -> "S3Client":
+    """A client of the store at ``endpoint``, the S3 API without a bucket. No I/O."""
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name=region,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=32,
+            # Newer boto3 adds CRC trailers to every upload; not every S3-compatible store takes them.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn boto's errors into ours; ``what`` was asked for."""
+    try:
+        yield
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in _MISSING:
+            raise ObjectMissing(what) from error
+        # A rotated key, a bucket that is gone: our operator's to mend, and then another try succeeds.
+        transient = status >= 500 or status in (0, 401, 403, 404, 408, 429)
+        raise StorageError(f"The object store answered {status} {code} for {what}.", transient=transient) from error
+    except BotoCoreError as error:
+        raise StorageError(f"The object store can't be reached: {type(error).__name__}.", transient=True) from error
 
 
 class S3Storage:
@@ -54,24 +96,7 @@ class S3Storage:
         """``endpoint`` is the S3 API without the bucket; ``public_base`` is where the bucket is public, if it is."""
         self._bucket = bucket
         self._public_base = public_base.rstrip("/") if public_base else None
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id=access_key,
-            aws_secret_access_key=secret_key,
-            region_name=region,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                connect_timeout=_CONNECT_TIMEOUT_S,
-                read_timeout=_READ_TIMEOUT_S,
-                retries={"mode": "standard", "total_max_attempts": 3},
-                max_pool_connections=32,
-                # Newer boto3 adds CRC trailers to every upload; not every S3-compatible store takes them.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        self._client = connect(endpoint=endpoint, access_key=access_key, secret_key=secret_key, region=region)
 
     async def presign_get(self, key: str, expires_s: int, *, filename: str | None = None) -> str:
         """See :class:`~serve_app.storage.base.Storage`."""
@@ -193,18 +218,8 @@ class S3Storage:
 
 async def _call(call: Callable[[], T], what: str) -> T:
     """Run ``call`` in a thread and turn boto's errors into ours."""
-    try:
+    with translated(what):
         return await asyncio.to_thread(call)
-    except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _MISSING:
-            raise ObjectMissing(what) from error
-        # A rotated key, a bucket that is gone: our operator's to mend, and then another try succeeds.
-        transient = status >= 500 or status in (0, 401, 403, 404, 408, 429)
-        raise StorageError(f"The object store answered {status} {code} for {what}.", transient=transient) from error
-    except BotoCoreError as error:
-        raise StorageError(f"The object store can't be reached: {type(error).__name__}.", transient=True) from error
 
 
 def _attachment(filename: str) -> str:

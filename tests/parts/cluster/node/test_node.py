@@ -17,12 +17,13 @@ from cluster.briefing import Briefing
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, Invitation
 from cluster.node import weights
-from cluster.node.download import WeightsError, describe
+from cluster.node.download import WeightsError
 from cluster.node.machine import Unfit
 from cluster.node.process import briefed
 from cluster.node.weights import Checkpoint
 from serve_app import __version__
 from tests.fakes.http_peer import HttpPeer
+from tests.fakes.weights import linked
 from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
 ROOT = Path(__file__).parents[4]
@@ -136,7 +137,7 @@ async def test_weights_by_manifest(tmp_path: Path, count: int) -> None:
     for number in range(count):
         (source / f"{number}.pth").write_bytes(os.urandom(5000))
     with HttpPeer() as peer:
-        manifest = describe(source, lambda name: f"{peer.url}/{name}")
+        manifest = linked(source, peer.url)
         peer.files |= {f"/{path.name}": path.read_bytes() for path in source.iterdir()}
         peer.files["/manifest.json"] = manifest.model_dump_json().encode()
         folder = tmp_path / "weights" / "wav2lip"

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import boto3
 import pytest
@@ -41,8 +42,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     client = boto3.client(
         "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
     )
-    client.create_bucket(Bucket="media")
-    for name, value in (("ENDPOINT", endpoint), ("ACCESS_KEY", "k"), ("SECRET_KEY", "s"), ("BUCKET", "media")):
+    # What these servers keep outlives them, within a process.
+    name_of_bucket = f"doctor-{uuid4().hex}"
+    client.create_bucket(Bucket=name_of_bucket)
+    for name, value in (("ENDPOINT", endpoint), ("ACCESS_KEY", "k"), ("SECRET_KEY", "s"), ("BUCKET", name_of_bucket)):
         monkeypatch.setenv(f"R2_{name}", value)
     yield client
     server.stop()
@@ -108,7 +111,7 @@ def of(result: Result, part: str) -> tuple[str, str]:
 async def test_a_bare_head_is_told_what_it_lacks_and_why(look: Doctor) -> None:
     result = await look()
     assert states(result) == {
-        **{"secrets": "ok", "database": "ok", "redis": "unset", "bucket": "unset"},
+        **{"secrets": "ok", "database": "ok", "redis": "unset", "bucket": "unset", "weights": "unset"},
         **{"address": "wrong", "mesh": "unset", "nodes": "unset", "vast": "unset"},
     }
     assert result.exit_code == 2
@@ -122,18 +125,24 @@ async def test_a_whole_day_is_all_well(
     bucket: Any,
     hub: str,
     engine: AsyncEngine,
+    tmp_path: Path,
 ) -> None:
     registry, key = PostgresRegistry(engine), new_key()
     slot, invitation = await invite(registry, HubIdentity.derived(b"s" * 32), "gpu", ttl_s=60)
     await registry.redeem(digest(invitation.secret), digest(key), "gpu")
     await registry.report([Sighting(slot, digest(key), 0, 0)], {})
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    mirrored = CliRunner().invoke(app, ["weights", "mirror", str(tmp_path / "model.safetensors"), "--name", "ltx2"])
+    assert mirrored.exit_code == 0, mirrored.output
     async with VastServer(FakeVast([])) as vast, HttpSource({"/livez": reply(200, b"ok")}) as api:
         for name, value in (("VAST_URL", vast.url), ("VAST_API_KEY", KEY), ("PUBLIC_URL", api.url("/").rstrip("/"))):
             monkeypatch.setenv(name, value)
         result = await look("--hub", hub)
     assert set(states(result).values()) == {"ok"}, result.output
     assert result.exit_code == 0
-    assert bucket.list_objects_v2(Bucket="media")["KeyCount"] == 0
+    assert of(result, "weights") == ("ok", "mirrored: ltx2")
+    left = bucket.list_objects_v2(Bucket=os.environ["R2_BUCKET"])["Contents"]
+    assert all(each["Key"].startswith("weights/ltx2/") for each in left)
     for secret in (PASSWORD, KEY, SECRET):
         assert secret not in result.output
 
@@ -154,6 +163,12 @@ async def test_a_redis_that_is_not_there(look: Doctor, monkeypatch: pytest.Monke
 async def test_a_bucket_that_there_is_not(look: Doctor, monkeypatch: pytest.MonkeyPatch, bucket: Any) -> None:
     monkeypatch.setenv("R2_BUCKET", "nowhere")
     assert of(await look(), "bucket") == ("wrong", "The object store has no such bucket.")
+
+
+async def test_weights_that_are_half_there(look: Doctor, bucket: Any) -> None:
+    assert of(await look(), "weights") == ("unset", "none are mirrored")
+    bucket.put_object(Bucket=os.environ["R2_BUCKET"], Key=f"weights/ltx2/files/{'0' * 64}/a", Body=b"a")
+    assert of(await look(), "weights") == ("wrong", "ltx2: not all of it is mirrored")
 
 
 async def test_another_head_where_ours_should_be(look: Doctor, monkeypatch: pytest.MonkeyPatch, hub: str) -> None:

@@ -6,36 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
 import httpx
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID  # type: ignore[attr-defined]
 from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 
 from serve_app.storage.base import MAX_EXPIRY_S, ObjectInfo, ObjectMissing, ObjectTooLarge, StorageError
 from serve_app.storage.s3 import S3Storage
 from tests.fakes.http_source import HttpSource, reply
+from tests.fakes.s3 import make_bucket, s3_server
 
 BUCKET = "media"
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def bucket(endpoint: str) -> str:
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket=BUCKET)
-    return BUCKET
+    return make_bucket(endpoint, BUCKET)
 
 
 def connect(endpoint: str, bucket: str = BUCKET, public_base: str | None = None) -> S3Storage:

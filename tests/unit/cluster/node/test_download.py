@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.node.download import Manifest, WeightFile, WeightsError, describe, fetch
+from cluster.node.download import Manifest, WeightFile, WeightsError, fetch
+from tests.fakes.weights import contents, linked
 
 CONTENT = bytes(range(256)) * 40
 PART = 1000
@@ -117,16 +118,16 @@ async def test_a_store_without_ranges_is_good_enough(tmp_path: Path) -> None:
     assert (tmp_path / "vae/model.safetensors").read_bytes() == CONTENT
 
 
-async def test_a_folder_described_and_fetched_is_the_same_folder(tmp_path: Path) -> None:
+async def test_a_folder_comes_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "from" / "unet").mkdir(parents=True)
     files = {"model_index.json": b"{}", "unet/empty": b"", "unet/weights": CONTENT}
     for name, content in files.items():
         (tmp_path / "from" / name).write_bytes(content)
-    manifest = describe(tmp_path / "from", lambda name: f"http://store/{name}")
+    manifest = linked(tmp_path / "from", "http://store")
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
     store = Store({f"/{name}": content for name, content in files.items()})
     await fetch(manifest, tmp_path / "to", part_bytes=PART, transport=store)
-    assert {name: (tmp_path / "to" / name).read_bytes() for name in files} == files
+    assert contents(tmp_path / "to") == files
 
 
 @given(st.sampled_from(["../x", "/etc/passwd", "a/../../x", "", "."]))

@@ -43,6 +43,32 @@ def test_uploads_are_told_from_all_else(folder: str) -> None:
         assert keys.uploaded_to(key) is None
 
 
+def test_weights_belong_to_their_name_and_to_no_job() -> None:
+    for key in (keys.weights_manifest("ltx2"), keys.weights_file("ltx2", "0" * 64, "unet/weights.safetensors")):
+        assert keys.weights_name(key) == "ltx2"
+        assert key.startswith(keys.weights_folder("ltx2"))
+        assert not key.startswith(keys.weights_folder("ltx"))
+        # So that whoever cleans up after jobs leaves them alone.
+        assert keys.owner(key) is None
+    # A repository may have a manifest.json of its own.
+    assert keys.weights_file("ltx2", "0" * 64, "manifest.json") != keys.weights_manifest("ltx2")
+
+
+def test_links_lie_where_a_rule_of_the_bucket_can_expire_them() -> None:
+    first, second = keys.weights_link(), keys.weights_link()
+    assert first != second
+    for key in (first, second):
+        assert key.startswith(keys.WEIGHTS_LINKS)
+        assert not key.startswith(keys.WEIGHTS)
+        assert keys.weights_name(key) is None
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "with space", "x" * 101, "é"])
+def test_a_name_of_weights_is_one_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="no name for weights"):
+        keys.weights_folder(name)
+
+
 @pytest.mark.parametrize("key", ["", "inputs", "inputs/job", "elsewhere/job/x", "xinputs/job/y"])
 def test_what_is_not_ours_has_no_owner(key: str) -> None:
     assert keys.owner(key) is None
