@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
 import typer
@@ -274,18 +274,17 @@ async def _nodes(settings: "Settings") -> Finding:
 
 async def _vast(settings: "Settings") -> Finding:
     del settings
-    from cluster.vast.client import VastClient
     from cluster.vast.errors import Unauthorized, VastError
-    from cluster.vast.exchange import BASE_URL
+    from serve_app.cli.offers import MAKE_A_KEY, vast_client
 
-    key = os.environ.get("VAST_API_KEY", "").strip()
-    if not key:
-        return Finding(State.UNSET, "VAST_API_KEY is not set", "Only `video-api offers` needs it.")
     try:
-        async with VastClient(key, os.environ.get("VAST_URL") or BASE_URL) as vast:
+        client = vast_client()
+        if client is None:
+            return Finding(State.UNSET, "VAST_API_KEY is not set", "Only `video-api offers` needs it.")
+        async with client as vast:
             credit = await vast.credit()
-    except (ValueError, Unauthorized) as error:
-        return Finding(State.WRONG, str(error), "Make a key at https://cloud.vast.ai/manage-keys/.")
+    except (UsageProblem, Unauthorized) as error:
+        return Finding(State.WRONG, str(error), MAKE_A_KEY)
     except VastError as error:
         return Finding(State.WRONG, str(error))
     if credit <= 0:
@@ -306,8 +305,7 @@ _STYLES = {State.OK: "green", State.UNSET: "yellow", State.WRONG: "red"}
 def _table(found: dict[str, Finding]) -> Table:
     table = Table.grid(padding=(0, 2))
     for part, finding in found.items():
-        said: Any = Text(finding.found)
-        table.add_row(part, Text(finding.state, style=_STYLES[finding.state]), said)
+        table.add_row(part, Text(finding.state, style=_STYLES[finding.state]), Text(finding.found))
         if finding.remedy:
             table.add_row("", "", Text(finding.remedy, style="dim"))
     return table

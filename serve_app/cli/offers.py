@@ -18,10 +18,14 @@ from serve_app.cli.progress import duration
 from serve_app.cli.terminal import Code, CommandFailed, UsageProblem
 
 if TYPE_CHECKING:
+    from cluster.vast.client import VastClient
     from cluster.vast.cost import Work
     from cluster.vast.node_type import NodeType
     from cluster.vast.offers import Ranking
     from cluster.vast.search import Market, Query
+
+
+MAKE_A_KEY = "Make a key at https://cloud.vast.ai/manage-keys/."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +111,11 @@ def offers(
 
 def _look(query: "Query") -> "Market":
     from cluster.vast import errors
-    from cluster.vast.client import VastClient
-    from cluster.vast.exchange import BASE_URL
     from cluster.vast.search import pages
 
-    found = {name: value for name, value in dotenv_values(".env").items() if value} | dict(os.environ)
-    key = found.get("VAST_API_KEY", "").strip()
-    if not key:
-        raise UsageProblem("VAST_API_KEY is not set. Make a key at https://cloud.vast.ai/manage-keys/.")
-    try:
-        client = VastClient(key, found.get("VAST_URL") or BASE_URL)
-    except ValueError as error:
-        raise UsageProblem(f"VAST_API_KEY or VAST_URL: {error}") from None
+    client = vast_client()
+    if client is None:
+        raise UsageProblem(f"VAST_API_KEY is not set. {MAKE_A_KEY}")
 
     async def work() -> "Market":
         async with client:
@@ -132,6 +129,21 @@ def _look(query: "Query") -> "Market":
         raise CommandFailed(str(error), Code.REFUSED) from None
     except errors.VastError as error:
         raise CommandFailed(str(error), Code.UNREACHABLE) from None
+
+
+def vast_client() -> "VastClient | None":
+    """By VAST_API_KEY and VAST_URL; None without a key. Raises UsageProblem for what can't be one."""
+    from cluster.vast.client import VastClient
+    from cluster.vast.exchange import BASE_URL
+
+    found = {name: value for name, value in dotenv_values(".env").items() if value} | dict(os.environ)
+    key = found.get("VAST_API_KEY", "").strip()
+    if not key:
+        return None
+    try:
+        return VastClient(key, found.get("VAST_URL") or BASE_URL)
+    except ValueError as error:
+        raise UsageProblem(f"VAST_API_KEY or VAST_URL: {error}") from None
 
 
 def _data(node: "NodeType", jobs: int, market: "Market", ranking: "Ranking") -> dict[str, Any]:

@@ -74,6 +74,8 @@ class HttpSource:
 
     routes: dict[str, Answer]
     tls: ssl.SSLContext | None = None
+    #: What any other path gets.
+    otherwise: Answer = field(default_factory=lambda: reply(404))
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
 
@@ -109,7 +111,7 @@ class HttpSource:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             seen = Seen(method, target, headers, body)
             self.seen.append(seen)
-            await self.routes.get(target.split("?")[0], reply(404))(seen, writer)
+            await self.routes.get(target.split("?")[0], self.otherwise)(seen, writer)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             # The client hung up, which is what some tests are about.
             pass

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.fakes.http_source import Seen, reply
+from tests.fakes.http_source import HttpSource, Seen, reply
 from tests.fakes.vast import KEY, FakeVast, Wrong
 
 #: How Vast words one and the same error, with its status, as the mood takes it.
@@ -57,8 +57,7 @@ class VastServer:
     def __init__(self, vast: FakeVast, *, shape: str = "all") -> None:
         self.vast = vast
         self.shape = shape
-        #: Requests as they came, with the headers.
-        self.seen: list[Seen] = []
+        self._http = HttpSource({}, otherwise=self._answer)
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
 
     def fail(self, endpoint: str, *faults: Fault) -> None:
@@ -67,40 +66,21 @@ class VastServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self._http.url("")
+
+    @property
+    def seen(self) -> list[Seen]:
+        """Requests as they came, with the headers."""
+        return self._http.seen
 
     async def __aenter__(self) -> Self:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            first, *lines = head.rstrip().split("\r\n")
-            method, target, _ = first.split(" ")
-            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-            seen = Seen(method, target, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
-            self.seen.append(seen)
-            await self._answer(seen, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            # The client hung up, which is what some tests are about.
-            pass
-        finally:
-            writer.close()
+        await self._http.__aexit__(kind, error, trace)
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(seen.target)

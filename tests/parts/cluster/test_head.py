@@ -291,8 +291,7 @@ def failures_in_a_row(timeout_s: float, period_s: float, first_at: float, cuts: 
 def test_two_minutes_without_a_link_close_to_each_other_kill_no_replica(
     phase: float, jitter: float, gap_s: float
 ) -> None:
-    """Once it was one that survived and two that did not: a check lost at the end of the first cut took the whole time
-    between them, and the third one fell into the second."""
+    """A check that is lost at the end of the first cut takes its whole time limit, which may end in the second cut."""
     back_s = 10  # The mesh and Ray's connections, after a link.
     cuts = [(0.0, 60.0 + back_s), (60.0 + gap_s, 120.0 + gap_s + back_s)]
     for each in yaml.safe_load((ROOT / "configs/production.yaml").read_text())["applications"][0]["deployments"]:
