@@ -155,7 +155,8 @@ async def _upsert(db: AsyncConnection, table: Table, rows: Sequence[Mapping[str,
 
 def _row(rental: Rental) -> dict[str, Any]:
     row = dict(vars(rental))
-    return {**row, **vars(row.pop("terms"))}
+    prices: Terms = row.pop("terms")
+    return {**row, **vars(prices)}
 
 
 def _rental(row: Any) -> Rental:

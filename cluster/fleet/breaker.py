@@ -15,6 +15,9 @@ class Breaker:
     closed_until: datetime | None = None
 
     def failed(self, at: datetime, limits: Limits) -> "Breaker":
+        if self.closed_until is not None and at < self.closed_until:
+            # Begun before the pause: that it fails as well is no news.
+            return self
         failures = self.failures + 1
         further = failures - limits.failures
         if further < 0:

@@ -8,8 +8,7 @@ from cluster.fleet.rental import State, Why
 
 _DAY_S = 86400.0
 
-#: For which a machine is not tried again after it ended like that: each is its host's doing. The rest is not, or
-#: nobody can say.
+#: For which a machine is not tried again after it ended like that. Not for what is not its host's doing.
 BLOCKED_S: Mapping[Why, float] = MappingProxyType(
     {
         Why.WRONG_TERMS: 30 * _DAY_S,
@@ -21,10 +20,12 @@ BLOCKED_S: Mapping[Why, float] = MappingProxyType(
         Why.SILENT: _DAY_S,
         # It is taken until the other's bid falls.
         Why.OUTBID: 3600.0,
+        # Whose doing it is nobody can say.
+        Why.NEVER_SEEN: 3600.0,
     }
 )
 #: Endings that count against a node type, if the rental had never worked.
-FAILURES = frozenset({*BLOCKED_S, Why.NEVER_SEEN, Why.FAILED, Why.GONE})
+FAILURES = frozenset({*BLOCKED_S, Why.FAILED, Why.GONE})
 
 
 #: Of each step of a start; a step that is not named has none.

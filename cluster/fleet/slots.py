@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.slot import Slot
-from cluster.fleet.waiting import Wait
+from cluster.fleet.waiting import Reason, Wait
 from cluster.fleet.wish import Wish
+
+#: What is waited for until some rental ends.
+_ROOM = (Reason.NODES_CAP, Reason.HOUR_CAP, Reason.DAY_CAP)
 
 
 class Slots:
@@ -38,7 +41,6 @@ class Slots:
         for _ in range(wish.count - there):
             slot = Slot(id=uuid.uuid4().hex, node_type=wish.node_type)
             self._slots[slot.id] = slot
-        self.retry()
 
     def dismiss(self, slot_id: str) -> bool:
         """Whatever it does; the wish is for one less. False if there is none, or it is dismissed already."""
@@ -59,9 +61,9 @@ class Slots:
             self._slots[slot_id] = replace(slot, waiting=wait)
 
     def retry(self) -> None:
-        """Something has changed: whoever waits may be tried with the next pass."""
+        """Something has ended: whoever waits for room may be tried with the next pass."""
         for slot in self._slots.values():
-            if slot.waiting is not None:
+            if slot.waiting is not None and slot.waiting.reason in _ROOM:
                 self.wait(slot.id, replace(slot.waiting, until=None))
 
     def forget(self, held: frozenset[str]) -> None:

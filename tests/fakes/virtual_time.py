@@ -5,8 +5,9 @@ same scenario always goes the same way.
 """
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -56,3 +57,13 @@ class LoopClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that is a coroutine, in such a loop."""
+
+    @functools.wraps(test)
+    def running(*args: Any, **named: Any) -> None:
+        run(test(*args, **named))
+
+    return running

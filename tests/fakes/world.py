@@ -1,4 +1,4 @@
-"""A fleet and all that it deals with, on virtual time: the market, the nodes that it rents, the books, the mesh's door."""
+"""A fleet and all that it deals with, on virtual time: market, nodes, books, and the mesh's door."""
 
 import asyncio
 from collections.abc import Sequence
@@ -39,7 +39,6 @@ KIND = Kind(node=GPU_4090, work=WORK, image="pytorch/pytorch@sha256:1")
 CAPS = Caps(usd_per_hour=20, usd_per_day=400, usd_per_instance_hour=1, nodes={TYPE: 20})
 #: Seconds of a node's steps, after its container runs.
 STEPS = ((State.INSTALLING, 20.0), (State.WEIGHTS, 60.0), (State.JOINING, 15.0))
-START_S = sum(seconds for _, seconds in STEPS)
 
 
 class MemoryDoor:
@@ -49,7 +48,7 @@ class MemoryDoor:
         self.admitted: list[str] = []
         self.revoked: list[str] = []
         self.by_hand: list[Guest] = []
-        self.full = False
+        self.full = self.broken = False
 
     async def admit(self, label: str) -> Admission:
         if self.full:
@@ -58,6 +57,8 @@ class MemoryDoor:
         return Admission(f"key-of-{label}", {"TOKEN": "token-of-the-test"})
 
     async def revoke(self, key: str) -> None:
+        if self.broken:
+            raise OSError("the door is stuck")
         self.revoked.append(key)
 
     async def guests(self) -> Sequence[Guest]:
@@ -71,18 +72,18 @@ class World:
     caps: Caps = CAPS
     limits: Limits = field(default_factory=Limits)
     offers: int = 3
+    #: Of the day, at which it begins.
+    hour: int = 18
     #: By label: nodes that say nothing any more.
     mute: set[str] = field(default_factory=set)
     #: By label: nodes that have work.
     busy: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.clock = LoopClock()
+        self.clock = LoopClock(self.hour)
         self.vast = FakeVast([offer(number) for number in range(1, self.offers + 1)], self.clock, deposit=10_000)
         self.server = VastServer(self.vast)
         self.shelf, self.door = Shelf(), MemoryDoor()
-        #: Contracts that ended without the fleet hearing of it at once.
-        self.late: set[int] = set()
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)

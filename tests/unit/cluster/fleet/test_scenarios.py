@@ -7,7 +7,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.fakes.vast_server import Fault, too_many
 from tests.fakes.virtual_time import run
 from tests.fakes.world import IMAGE_BYTES, PREFIX, TYPE, World
 
-EXAMPLES = int(os.environ.get("FLEET_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FLEET_EXAMPLES", "25"))
 #: Why a slot may wait although machines are there.
 CAPPED = {Reason.NODES_CAP, Reason.PRICE_CAP, Reason.HOUR_CAP, Reason.DAY_CAP}
 #: The provider's meter for the GPU stops by itself, at a moment that nobody tells.
@@ -36,7 +36,7 @@ machines = st.builds(
     lambda end, pull, boot, after, price: (
         Scenario(pull_s=pull, boot_s=boot, end=end, after_s=after, pull_bytes=IMAGE_BYTES), price
     ),
-    st.sampled_from(["ok"] * 5 + ["stuck_loading", "oci_error", "exits", "offline", "outbid"]),
+    st.sampled_from(["ok"] * 4 + ["stuck_loading", "oci_error", "exits", "offline", "outbid"]),
     st.integers(0, 300),
     st.integers(0, 30),
     st.integers(0, 900),
@@ -54,11 +54,13 @@ faults = st.tuples(
     st.sampled_from(["search", "rent", "list", "show", "destroy"]),
     st.sampled_from([Fault(), Fault(worked=True), Fault(cut=True, worked=True), Fault(cut=True), too_many()]),
 )
+wishes = st.tuples(st.just("wish"), st.integers(0, 20).map(lambda less: 20 - less))
+spells = st.tuples(st.just("pass"), st.integers(0, 60).map(lambda less: 60 - less))
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("wish"), st.integers(0, 20)),
+        wishes,
+        spells,
         st.tuples(st.just("dismiss"), st.integers(0, 19)),
-        st.tuples(st.just("pass"), st.integers(1, 30)),
         st.tuples(st.just("crash"), st.floats(0, 15), st.floats(6, 60)),
         st.tuples(st.just("faults"), st.lists(faults, min_size=1, max_size=6)),
         st.tuples(st.just("orphan"), st.integers(1, 3)),
@@ -68,6 +70,7 @@ steps = st.lists(
     min_size=3,
     max_size=14,
 )
+scripts = st.builds(lambda wish, spell, rest: [wish, spell, *rest], wishes, spells, steps)
 
 
 @dataclass
@@ -78,7 +81,11 @@ class Watch:
     #: Passes that an orphan has lived through, by contract.
     lived: Counter[int]
     planted: set[int]
+    #: What had been paid when the day began.
     midnight_usd: float = 0.0
+    #: Contracts whose end was not heard of at once: the head was gone, or answers were lost.
+    unheard: set[int] = field(default_factory=set)
+    lossy: bool = False
 
     def paid(self) -> float:
         now = self.world.clock.monotonic()
@@ -119,9 +126,9 @@ def plant(world: World, number: int) -> int:
 
 
 async def scenario(
-    fleet_caps: Caps, market: Sequence[tuple[Scenario, float]], omits_s: float, script: Sequence[tuple[Any, ...]]
+    fleet_caps: Caps, market: Sequence[tuple[Scenario, float]], omits_s: int, hour: int, script: Sequence[Any]
 ) -> None:
-    world = World(caps=fleet_caps, limits=LIMITS, offers=0)
+    world = World(caps=fleet_caps, limits=LIMITS, offers=0, hour=hour)
     world.vast.list_omits_s = omits_s
     for number, (plan, price) in enumerate(market, 1):
         world.vast.offers.append(offer(number, dph_base=price))
@@ -161,14 +168,18 @@ async def scenario(
                 await passes(count)
             case "crash", [after_s, away_s]:
                 world.speak()
+                before = {each.id for each in world.vast.alive}
                 passing = asyncio.create_task(world.fleet.reconcile())
                 await asyncio.wait([passing], timeout=after_s)
                 passing.cancel()
                 await asyncio.gather(passing, return_exceptions=True)
+                # Nobody is left to write it down.
+                watch.unheard |= before - {each.id for each in world.vast.alive}
                 await world.restart(away_s)
             case "faults", [some]:
                 for endpoint, fault in some:
                     world.server.fail(endpoint, fault)
+                    watch.lossy |= endpoint == "destroy" and fault.worked
             case "orphan", [count]:
                 for _ in range(count):
                     strays += 1
@@ -205,41 +216,38 @@ async def quiet(world: World, watch: Watch, passes: Any) -> None:
     assert world.fleet.nodes() == []
     assert {each.state for each in world.rentals()} <= {State.ENDED}
     for contract in world.vast.contracts.values():
-        compare(world, contract)
-    # Each key that was made is shut, once it is clear that nobody needs it.
-    assert {f"key-of-{each.label}" for each in world.rentals() if each.instance} - {
-        f"key-of-{each}" for each in world.door.admitted
-    } <= {f"key-of-{each.label}" for each in world.rentals() if each.why is Why.ORPHAN}
-    assert {f"key-of-{each.label}" for each in world.rentals() if each.label in world.door.admitted} <= set(
-        world.door.revoked
-    )
+        compare(world, contract, exact=not watch.lossy and contract.id not in watch.unheard)
+    # Whoever could come in is shut out.
+    assert {f"key-of-{label}" for label in world.door.admitted} <= set(world.door.revoked)
 
 
 def _settled(node: Any) -> bool:
     return (node.state is not None and node.state.works) or (node.waiting is not None and node.waiting.reason in CAPPED)
 
 
-def compare(world: World, contract: Contract) -> None:
-    """The ledger with the bill, of GPU and storage."""
-    bill = contract.bill(world.clock.monotonic())
+def compare(world: World, contract: Contract, *, exact: bool) -> None:
+    """The ledger with the bill, of GPU and storage: within a second of its price."""
+    now = world.clock.monotonic()
+    bill = contract.bill(now)
     paid, booked = bill["gpu"] + bill["storage"], world.shelf.usd(contract.label, bandwidth=False)
     per_s = (contract.dph_base + contract.body["disk"] * contract.offer["storage_cost"] / 730) / 3600
     assert booked >= paid - per_s, "the bill holds what the books do not"
     rental = world.shelf.rentals[contract.label]
-    if contract.scenario.end in STOPS and contract.age(0) > contract.scenario.ends_s:
+    if rental.why is Why.WRONG_TERMS:
+        # From when on it cost is not known; it was not before it was asked for.
+        assert booked <= paid + per_s * world.limits.rent_s
         return
-    # An end whose answer was lost, or whose head was, is known when the next one is accepted or asks.
-    late = contract.id in world.late or rental.why is Why.WRONG_TERMS
-    assert late or booked <= paid + per_s, f"the books hold what the bill does not: {rental}"
+    if contract.scenario.end in STOPS and contract.age(now) > contract.scenario.ends_s:
+        # Until the next list.
+        assert booked <= paid + per_s * 120
+        return
+    assert booked <= paid + per_s * (1 if exact else 120), f"the books hold what the bill does not: {rental}"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(caps, st.lists(machines, min_size=1, max_size=20), st.integers(0, 45), steps)
+@given(caps, st.lists(machines, min_size=1, max_size=20), st.integers(0, 45), st.sampled_from([18, 23]), scripts)
 def test_random_fleets(
-    fleet_caps: Caps,
-    market: list[tuple[Scenario, float]],
-    omits_s: int,
-    script: list[tuple[Any, ...]],
+    fleet_caps: Caps, market: list[tuple[Scenario, float]], omits_s: int, hour: int, script: list[Any]
 ) -> None:
     with structlog.testing.capture_logs():
-        run(scenario(fleet_caps, market, float(omits_s), script))
+        run(scenario(fleet_caps, market, omits_s, hour, script))
