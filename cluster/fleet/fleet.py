@@ -10,7 +10,7 @@ import contextlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import structlog
@@ -30,6 +30,7 @@ from cluster.fleet.report import Report
 from cluster.fleet.roll import Roll
 from cluster.fleet.slot import Slot
 from cluster.fleet.slots import Slots
+from cluster.fleet.waiting import Reason, Wait
 from cluster.fleet.wish import Wish
 
 log = structlog.get_logger()
@@ -70,6 +71,9 @@ class Fleet:
             provider, door, self._roll, self._ending, caps=caps, limits=self._limits, prefix=prefix, now=now
         )
         self._guests: Sequence[Guest] = ()
+        #: Dollars that the provider's account has left; None: not known yet.
+        self.credit_usd: float | None = None
+        self._credit_wanted_at = now()
         #: By label.
         self._reports: defaultdict[str, deque[Report]] = defaultdict(lambda: deque(maxlen=_REPORTS))
         self._seen: dict[str, datetime] = {}
@@ -139,11 +143,21 @@ class Fleet:
         """One pass. Raises what the books and the door do."""
         self._reap()
         self._guests = await self._door.guests()
+        await self._look_at_credit()
         listing = await self._list()
         for label in tuple(self._reports):
             if label not in self._renting.labels:
                 await self._listen(label)
         await self._carry_out(decide(await self._situation(listing)))
+
+    async def _look_at_credit(self) -> None:
+        if self._now() < self._credit_wanted_at:
+            return
+        try:
+            self.credit_usd = await self._provider.credit()
+        except ProviderError as error:
+            log.warning("fleet.credit_unknown", reason=str(error))
+        self._credit_wanted_at = self._now() + timedelta(seconds=self._limits.account_pause_s)
 
     async def _list(self) -> Listing | None:
         asked_at = self._now()
@@ -183,14 +197,13 @@ class Fleet:
         theirs = self._renting.labels
         await self._roll.book([each for each in self._roll.rentals.values() if each.label not in theirs], now)
         spent = await self._roll.spent(midnight(now))
-        pause = self._renting.pause
         return Situation(
             now=now,
             caps=self._caps,
             limits=self._limits,
             wished=dict(self._slots.wished),
             breakers=dict(self._roll.breakers),
-            pause=pause if pause is not None and pause.until is not None and pause.until > now else None,
+            pause=self._paused(now),
             slots=self._slots.all,
             rentals=tuple(self._roll.rentals.values()),
             renting=frozenset(theirs),
@@ -200,6 +213,17 @@ class Fleet:
             reports=self._last,
             spent_today_usd=spent,
         )
+
+    def _paused(self, now: datetime) -> Wait | None:
+        """Why nothing is rented at all."""
+        pause = self._renting.pause
+        if pause is not None and pause.until is not None and pause.until > now:
+            return pause
+        hour_usd = sum(each.terms.usd_per_hour for each in self._roll.rentals.values())
+        # Without credit the provider stops what runs, in the middle of its work.
+        if self.credit_usd is not None and self.credit_usd <= hour_usd:
+            return Wait(Reason.NO_CREDIT, f"${self.credit_usd:.2f} left", self._credit_wanted_at)
+        return None
 
     async def _carry_out(self, decision: Decision) -> None:
         for slot in decision.surplus:

@@ -13,7 +13,7 @@ class Reason(Explained):
     DAY_CAP = "day_cap", "Today would cost more than a day may. It goes on at midnight UTC."
     NO_OFFER = "no_offer", "No machine that fits is on offer."
     FAILURES = "failures", "Nodes of its type have failed one after another; after a pause one is tried again."
-    NO_CREDIT = "no_credit", "The provider's account has no credit left."
+    NO_CREDIT = "no_credit", "The provider's account has less credit left than an hour of what runs costs."
     NOT_ALLOWED = "not_allowed", "The provider does not accept the key, or not for this."
     REFUSED = "refused", "The provider refuses what is asked of it."
     PROVIDER = "provider", "The provider does not answer, or wants fewer requests."

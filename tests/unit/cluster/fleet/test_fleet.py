@@ -249,6 +249,22 @@ async def test_a_provider_that_does_not_answer_ends_nobody() -> None:
     assert {each.state for each in world.rentals()} == {State.IDLE}
 
 
+@virtual
+async def test_credit_for_less_than_an_hour_rents_nothing_more() -> None:
+    world = await begun(2)
+    await world.until_works(2)
+    world.vast.deposit = sum(sum(meters.values()) for meters in world.vast.bill().values()) + 0.8
+    world.wish(3)
+    await asyncio.sleep(400)
+    await world.passes(3)
+    assert world.fleet.credit_usd is not None
+    assert 0 < world.fleet.credit_usd < 0.8
+    assert [each for each in reasons(world) if each] == [Reason.NO_CREDIT]
+    world.vast.deposit += 100
+    await asyncio.sleep(300)
+    await world.until_works(3)
+
+
 # -------------------------------------------------------------------- orphans
 
 
