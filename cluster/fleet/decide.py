@@ -127,12 +127,12 @@ def _shown(seen: Situation, decision: Decision) -> Mapping[str, Machine]:
 def _surplus(seen: Situation, decision: Decision) -> set[str]:
     """Slots that are to go: the lost ones, and the least used of those that are too many. Who works is let finish."""
     holding = {each.slot_id: each for each in seen.rentals if each.holds_slot}
-    worked = {each.slot_id for each in seen.rentals if each.worked_at is not None and each.state is State.ENDING}
+    lost = {each.slot_id for each in seen.rentals if each.lost}
     there = [slot for slot in seen.slots if not slot.dismissed]
-    decision.lost = [slot for slot in there if slot.id in worked]
+    decision.lost = [slot for slot in there if slot.id in lost]
     wished = Counter(seen.wished)
     wished.subtract(slot.node_type for slot in decision.lost)
-    kept = [slot for slot in there if slot.id not in worked]
+    kept = [slot for slot in there if slot.id not in lost]
     count = Counter(slot.node_type for slot in kept)
 
     def use(slot: Slot) -> int:

@@ -102,5 +102,10 @@ class Rental:
 
     @property
     def holds_slot(self) -> bool:
-        """No other may be rented for its slot."""
-        return self.state is not State.ENDED and self.destroyed_at is None
+        """No other may be rented for its slot. What has turned up again has none any more."""
+        return self.state is not State.ENDED and self.destroyed_at is None and self.why is not Why.ORPHAN
+
+    @property
+    def lost(self) -> bool:
+        """It could work, and is going; whoever knows its slot as a node has to hear of it."""
+        return self.worked_at is not None and self.state is State.ENDING and self.why is not Why.ORPHAN
