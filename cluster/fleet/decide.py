@@ -97,12 +97,13 @@ def decide(seen: Situation) -> Decision:
     """See :class:`Decision`."""
     decision = Decision()
     shown = _shown(seen, decision)
-    dismissed = {slot.id for slot in seen.slots if slot.dismissed} | _surplus(seen, decision)
+    # Of a slot that is not there any more nobody knows: its rental was begun before it went.
+    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - _surplus(seen, decision)
     dear = {each.label for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
     for rental in seen.rentals:
         if rental.label not in seen.renting:
-            _judge(seen, decision, rental, shown.get(rental.label), rental.slot_id in dismissed, rental.label in dear)
-    _fill(seen, decision, dismissed)
+            _judge(seen, decision, rental, shown.get(rental.label), rental.slot_id in wanted, rental.label in dear)
+    _fill(seen, decision, wanted)
     return decision
 
 
@@ -149,7 +150,7 @@ def _surplus(seen: Situation, decision: Decision) -> set[str]:
 
 
 def _judge(
-    seen: Situation, decision: Decision, rental: Rental, machine: Machine | None, dismissed: bool, dear: bool
+    seen: Situation, decision: Decision, rental: Rental, machine: Machine | None, wanted: bool, dear: bool
 ) -> None:
     if rental.instance is None:
         if machine is None:
@@ -164,7 +165,7 @@ def _judge(
         decision.ends.append(end)
     elif dear:
         decision.ends.append(End(rental, Why.DAY_CAP))
-    elif dismissed:
+    elif not wanted:
         decision.ends.append(End(rental, Why.DISMISSED))
     elif rental.state is State.LOADING and machine is not None and machine.status is Status.RUNNING:
         decision.moves.append(Move(*moved(rental, State.BOOTING, seen.now)))
@@ -224,12 +225,12 @@ def _missing_s(seen: Situation, since: datetime) -> float:
     return -1.0 if seen.listing is None else (seen.listing.asked_at - since).total_seconds()
 
 
-def _fill(seen: Situation, decision: Decision, dismissed: set[str]) -> None:
+def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
     held = {each.slot_id for each in seen.rentals if each.holds_slot}
     begun = len(seen.begun)
     starting = Counter(each.node_type for each in seen.rentals if each.holds_slot and each.worked_at is None)
     for slot in seen.slots:
-        if slot.id in held or slot.id in dismissed or slot.id in seen.begun:
+        if slot.id in held or slot.id not in wanted or slot.id in seen.begun:
             continue
         breaker = seen.breakers.get(slot.node_type, Breaker())
         if seen.pause is not None:

@@ -245,11 +245,11 @@ class Fleet:
 
     async def _each(self, *work: Coroutine[Any, Any, None]) -> None:
         failed = [each for each in await asyncio.gather(*work, return_exceptions=True) if each is not None]
+        serious = [each for each in failed if not isinstance(each, ProviderError)]
         for error in failed:
-            if isinstance(error, ProviderError):
-                log.warning("fleet.ending_failed", reason=str(error))
-        if serious := [each for each in failed if not isinstance(each, ProviderError)]:
-            raise serious[0]
+            log.warning("fleet.ending_failed", error=type(error).__name__, reason=str(error))
+        if serious:
+            raise next((each for each in serious if isinstance(each, Deposed)), serious[0])
 
     async def _close(self, rental: Rental) -> None:
         await self._ending.close(rental)

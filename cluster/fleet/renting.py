@@ -85,6 +85,10 @@ class Renting:
         except DoorFull:
             await self._ending.close(ended(rental, Why.NOT_RENTED))
             return Wait(Reason.DOOR, until=self._in(self._limits.retry_s))
+        except Exception:
+            # Nothing was asked of the provider, so that its machine is not blamed for what never shows up.
+            await self._ending.close(ended(rental, Why.NOT_RENTED))
+            raise
         rental = replace(rental, door_key=admission.key)
         await self._roll.keep(rental)
         order = Order(label=rental.label, node_type=rental.node_type, candidate=candidate, env=admission.env)

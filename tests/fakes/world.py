@@ -53,6 +53,8 @@ class MemoryDoor:
     async def admit(self, label: str) -> Admission:
         if self.full:
             raise DoorFull
+        if self.broken:
+            raise OSError("the door is stuck")
         self.admitted.append(label)
         return Admission(f"key-of-{label}", {"TOKEN": "token-of-the-test"})
 

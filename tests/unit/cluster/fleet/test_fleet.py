@@ -125,6 +125,20 @@ async def test_of_too_many_those_go_that_are_of_least_use_and_none_that_works() 
     assert (world.vast.alive, world.fleet.nodes()) == ([], [])
 
 
+@pytest.mark.parametrize("after_s", [0.05, 0.25, 0.45, 3.0, 6.0])
+@virtual
+async def test_a_wish_that_is_taken_back_while_it_is_being_rented_leaves_nothing(after_s: float) -> None:
+    world = await begun(1)
+    # Looking at the market takes longer than a pass.
+    world.server.fail("search", *[Fault()] * (3 if after_s < 1 else 1))
+    await world.fleet.reconcile()
+    await asyncio.sleep(after_s)
+    world.wish(0)
+    await world.passes(12)
+    assert (world.vast.alive, world.fleet.nodes()) == ([], [])
+    assert {each.state for each in world.rentals()} <= {State.ENDED}
+
+
 @virtual
 async def test_who_is_dismissed_by_name_goes_even_if_it_works_and_is_not_replaced() -> None:
     world = await begun(2)

@@ -291,6 +291,17 @@ async def test_a_door_that_does_not_open_rents_nothing() -> None:
 
 
 @virtual
+async def test_a_door_that_fails_is_not_the_machine_s_fault() -> None:
+    world = await begun()
+    world.door.broken = True
+    await world.passes(2)
+    assert {each.why for each in world.rentals() if each.state is State.ENDED} == {Why.NOT_RENTED}
+    assert (world.vast.asked["rent"], world.shelf.hosts, world.shelf.breakers) == (0, {}, {})
+    world.door.broken = False
+    await world.until_works(1)
+
+
+@virtual
 async def test_a_door_that_can_t_be_shut_keeps_no_machine_alive() -> None:
     world = await begun()
     await world.until_works(1)
