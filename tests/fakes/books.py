@@ -1,5 +1,6 @@
 """The fleet's books in memory: as PostgreSQL's, to which a test compares them, for hours of virtual time."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -46,6 +47,8 @@ class MemoryBooks:
         return self.shelf.rentals.get(label)
 
     async def reserve(self, rental: Rental, caps: Caps) -> Wait | None:
+        # Others may choose meanwhile.
+        await asyncio.sleep(0)
         self._check()
         spent = await self.spent(midnight(rental.reserved_at))
         refused = room(caps, rental, await self.open_rentals(), spent)

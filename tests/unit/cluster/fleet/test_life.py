@@ -1,11 +1,12 @@
 """A rental from the wish to its end, and each way on which one may fail."""
 
 import asyncio
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 
-from cluster.fleet.limits import STEPS_S
+from cluster.fleet.limits import STEPS_S, Limits
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import Report
 from tests.fakes.vast import Scenario
@@ -211,6 +212,18 @@ async def test_what_is_not_clear_for_minutes_is_found_by_a_later_list() -> None:
 
 
 @virtual
+async def test_a_provider_that_hangs_is_not_waited_for() -> None:
+    world = await begun(limits=Limits(rent_s=12))
+    world.server.fail("rent", Fault(silent=True, worked=True))
+    await world.passes(2)
+    assert first(world).instance is None
+    await world.passes(1)
+    # The client itself would have waited for longer.
+    assert world.clock.monotonic() < 35
+    assert first(world).instance == "9001"
+
+
+@virtual
 async def test_what_never_shows_up_was_not_rented() -> None:
     world = await begun()
     world.server.fail("rent", Fault(cut=True))
@@ -263,6 +276,33 @@ async def test_an_end_that_was_accepted_and_did_not_happen_is_begun_again() -> N
     assert (contract.ended is None, first(world).state) == (False, State.ENDED)
     paid = sum(contract.bill(world.clock.monotonic())[name] for name in ("gpu", "storage"))
     assert world.shelf.usd(contract.label, bandwidth=False) == pytest.approx(paid, abs=contract.dph_base / 3600)
+
+
+@virtual
+async def test_a_fresh_machine_that_no_list_shows_yet_has_not_ended() -> None:
+    world = await begun()
+    world.vast.list_omits_s = 50
+    await world.passes(2)
+    world.wish(0)
+    world.server.fail("destroy", Fault(status=200, body=b'{"success": true}'))
+    await world.passes(10)
+    assert world.vast.alive == []
+    # Else it would have been found as nobody's.
+    assert [(each.state, each.why) for each in world.rentals()] == [(State.ENDED, Why.DISMISSED)]
+
+
+@pytest.mark.parametrize("end", ["offline", "outbid"])
+@virtual
+async def test_a_machine_that_is_stopped_costs_its_disk_until_it_is_given_back(end: str) -> None:
+    world = await begun()
+    world.vast.scenarios[1001] = Scenario(end=end, after_s=60)
+    world.server.fail("destroy", *[Fault()] * 19)
+    await world.passes(25)
+    one = first(world)
+    assert (one.ended_at or one.since) > one.reserved_at + timedelta(seconds=120)
+    bill = world.contract(one.label).bill(world.clock.monotonic())
+    late_usd = 12 * one.terms.usd_per_hour / 3600
+    assert bill["gpu"] + bill["storage"] == pytest.approx(world.shelf.usd(one.label, bandwidth=False), abs=late_usd)
 
 
 @virtual
