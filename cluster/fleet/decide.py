@@ -154,7 +154,7 @@ def _judge(
 ) -> None:
     if rental.instance is None:
         if machine is None:
-            if _missing_s(seen, rental.reserved_at) > seen.limits.unclear_s:
+            if rental.why is not None or _missing_s(seen, rental.reserved_at) > seen.limits.unclear_s:
                 decision.closings.append(replace(rental, why=rental.why or Why.NEVER_SEEN))
             return
         rental = found(rental, machine, seen.now)

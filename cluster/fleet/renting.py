@@ -83,11 +83,10 @@ class Renting:
         try:
             admission = await self._door.admit(rental.label)
         except DoorFull:
-            await self._ending.close(ended(rental, Why.NOT_RENTED))
+            self._roll.give_up(rental)
             return Wait(Reason.DOOR, until=self._in(self._limits.retry_s))
         except Exception:
-            # Nothing was asked of the provider, so that its machine is not blamed for what never shows up.
-            await self._ending.close(ended(rental, Why.NOT_RENTED))
+            self._roll.give_up(rental)
             raise
         rental = replace(rental, door_key=admission.key)
         await self._roll.keep(rental)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from cluster.fleet.books import Books
+from cluster.fleet.books import Books, Deposed
 from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps
 from cluster.fleet.ledger import Stretch, so_far
@@ -36,9 +36,21 @@ class Roll:
 
     async def reserve(self, rental: Rental, caps: Caps) -> Wait | None:
         """None if it was; then it is here."""
-        if (wait := await self._books.reserve(rental, caps)) is None:
+        try:
+            wait = await self._books.reserve(rental, caps)
+        except Deposed:
+            raise
+        except Exception:
+            # It may be in the books all the same, and would be kept back from the caps for ever.
+            self.give_up(rental)
+            raise
+        if wait is None:
             self.rentals[rental.label] = rental
         return wait
+
+    def give_up(self, rental: Rental) -> None:
+        """Nothing was asked of the provider for it: the next pass closes it, and blames nobody."""
+        self.rentals[rental.label] = ended(rental, Why.NOT_RENTED)
 
     async def keep(self, rental: Rental, done: Sequence[Stretch] = ()) -> None:
         before = self.rentals.get(rental.label)

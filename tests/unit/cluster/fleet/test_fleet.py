@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 
 from cluster.fleet.books import Deposed
+from cluster.fleet.caps import Caps
 from cluster.fleet.door import Guest
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
-from cluster.fleet.rental import State, Why
-from cluster.fleet.waiting import Reason
+from cluster.fleet.rental import Rental, State, Why
+from cluster.fleet.waiting import Reason, Wait
 from cluster.fleet.wish import MOST_NODES, Wish
 from tests.fakes.books import MemoryBooks
 from tests.fakes.vast import Scenario, offer
@@ -401,13 +402,35 @@ async def test_of_two_heads_one_rents() -> None:
 class _Shaky(MemoryBooks):
     """The database is away for a moment."""
 
-    away = 0
+    away = lost = 0
+
+    async def reserve(self, rental: Rental, caps: Caps) -> Wait | None:
+        wait = await super().reserve(rental, caps)
+        if self.lost:
+            self.lost -= 1
+            raise OSError("the answer is lost")
+        return wait
 
     async def write(self, *args: object) -> None:
         if self.away:
             self.away -= 1
             raise OSError("no database")
         await super().write(*args)
+
+
+@virtual
+async def test_a_reservation_whose_answer_was_lost_is_kept_back_for_a_moment_only() -> None:
+    world = World(caps=replace(CAPS, nodes={TYPE: 1}))
+    await world.start()
+    books = _Shaky(world.shelf)
+    world.fleet = Fleet(world.provider, books, world.door, caps=world.caps, prefix=PREFIX, now=world.clock.now)
+    await world.fleet.start()
+    world.wish(1)
+    books.lost = 1
+    await world.passes(4)
+    assert world.rentals()[0].why is Why.NOT_RENTED
+    await world.until_works(1)
+    assert (world.shelf.hosts, world.shelf.breakers, len(world.vast.contracts)) == ({}, {}, 1)
 
 
 @virtual
