@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -47,6 +47,9 @@ e2e: $(STAMP)  ## A real Ray cluster; kills processes
 
 soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
 	PYTEST="$(PYTEST)" tests/soak
+
+fleet-scenarios: $(STAMP)  ## 500 random fleets on virtual time; make unit has 25
+	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 tests/unit/cluster/fleet/test_scenarios.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py

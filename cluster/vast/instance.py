@@ -36,3 +36,5 @@ class Instance(BaseModel):
     is_bid: _Flag = None
     #: Dollars per hour, storage included.
     dph_total: _Number = None
+    #: When it was rented, in Unix time.
+    start_date: _Number = None

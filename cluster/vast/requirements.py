@@ -7,23 +7,15 @@ leaves out what does not fit can't say why.
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from cluster.explained import Explained
 from cluster.vast.node_type import NodeType
 from cluster.vast.offer import Offer
 
 
-class Drop(StrEnum):
-    """Why an offer is not taken. Members carry what that means."""
-
-    meaning: str
-
-    def __new__(cls, name: str, meaning: str = "") -> "Drop":
-        member = str.__new__(cls, name)
-        member._value_ = name
-        member.meaning = meaning
-        return member
+class Drop(Explained):
+    """Why an offer is not taken."""
 
     NOT_FREE = "not_free", "Somebody has rented it."
     BLOCKED = "blocked", "Its machine was tried, and failed."

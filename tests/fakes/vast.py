@@ -101,6 +101,8 @@ class Contract:
     body: Mapping[str, Any]
     scenario: Scenario
     begun: float
+    #: The same, as the API shows it: in Unix time.
+    start_date: float
     key: str
     is_bid: bool
     #: Dollars per hour for the GPUs, fixed.
@@ -158,7 +160,7 @@ class Contract:
             **{name: self.offer[name] for name in kept},
             **{"id": self.id, "label": self.label, "is_bid": self.is_bid, "image_uuid": self.body["image"]},
             **{"actual_status": actual, "intended_status": intended, "cur_state": intended, "next_state": intended},
-            **{"status_msg": message, "start_date": self.begun, "dph_base": self.dph_base},
+            **{"status_msg": message, "start_date": self.start_date, "dph_base": self.dph_base},
             **{"dph_total": self.dph_base + storage, "extra_env": [list(pair) for pair in self.body["env"].items()]},
         }
 
@@ -257,6 +259,7 @@ class FakeVast:
             body=body,
             scenario=self.scenarios.get(found["machine_id"], OK),
             begun=self.clock.monotonic(),
+            start_date=self.clock.now().timestamp(),
             key=f"instance-key-{number}",
             is_bid=bid is not None,
             dph_base=found["dph_base"] if bid is None else float(bid),

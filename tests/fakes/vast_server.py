@@ -83,13 +83,19 @@ class VastServer:
         await self._http.__aexit__(kind, error, trace)
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if (answer := await self.answer(seen)) is None:
+            return writer.transport.abort()
+        status, body, more = answer
+        return await reply(status, body, **more, Connection="close")(seen, writer)
+
+    async def answer(self, seen: Seen) -> tuple[int, bytes, Mapping[str, str]] | None:
+        """Status, body and headers; None: the connection is cut."""
         parts = urlsplit(seen.target)
         if parts.path == "/__fake/bill":
-            bill = json.dumps(self.vast.bill()).encode()
-            return await reply(200, bill, Content_Type="application/json", Connection="close")(seen, writer)
+            return 200, json.dumps(self.vast.bill()).encode(), {"Content_Type": "application/json"}
         endpoint = _endpoint(seen.method, parts.path)
         if endpoint is None:
-            return await reply(404, b"<html>no such page</html>", Connection="close")(seen, writer)
+            return 404, b"<html>no such page</html>", {}
         key = seen.headers.get("authorization", "").removeprefix("Bearer ")
         self.vast.arrive(endpoint, key)
         fault = self._faults[endpoint].popleft() if self._faults[endpoint] else None
@@ -99,9 +105,9 @@ class VastServer:
             if fault.silent:
                 await asyncio.Event().wait()
             if fault.cut:
-                return writer.transport.abort()
+                return None
             status, body, more = fault.status, fault.body, fault.headers
-        return await reply(status, body, **more, Connection="close")(seen, writer)
+        return status, body, more
 
     def _work(self, endpoint: str, seen: Seen, key: str) -> tuple[int, bytes, Mapping[str, str]]:
         """Do it; status, body and headers of the answer."""

@@ -47,6 +47,9 @@ async def test_the_service_works_with_it(service_url: str, database_url: str) ->
     "statement",
     [
         "SELECT * FROM nodes",
+        "SELECT * FROM rentals",
+        "UPDATE fleet_terms SET term = 0",
+        "INSERT INTO node_costs (label) VALUES ('x')",
         "UPDATE nodes SET revoked_at = NULL",
         "INSERT INTO nodes (slot) VALUES (2)",
         "UPDATE alembic_version SET version_num = '0'",

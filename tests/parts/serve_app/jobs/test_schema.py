@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
+from cluster.fleet.tables import metadata as fleet_metadata
 from cluster.mesh.counters import Counters
 from cluster.mesh.registry import PostgresRegistry
 from cluster.mesh.registry import metadata as nodes_metadata
@@ -30,7 +31,7 @@ from tests.parts.serve_app.jobs.samples import completed, execute, failure, runn
 
 #: Tables are described where they are used; there is one history of migrations for all of them.
 metadata = MetaData()
-for described in (jobs_metadata, nodes_metadata):
+for described in (jobs_metadata, nodes_metadata, fleet_metadata):
     for table in described.sorted_tables:
         table.to_metadata(metadata)
 

@@ -1,0 +1,15 @@
+"""The fleet: machines come while they are wished for and go when they are not, within caps, with a true bill.
+
+It runs in the launcher, which alone holds the provider's key, and knows neither Ray nor any provider. A *slot* is a
+node that somebody wishes for; Ray knows it by its id from the wish on. What is rented for it is a *rental*: one at a
+time, and the next one if that fails before it has worked.
+
+- ``wish`` is what comes in; ``slot`` keeps who still waits, and ``waiting`` says why.
+- ``rental`` is a rented machine's life and why it ended, ``terms`` its prices, ``report`` what it says of itself.
+- ``provider`` is all that is asked of whoever rents out machines; ``cluster.vast.provider`` is the one there is.
+- ``door`` is all that is asked of the mesh: let a node in, shut it out.
+- ``decide`` looks at everything once and says what is to be done; it does nothing. ``limits`` are its numbers.
+- ``caps`` say what may be spent, ``ledger`` what was, by the second.
+- ``books`` keep all that in PostgreSQL (``tables``), where only the head that leads may write.
+- ``fleet`` carries it out, pass after pass.
+"""

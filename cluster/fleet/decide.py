@@ -1,0 +1,247 @@
+"""One look at everything, and what is to be done. Pure: it asks nobody, and changes nothing."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from cluster.fleet.breaker import Breaker
+from cluster.fleet.caps import Caps, too_dear
+from cluster.fleet.ledger import Stretch, moved
+from cluster.fleet.limits import STEPS_S, Limits
+from cluster.fleet.provider import Machine, Status
+from cluster.fleet.rental import Rental, State, Why
+from cluster.fleet.report import Report
+from cluster.fleet.slot import Slot
+from cluster.fleet.waiting import Reason, Wait
+
+_ENDS = {
+    Status.BROKEN: Why.BROKEN,
+    Status.EXITED: Why.EXITED,
+    Status.OFFLINE: Why.OFFLINE,
+    Status.OUTBID: Why.OUTBID,
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The provider's machines with our label, as they were at some moment after ``asked_at``."""
+
+    asked_at: datetime
+    machines: Sequence[Machine]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    now: datetime
+    caps: Caps
+    limits: Limits
+    #: By type.
+    wished: Mapping[str, int]
+    breakers: Mapping[str, Breaker]
+    #: For all types.
+    pause: Wait | None
+    #: In the order in which they were wished for.
+    slots: Sequence[Slot]
+    #: That have not ended.
+    rentals: Sequence[Rental]
+    #: Labels of those of them that somebody is renting right now: nobody else touches them.
+    renting: frozenset[str]
+    #: Ids of slots that somebody is at, reserved or not yet.
+    begun: frozenset[str]
+    #: None: the provider did not say.
+    listing: Listing | None
+    #: By label: when a list showed it last, and what it said last.
+    seen: Mapping[str, datetime]
+    reports: Mapping[str, Report]
+    spent_today_usd: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """It is in another state."""
+
+    rental: Rental
+    done: Sequence[Stretch] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """It has to be given back, or once more."""
+
+    rental: Rental
+    why: Why
+    detail: str = ""
+
+
+@dataclass
+class Decision:
+    """What is to be done, in this order."""
+
+    moves: list[Move] = field(default_factory=list)
+    ends: list[End] = field(default_factory=list)
+    #: They are gone for certain.
+    closings: list[Rental] = field(default_factory=list)
+    #: They have our label, and nobody has rented them.
+    orphans: list[Machine] = field(default_factory=list)
+    #: Nobody wishes for them.
+    surplus: list[Slot] = field(default_factory=list)
+    #: Their node could work, and is lost: whoever knew it is told so, instead of that it is another one now.
+    lost: list[Slot] = field(default_factory=list)
+    fills: list[Slot] = field(default_factory=list)
+    #: By slot: why nothing is rented for it.
+    waits: dict[str, Wait] = field(default_factory=dict)
+
+
+def decide(seen: Situation) -> Decision:
+    """See :class:`Decision`."""
+    decision = Decision()
+    shown = _shown(seen, decision)
+    # Of a slot that is not there any more nobody knows: its rental was begun before it went.
+    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - _surplus(seen, decision)
+    dear = {each.label for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
+    for rental in seen.rentals:
+        if rental.label not in seen.renting:
+            _judge(seen, decision, rental, shown.get(rental.label), rental.slot_id in wanted, rental.label in dear)
+    _fill(seen, decision, wanted)
+    return decision
+
+
+def _shown(seen: Situation, decision: Decision) -> Mapping[str, Machine]:
+    """The machine of each rental, by its label. Whatever is nobody's is an orphan."""
+    if seen.listing is None:
+        return {}
+    by_instance = {each.instance: each.label for each in seen.rentals if each.instance is not None}
+    # A row is there before its rental: whatever may be in flight has one.
+    wanted = {each.label for each in seen.rentals if each.instance is None}
+    shown: dict[str, Machine] = {}
+    for machine in seen.listing.machines:
+        if (label := by_instance.get(machine.id)) is not None:
+            shown[label] = machine
+        elif machine.label in wanted and machine.label not in shown:
+            shown[machine.label] = machine
+        else:
+            decision.orphans.append(machine)
+    return shown
+
+
+def _surplus(seen: Situation, decision: Decision) -> set[str]:
+    """Slots that are to go: the lost ones, and the least used of those that are too many. Who works is let finish."""
+    holding = {each.slot_id: each for each in seen.rentals if each.holds_slot}
+    lost = {each.slot_id for each in seen.rentals if each.lost}
+    there = [slot for slot in seen.slots if not slot.dismissed]
+    decision.lost = [slot for slot in there if slot.id in lost]
+    wished = Counter(seen.wished)
+    wished.subtract(slot.node_type for slot in decision.lost)
+    kept = [slot for slot in there if slot.id not in lost]
+    count = Counter(slot.node_type for slot in kept)
+
+    def use(slot: Slot) -> int:
+        rental = holding.get(slot.id)
+        return -1 if rental is None else rental.state.place
+
+    kept.reverse()
+    # The youngest first, of those alike.
+    for slot in sorted(kept, key=use):
+        if count[slot.node_type] > max(0, wished[slot.node_type]) and use(slot) != State.BUSY.place:
+            count[slot.node_type] -= 1
+            decision.surplus.append(slot)
+    return {slot.id for slot in (*decision.lost, *decision.surplus)}
+
+
+def _judge(
+    seen: Situation, decision: Decision, rental: Rental, machine: Machine | None, wanted: bool, dear: bool
+) -> None:
+    if rental.instance is None:
+        if machine is None:
+            if rental.why is not None or _missing_s(seen, rental.reserved_at) > seen.limits.unclear_s:
+                decision.closings.append(replace(rental, why=rental.why or Why.NEVER_SEEN))
+            return
+        rental = found(rental, machine, seen.now)
+        decision.moves.append(Move(rental))
+    if rental.state is State.ENDING:
+        _judge_ending(seen, decision, rental, machine)
+    elif (end := _fault(seen, rental, machine)) is not None:
+        decision.ends.append(end)
+    elif dear:
+        decision.ends.append(End(rental, Why.DAY_CAP))
+    elif not wanted:
+        decision.ends.append(End(rental, Why.DISMISSED))
+    elif rental.state is State.LOADING and machine is not None and machine.status is Status.RUNNING:
+        decision.moves.append(Move(*moved(rental, State.BOOTING, seen.now)))
+
+
+def found(rental: Rental, machine: Machine, now: datetime) -> Rental:
+    """It is known now what was rented for it."""
+    begun = machine.begun_at or now
+    # Other people's clocks: it did not begin before we asked for it.
+    begun = min(max(begun, rental.reserved_at), now)
+    terms = rental.terms
+    if machine.usd_per_hour is not None:
+        gpu = max(0.0, machine.usd_per_hour - terms.storage_usd_per_hour)
+        terms = replace(terms, gpu_usd_per_hour=gpu)
+    rental, _ = moved(rental, State.LOADING, begun)
+    return replace(rental, instance=machine.id, begun_at=begun, terms=terms, down_bytes=rental.image_bytes)
+
+
+def _judge_ending(seen: Situation, decision: Decision, rental: Rental, machine: Machine | None) -> None:
+    why, listing = rental.why or Why.DISMISSED, seen.listing
+    if rental.destroyed_at is None:
+        decision.ends.append(End(rental, why, rental.detail))
+    elif listing is not None and listing.asked_at > rental.destroyed_at:
+        if machine is not None:
+            # It was accepted, and did not happen: it costs on.
+            decision.ends.append(End(replace(rental, destroyed_at=None), why, rental.detail))
+        elif _missing_s(seen, rental.begun_at or rental.reserved_at) > seen.limits.missing_s:
+            decision.closings.append(rental)
+
+
+def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | None:
+    limits, label = seen.limits, rental.label
+    report = seen.reports.get(label)
+    if report is not None and report.fault:
+        return End(rental, Why.FAILED, report.fault)
+    if machine is not None and (why := _ENDS.get(machine.status)) is not None:
+        return End(rental, why, machine.detail)
+    last = max(filter(None, (rental.begun_at, seen.seen.get(label))), default=rental.reserved_at)
+    if machine is None and _missing_s(seen, last) > limits.missing_s:
+        return End(rental, Why.GONE)
+    spent_s = (seen.now - rental.since).total_seconds()
+    limit_s = STEPS_S.get(rental.state)
+    if limit_s is not None:
+        if spent_s > limit_s:
+            return End(rental, Why.STUCK, f"{rental.state.value} for more than {limit_s:.0f} s")
+        if report is not None and report.left_s is not None and report.state is rental.state:
+            whole_s = (report.at - rental.since).total_seconds() + report.left_s
+            if whole_s > limit_s:
+                return End(rental, Why.TOO_SLOW, f"{rental.state.value} would take {whole_s:.0f} s")
+    if report is not None and (silent_s := (seen.now - report.at).total_seconds()) > limits.silence_s:
+        return End(rental, Why.SILENT, f"nothing for {silent_s:.0f} s")
+    return None
+
+
+def _missing_s(seen: Situation, since: datetime) -> float:
+    """Seconds from then to the list that does not show it; less than nothing without a list."""
+    return -1.0 if seen.listing is None else (seen.listing.asked_at - since).total_seconds()
+
+
+def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
+    held = {each.slot_id for each in seen.rentals if each.holds_slot}
+    begun = len(seen.begun)
+    starting = Counter(each.node_type for each in seen.rentals if each.holds_slot and each.worked_at is None)
+    for slot in seen.slots:
+        if slot.id in held or slot.id not in wanted or slot.id in seen.begun:
+            continue
+        breaker = seen.breakers.get(slot.node_type, Breaker())
+        if seen.pause is not None:
+            decision.waits[slot.id] = seen.pause
+        elif breaker.closed_until is not None and breaker.closed_until > seen.now:
+            decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row", breaker.closed_until)
+        elif breaker.careful(seen.limits) and starting[slot.node_type]:
+            decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row; one is tried")
+        elif slot.waiting is not None and slot.waiting.until is not None and slot.waiting.until > seen.now:
+            decision.waits[slot.id] = slot.waiting
+        elif begun < seen.limits.renting:
+            decision.fills.append(slot)
+            starting[slot.node_type] += 1
+            begun += 1

@@ -1,0 +1,290 @@
+"""The fleet itself: pass after pass it looks, decides and carries out.
+
+A pass has all rentals but those that are being rented: each of these belongs to the task that rents it, since that may
+take minutes. Whatever happens to either, the books have a row for everything that may cost money, so whoever comes
+next goes on from there.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import structlog
+
+from cluster.fleet.books import Books, Deposed
+from cluster.fleet.caps import Caps
+from cluster.fleet.decide import Decision, Listing, Situation, decide
+from cluster.fleet.door import Door, Guest
+from cluster.fleet.ending import Ending
+from cluster.fleet.ledger import midnight, moved
+from cluster.fleet.limits import Limits
+from cluster.fleet.node import Node
+from cluster.fleet.provider import Provider, ProviderError
+from cluster.fleet.rental import Rental, State
+from cluster.fleet.renting import Renting
+from cluster.fleet.report import Report
+from cluster.fleet.roll import Roll
+from cluster.fleet.slot import Slot
+from cluster.fleet.slots import Slots
+from cluster.fleet.waiting import Reason, Wait
+from cluster.fleet.wish import Wish
+
+log = structlog.get_logger()
+
+#: Reports of one node that are kept from one pass to the next.
+_REPORTS = 64
+
+
+def system_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Fleet:
+    """Begin with :meth:`start`; then :meth:`run`, or :meth:`reconcile` again and again; :meth:`close` at the end.
+
+    For whoever leads (``cluster.head.leader``), and for him only.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        books: Books,
+        door: Door,
+        *,
+        caps: Caps,
+        limits: Limits | None = None,
+        prefix: str,
+        now: Callable[[], datetime] = system_now,
+    ) -> None:
+        """``prefix`` is this deployment's alone: what is unknown and has a label that begins with it is destroyed."""
+        self._provider, self._door, self._caps, self._now = provider, door, caps, now
+        self._limits = limits or Limits()
+        self._prefix = prefix
+        self._roll = Roll(books, self._limits)
+        self._slots = Slots()
+        self._ending = Ending(provider, door, self._roll, now)
+        self._renting = Renting(
+            provider, door, self._roll, self._ending, caps=caps, limits=self._limits, prefix=prefix, now=now
+        )
+        self._guests: Sequence[Guest] = ()
+        #: Dollars that the provider's account has left; None: not known yet.
+        self.credit_usd: float | None = None
+        self._credit_wanted_at = now()
+        #: By label.
+        self._reports: defaultdict[str, deque[Report]] = defaultdict(lambda: deque(maxlen=_REPORTS))
+        self._seen: dict[str, datetime] = {}
+        self._last: dict[str, Report] = {}
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._awake = asyncio.Event()
+
+    async def start(self) -> None:
+        """Take the books over, and adopt what is rented."""
+        await self._roll.load()
+        now = self._now()
+        for rental in self._roll.rentals.values():
+            if State.INSTALLING.place <= rental.state.place <= State.BUSY.place:
+                # It has been heard of, and may have spoken to nobody meanwhile.
+                self._last[rental.label] = Report(label=rental.label, at=now, state=rental.state)
+        self._slots.adopt(self._roll.rentals.values())
+        log.info("fleet.starts", rentals=len(self._roll.rentals))
+
+    async def close(self) -> None:
+        """Whatever is being rented stays as it is in the books, and whoever comes next resolves it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---------------------------------------------------------------- what others want
+
+    def wish(self, wish: Wish) -> Sequence[str]:
+        """So many are wished for from now on; the ids of the slots that there are for it. Never waits."""
+        self._slots.wish(wish)
+        self._awake.set()
+        return [each.id for each in self._slots.all if each.node_type == wish.node_type and not each.dismissed]
+
+    def dismiss(self, node_id: str) -> bool:
+        """Give it back, even if it works. False, and nothing happens, if it is nothing of ours."""
+        self._awake.set()
+        return self._slots.dismiss(node_id)
+
+    def hear(self, report: Report) -> None:
+        """A node has said something of itself. Never waits."""
+        if report.label in self._roll.rentals:
+            self._reports[report.label].append(report)
+
+    def nodes(self) -> Sequence[Node]:
+        """All that there are, those that joined by hand as well. Never waits."""
+        held = self._held()
+        found = [_node(slot, held.get(slot.id)) for slot in self._slots.all]
+        return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
+
+    # ---------------------------------------------------------------- passes
+
+    async def run(self) -> NoReturn:
+        """Pass after pass. Raises :class:`Deposed` and nothing else."""
+        while True:
+            self._awake.clear()
+            try:
+                await self.reconcile()
+            except Deposed:
+                raise
+            except Exception as error:
+                # The books or the mesh may be away; what is rented goes on, and so must this.
+                log.exception("fleet.pass_failed", error=type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.pass_s):
+                    await self._awake.wait()
+
+    async def reconcile(self) -> None:
+        """One pass. Raises what the books and the door do."""
+        self._reap()
+        self._guests = await self._door.guests()
+        await self._look_at_credit()
+        listing = await self._list()
+        for label in tuple(self._reports):
+            if label not in self._renting.labels:
+                await self._listen(label)
+        await self._carry_out(decide(await self._situation(listing)))
+
+    async def _look_at_credit(self) -> None:
+        if self._now() < self._credit_wanted_at:
+            return
+        try:
+            self.credit_usd = await self._provider.credit()
+        except ProviderError as error:
+            log.warning("fleet.credit_unknown", reason=str(error))
+        self._credit_wanted_at = self._now() + timedelta(seconds=self._limits.account_pause_s)
+
+    async def _list(self) -> Listing | None:
+        asked_at = self._now()
+        try:
+            machines = await self._provider.machines()
+        except ProviderError as error:
+            log.warning("fleet.list_failed", reason=str(error))
+            return None
+        ours = [each for each in machines if each.label.startswith(f"{self._prefix}-")]
+        known = {each.instance: each.label for each in self._roll.rentals.values()}
+        self._seen.update({known[each.id]: asked_at for each in ours if each.id in known})
+        return Listing(asked_at, ours)
+
+    async def _listen(self, label: str) -> None:
+        """What a node has said since the last pass, in the order and at the moments in which it was heard."""
+        reports = self._reports.pop(label, ())
+        for report in reports:
+            rental = self._roll.rentals.get(label)
+            if rental is None or rental.state is State.ENDING or rental.instance is None:
+                return
+            self._last[label] = report
+            rental = replace(
+                rental,
+                down_bytes=max(rental.down_bytes, rental.image_bytes + report.down_bytes),
+                up_bytes=max(rental.up_bytes, report.up_bytes),
+            )
+            if not rental.state.may_become(report.state):
+                self._roll.rentals[label] = rental
+                continue
+            at = min(max(report.at, rental.since, rental.stretch_at), self._now())
+            await self._roll.keep(*moved(rental, report.state, at))
+            if report.state.works:
+                await self._roll.praise(rental.node_type)
+
+    async def _situation(self, listing: Listing | None) -> Situation:
+        now = self._now()
+        theirs = self._renting.labels
+        await self._roll.book([each for each in self._roll.rentals.values() if each.label not in theirs], now)
+        spent = await self._roll.spent(midnight(now))
+        return Situation(
+            now=now,
+            caps=self._caps,
+            limits=self._limits,
+            wished=dict(self._slots.wished),
+            breakers=dict(self._roll.breakers),
+            pause=self._paused(now),
+            slots=self._slots.all,
+            rentals=tuple(self._roll.rentals.values()),
+            renting=frozenset(theirs),
+            begun=frozenset(self._tasks.values()),
+            listing=listing,
+            seen=self._seen,
+            reports=self._last,
+            spent_today_usd=spent,
+        )
+
+    def _paused(self, now: datetime) -> Wait | None:
+        """Why nothing is rented at all."""
+        pause = self._renting.pause
+        if pause is not None and pause.until is not None and pause.until > now:
+            return pause
+        hour_usd = sum(each.terms.usd_per_hour for each in self._roll.rentals.values())
+        # Without credit the provider stops what runs, in the middle of its work.
+        if self.credit_usd is not None and self.credit_usd <= hour_usd:
+            return Wait(Reason.NO_CREDIT, f"${self.credit_usd:.2f} left", self._credit_wanted_at)
+        return None
+
+    async def _carry_out(self, decision: Decision) -> None:
+        for slot in decision.surplus:
+            self._slots.drop(slot)
+        for slot in decision.lost:
+            self._slots.dismiss(slot.id)
+        for slot_id, wait in decision.waits.items():
+            self._slots.wait(slot_id, wait)
+        for move in decision.moves:
+            await self._roll.keep(move.rental, move.done)
+        for slot in decision.fills:
+            self._tasks[asyncio.create_task(self._rent(slot))] = slot.id
+        ends = (self._ending.give_back(end) for end in decision.ends)
+        orphans = (self._ending.orphan(machine) for machine in decision.orphans)
+        closings = (self._close(rental) for rental in decision.closings)
+        # One that fails keeps no other: each begins anew with the next pass.
+        await self._each(*closings, *ends, *orphans)
+        self._slots.forget(frozenset(each.slot_id for each in self._roll.rentals.values() if each.holds_slot))
+
+    async def _each(self, *work: Coroutine[Any, Any, None]) -> None:
+        failed = [each for each in await asyncio.gather(*work, return_exceptions=True) if each is not None]
+        serious = [each for each in failed if not isinstance(each, ProviderError)]
+        for error in failed:
+            log.warning("fleet.ending_failed", error=type(error).__name__, reason=str(error))
+        if serious:
+            raise next((each for each in serious if isinstance(each, Deposed)), serious[0])
+
+    async def _close(self, rental: Rental) -> None:
+        await self._ending.close(rental)
+        for known in (self._seen, self._last, self._reports):
+            known.pop(rental.label, None)
+        # What was kept back for it, somebody else may have.
+        self._slots.retry()
+
+    async def _rent(self, slot: Slot) -> None:
+        self._slots.wait(slot.id, await self._renting.rent(slot))
+
+    def _reap(self) -> None:
+        """How renting has ended. Raises :class:`Deposed`; anything else is no reason to stop."""
+        for task in [each for each in self._tasks if each.done()]:
+            slot_id = self._tasks.pop(task)
+            error = task.exception()
+            if isinstance(error, Deposed):
+                raise error
+            if error is not None:
+                log.error("fleet.renting_failed", slot_id=slot_id, error=type(error).__name__, exc_info=error)
+
+    def _held(self) -> Mapping[str, Rental]:
+        return {each.slot_id: each for each in self._roll.rentals.values() if each.holds_slot}
+
+
+def _node(slot: Slot, rental: Rental | None) -> Node:
+    node = Node(id=slot.id, node_type=slot.node_type, waiting=slot.waiting, dismissed=slot.dismissed)
+    if rental is None:
+        return node
+    return replace(
+        node,
+        label=rental.label,
+        instance=rental.instance,
+        state=rental.state,
+        since=rental.since,
+        usd_per_hour=rental.terms.usd_per_hour,
+        waiting=None,
+    )

@@ -1,0 +1,66 @@
+"""How long things may take. Seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cluster.fleet.rental import State, Why
+
+_DAY_S = 86400.0
+
+#: For which a machine is not tried again after it ended like that. Not for what is not its host's doing.
+BLOCKED_S: Mapping[Why, float] = MappingProxyType(
+    {
+        Why.WRONG_TERMS: 30 * _DAY_S,
+        Why.BROKEN: 7 * _DAY_S,
+        Why.STUCK: _DAY_S,
+        Why.TOO_SLOW: _DAY_S,
+        Why.EXITED: _DAY_S,
+        Why.OFFLINE: _DAY_S,
+        Why.SILENT: _DAY_S,
+        # It is taken until the other's bid falls.
+        Why.OUTBID: 3600.0,
+        # Whose doing it is nobody can say.
+        Why.NEVER_SEEN: 3600.0,
+    }
+)
+#: Endings that count against a node type, if the rental had never worked.
+FAILURES = frozenset({*BLOCKED_S, Why.FAILED, Why.GONE})
+
+
+#: Of each step of a start; a step that is not named has none.
+STEPS_S: Mapping[State, float] = MappingProxyType(
+    {
+        # Of the pulls that succeed at all, nearly all do within 12 minutes.
+        State.LOADING: 900.0,
+        State.BOOTING: 180.0,
+        State.INSTALLING: 420.0,
+        # 70 GB at the slowest line that is taken, and half as much again.
+        State.WEIGHTS: 900.0,
+        State.JOINING: 300.0,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    #: Without a report, once there was one.
+    silence_s: float = 300.0
+    #: A rental that is in no list: fresh ones appear late, and lists have gaps.
+    missing_s: float = 60.0
+    #: From the reservation on, until what is in no list was not rented: ``rent_s``, then ``missing_s``, and a rest.
+    unclear_s: float = 360.0
+    #: For one call that rents.
+    rent_s: float = 240.0
+    #: Failures of a type in a row before it pauses, and the first pause, which doubles up to the longest.
+    failures: int = 3
+    pause_s: float = 120.0
+    longest_pause_s: float = 3600.0
+    #: After an answer of the provider's that concerns the whole account; and between two looks at its credit.
+    account_pause_s: float = 300.0
+    #: After one that did not come, unless it says when.
+    retry_s: float = 30.0
+    #: Between two passes.
+    pass_s: float = 10.0
+    #: Rentals that are begun at the same time.
+    renting: int = 4

@@ -1,0 +1,23 @@
+"""What a node says of itself, from the first seconds of its bootstrap on."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from cluster.fleet.rental import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """It may lie: everything in it is bounded by the time limits and by what the provider's list says."""
+
+    label: str
+    #: When it was heard.
+    at: datetime
+    state: State
+    #: Since its start, without the image, which its host has fetched.
+    down_bytes: float = 0.0
+    up_bytes: float = 0.0
+    #: Seconds until the end of this step at its measured rate; None where it can't say.
+    left_s: float | None = None
+    #: Why it can't go on; empty if it can.
+    fault: str = ""

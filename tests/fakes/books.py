@@ -1,0 +1,85 @@
+"""The fleet's books in memory: as PostgreSQL's, to which a test compares them, for hours of virtual time."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from cluster.fleet.books import Deposed
+from cluster.fleet.breaker import Breaker
+from cluster.fleet.caps import Caps, room
+from cluster.fleet.ledger import Stretch, midnight
+from cluster.fleet.rental import Rental, State, Why
+from cluster.fleet.waiting import Wait
+
+
+class Shelf:
+    """What outlives a head."""
+
+    def __init__(self) -> None:
+        self.term = 0
+        self.rentals: dict[str, Rental] = {}
+        self.stretches: dict[tuple[str, datetime], Stretch] = {}
+        self.hosts: dict[str, tuple[Why, datetime]] = {}
+        self.breakers: dict[str, Breaker] = {}
+
+    def usd(self, label: str, *, bandwidth: bool = True) -> float:
+        """What one rental has cost."""
+        mine = [each for each in self.stretches.values() if each.label == label]
+        return sum(each.gpu_usd + each.storage_usd + each.bandwidth_usd * bandwidth for each in mine)
+
+
+class MemoryBooks:
+    """See :class:`cluster.fleet.books.Books`."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self._term = 0
+
+    async def take_over(self) -> None:
+        self.shelf.term += 1
+        self._term = self.shelf.term
+
+    async def open_rentals(self) -> Sequence[Rental]:
+        there = [each for each in self.shelf.rentals.values() if each.state is not State.ENDED]
+        return sorted(there, key=lambda each: (each.reserved_at, each.label))
+
+    async def find(self, label: str) -> Rental | None:
+        return self.shelf.rentals.get(label)
+
+    async def reserve(self, rental: Rental, caps: Caps) -> Wait | None:
+        # Others may choose meanwhile.
+        await asyncio.sleep(0)
+        self._check()
+        spent = await self.spent(midnight(rental.reserved_at))
+        refused = room(caps, rental, await self.open_rentals(), spent)
+        if refused is None:
+            assert rental.label not in self.shelf.rentals
+            self.shelf.rentals[rental.label] = rental
+        return refused
+
+    async def write(self, changed: Sequence[Rental], done: Sequence[Stretch] = ()) -> None:
+        self._check()
+        self.shelf.rentals.update({each.label: each for each in changed})
+        self.shelf.stretches.update({(each.label, each.begun_at): each for each in done})
+
+    async def spent(self, since: datetime) -> float:
+        done = [each for each in self.shelf.stretches.values() if each.begun_at >= since]
+        return sum(each.gpu_usd + each.storage_usd + each.bandwidth_usd for each in done)
+
+    async def block(self, host: str, why: Why, until: datetime) -> None:
+        self._check()
+        self.shelf.hosts[host] = why, until
+
+    async def blocked(self, now: datetime) -> Mapping[str, Why]:
+        return {host: why for host, (why, until) in self.shelf.hosts.items() if until > now}
+
+    async def set_breaker(self, node_type: str, breaker: Breaker) -> None:
+        self._check()
+        self.shelf.breakers[node_type] = breaker
+
+    async def breakers(self) -> Mapping[str, Breaker]:
+        return dict(self.shelf.breakers)
+
+    def _check(self) -> None:
+        if self._term != self.shelf.term:
+            raise Deposed("another head keeps the fleet's books now")

@@ -1,0 +1,79 @@
+"""The fleet with the books that a real head has, and Vast's API on a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cluster.fleet.books import Deposed, PostgresBooks
+from cluster.fleet.fleet import Fleet
+from cluster.fleet.rental import State
+from cluster.fleet.report import Report
+from cluster.fleet.wish import Wish
+from cluster.vast.client import VastClient
+from cluster.vast.provider import VastProvider
+from tests.fakes.clock import VirtualClock
+from tests.fakes.vast import KEY, FakeVast, offer
+from tests.fakes.vast_server import VastServer
+from tests.fakes.world import CAPS, KIND, PREFIX, TYPE, MemoryDoor
+
+
+class Head:
+    """One of them, at the same market and the same database as the others."""
+
+    def __init__(self, engine: AsyncEngine, provider: VastProvider, clock: VirtualClock, vast: FakeVast) -> None:
+        self.clock, self.vast = clock, vast
+        self.fleet = Fleet(provider, PostgresBooks(engine), MemoryDoor(), caps=CAPS, prefix=PREFIX, now=clock.now)
+
+    async def until(self, state: State | None, says: State = State.IDLE) -> None:
+        """Passes until the one slot's rental is in that state, or there is no slot. The test's limit ends it."""
+        while [each.state for each in self.fleet.nodes()] != ([] if state is None else [state]):
+            for contract in self.vast.alive:
+                self.fleet.hear(Report(label=contract.label, at=self.clock.now(), state=says, down_bytes=1e9))
+            await self.fleet.reconcile()
+            # Renting goes on beside the passes.
+            await asyncio.sleep(0.01)
+            self.clock.seconds += 10
+
+
+@pytest.fixture
+async def heads(engine: AsyncEngine) -> AsyncIterator[tuple[Head, Head]]:
+    clock = VirtualClock()
+    vast = FakeVast([offer(1), offer(2)], clock)
+    async with VastServer(vast) as server, VastClient(KEY, server.url, clock=clock) as client:
+        provider = VastProvider(client, {TYPE: KIND}, clock=clock)
+        yield Head(engine, provider, clock, vast), Head(engine, provider, clock, vast)
+
+
+async def test_a_node_comes_works_is_adopted_by_the_next_head_and_goes(
+    heads: tuple[Head, Head], engine: AsyncEngine
+) -> None:
+    first, second = heads
+    await first.fleet.start()
+    (slot_id,) = first.fleet.wish(Wish(TYPE, 1))
+    await first.until(State.BUSY, says=State.BUSY)
+    await second.fleet.start()
+    with pytest.raises(Deposed):
+        await first.fleet.reconcile()
+    assert [each.id for each in second.fleet.nodes()] == [slot_id]
+    await second.until(State.IDLE)
+    second.fleet.wish(Wish(TYPE, 0))
+    await second.until(None)
+    for _ in range(3):
+        await second.fleet.reconcile()
+        second.clock.seconds += 10
+    assert (second.vast.alive, len(second.vast.contracts)) == ([], 1)
+    (contract,) = second.vast.contracts.values()
+    async with engine.connect() as db:
+        columns = "sum(gpu_usd), sum(storage_usd), sum(bandwidth_usd), array_agg(DISTINCT state ORDER BY state)"
+        gpu, storage, bandwidth, states = (await db.execute(text(f"SELECT {columns} FROM node_costs"))).one()
+        assert (await db.execute(text("SELECT state, why FROM rentals"))).one() == ("ended", "dismissed")
+    bill = contract.bill(second.clock.monotonic())
+    per_s = (contract.dph_base + 0.1) / 3600
+    assert (gpu, storage) == (pytest.approx(bill["gpu"], abs=per_s), pytest.approx(bill["storage"], abs=per_s))
+    # The fake's machine has its image without fetching it; the books hold what is expected of it.
+    assert bandwidth == pytest.approx((KIND.work.image_bytes + 1e9) / 1e9 * 0.005)
+    assert {"loading", "busy", "idle", "ending"} >= set(states) >= {"busy", "idle"}
+    assert second.vast.violations == []
