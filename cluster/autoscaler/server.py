@@ -1,0 +1,104 @@
+"""The launcher's end of the socket, by which Ray says what it wants."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+import structlog
+from pydantic import ValidationError
+
+from cluster.autoscaler.exchange import MOST_BYTES, Standing, Wishes
+from cluster.fleet.node import Node
+
+log = structlog.get_logger()
+
+#: One for Ray's monitor, and what a restarted one leaves behind.
+_CONNECTIONS = 8
+
+
+class Wishable(Protocol):
+    """Of the fleet, what may be asked by this way. Nothing here waits."""
+
+    def add(self, slot_id: str, node_type: str) -> bool: ...
+
+    def dismiss(self, node_id: str) -> bool: ...
+
+    def nodes(self) -> Sequence[Node]: ...
+
+
+class WishServer:
+    """``async with`` it: then it listens at :attr:`path`, in a :attr:`folder` of this process's own."""
+
+    def __init__(self, fleet: Wishable, users: Collection[int]) -> None:
+        """``users``: ids of those who may ask."""
+        self._fleet, self._users = fleet, frozenset(users)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = contextlib.ExitStack()
+
+    async def __aenter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="video-api-"))
+        self._stack.callback(shutil.rmtree, self.folder)
+        # Through it, and to the one file whose name is known.
+        self.folder.chmod(0o711)
+        self.path = self.folder / "wishes.sock"
+        self._server = await asyncio.start_unix_server(self._accept, self.path, limit=MOST_BYTES)
+        # Who asks says the kernel.
+        self.path.chmod(0o666)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stack.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._tasks) >= _CONNECTIONS or _user(writer) not in self._users:
+            writer.transport.abort()
+            return
+        self._tasks.add(task)
+        try:
+            while line := await reader.readline():
+                writer.write(self._answer(line).model_dump_json().encode() + b"\n")
+                await writer.drain()
+        except (OSError, ValueError) as error:
+            # It has left, or its line is no such line.
+            log.warning("fleet.wishes_refused", error=type(error).__name__)
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    def _answer(self, line: bytes) -> Standing:
+        """Raises ValueError."""
+        try:
+            wishes = Wishes.model_validate_json(line)
+        except ValidationError:
+            raise ValueError("not a line of wishes") from None
+        for slot_id, node_type in wishes.add.items():
+            if not self._fleet.add(slot_id, node_type):
+                log.warning("fleet.wish_refused", node_type=node_type)
+        for slot_id in wishes.dismiss:
+            self._fleet.dismiss(slot_id)
+        return Standing(nodes={each.id: each.node_type for each in self._fleet.nodes() if not each.dismissed})
+
+
+def _user(writer: asyncio.StreamWriter) -> int:
+    connection: socket.socket = writer.get_extra_info("socket")
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(user)
+
+
+def users(ray_user: int | None) -> tuple[int, ...]:
+    """Those who may ask: whom Ray runs as, and this process's own."""
+    return (os.geteuid(),) if ray_user is None else (os.geteuid(), ray_user)

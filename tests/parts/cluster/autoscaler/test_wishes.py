@@ -1,0 +1,182 @@
+"""Ray's provider of nodes and the launcher's socket, as Ray uses them: from threads, with nobody at the other end."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, BadClusterConfig, ClusterConfig
+from cluster.autoscaler.exchange import Wishes
+from cluster.autoscaler.provider import FleetNodeProvider
+from cluster.autoscaler.server import WishServer
+from cluster.fleet.node import Node
+
+ROOT = Path(__file__).parents[4]
+TYPE = "gpu_4090"
+
+
+class Slots:
+    """Two of the type at most, beside a node that joined by hand."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, str] = {}
+        self.said = asyncio.Event()
+
+    def add(self, slot_id: str, node_type: str) -> bool:
+        self.said.set()
+        if slot_id in self.there:
+            return True
+        if node_type != TYPE or len(self.there) == 2:
+            return False
+        self.there[slot_id] = node_type
+        return True
+
+    def dismiss(self, node_id: str) -> bool:
+        self.said.set()
+        return self.there.pop(node_id, None) is not None
+
+    def nodes(self) -> Sequence[Node]:
+        by_hand = Node(id="hand-1", node_type=BY_HAND, guest=True)
+        return [by_hand, *(Node(id=name, node_type=node_type) for name, node_type in self.there.items())]
+
+
+@pytest.fixture
+async def fleet() -> Slots:
+    return Slots()
+
+
+@pytest.fixture
+async def server(fleet: Slots) -> AsyncIterator[WishServer]:
+    async with WishServer(fleet, [os.geteuid()]) as running:
+        yield running
+
+
+async def provider(path: Path) -> FleetNodeProvider:
+    return await asyncio.to_thread(FleetNodeProvider, {"socket": str(path)}, "video-api")
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """The link's thread takes a turn each second."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - what changes is another thread
+            await asyncio.sleep(0.02)
+
+
+def create(ray: FleetNodeProvider, count: int, node_type: str = TYPE) -> list[str]:
+    tags = {TAG_RAY_USER_NODE_TYPE: node_type, TAG_RAY_LAUNCH_REQUEST: "request-7", TAG_RAY_NODE_KIND: "worker"}
+    return list(ray.create_node_with_resources_and_labels({}, tags, count, {"GPU": 1}, {}))
+
+
+async def test_what_ray_creates_is_there_at_once_and_known_to_the_fleet(fleet: Slots, server: WishServer) -> None:
+    ray = await provider(server.path)
+    assert set(ray.non_terminated_nodes({})) == {HEAD_ID, "hand-1"}
+    made = create(ray, 2)
+    assert set(ray.non_terminated_nodes({TAG_RAY_USER_NODE_TYPE: TYPE})) == set(made)
+    assert ray.node_tags(made[0])[TAG_RAY_LAUNCH_REQUEST] == "request-7"
+    await until(lambda: set(fleet.there) == set(made))
+    ray.terminate_nodes([made[0]])
+    assert ray.is_terminated(made[0])
+    await until(lambda: list(fleet.there) == [made[1]])
+    assert ray.non_terminated_nodes({TAG_RAY_NODE_KIND: "head"}) == [HEAD_ID]
+    assert ray.node_tags("nobody's") == {}
+
+
+async def test_what_the_fleet_refuses_or_has_ended_is_gone(fleet: Slots, server: WishServer) -> None:
+    ray = await provider(server.path)
+    made = create(ray, 3)
+    await until(lambda: len(fleet.there) == 2)
+    await until(lambda: len(ray.non_terminated_nodes({})) == 4)
+    assert create(ray, 1, "gpu_unheard_of")
+    await until(lambda: len(ray.non_terminated_nodes({})) == 4)
+    del fleet.there[made[0]]
+    await until(lambda: ray.is_terminated(made[0]))
+
+
+async def test_a_node_that_joined_by_hand_can_not_be_ended(fleet: Slots, server: WishServer) -> None:
+    ray = await provider(server.path)
+    ray.terminate_node("hand-1")
+    async with asyncio.timeout(10):
+        await fleet.said.wait()
+    await until(lambda: ray.is_running("hand-1"))
+
+
+async def test_without_a_launcher_all_stays_as_it_was_and_wishes_are_kept(fleet: Slots) -> None:
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        path = server.path
+        ray = await provider(path)
+        (first,) = create(ray, 1)
+        await until(lambda: first in fleet.there)
+    # Nobody listens any more, there is not even a file.
+    (second,) = create(ray, 1)
+    assert set(ray.non_terminated_nodes({})) == {HEAD_ID, "hand-1", first, second}
+    path.parent.mkdir()
+    try:
+        listening = await asyncio.start_unix_server(lambda reader, writer: writer.transport.abort(), path)
+        listening.close()
+        assert second in ray.non_terminated_nodes({})
+    finally:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
+async def test_a_provider_can_be_made_before_the_launcher_listens(tmp_path: Path) -> None:
+    ray = await provider(tmp_path / "nothing.sock")
+    assert ray.non_terminated_nodes({}) == [HEAD_ID]
+
+
+async def test_strangers_and_nonsense_are_hung_up_on(fleet: Slots) -> None:
+    async with WishServer(fleet, [os.geteuid() + 1]) as server:
+        reader, writer = await asyncio.open_unix_connection(server.path)
+        writer.write(Wishes().model_dump_json().encode() + b"\n")
+        assert await _rest(reader) == b""
+        writer.close()
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        for line in (b"{]\n", b'{"add": {"../../etc": "x"}}\n', b'{"add": {"a": "b"}, "rent": 1}\n', b"x" * (1 << 18)):
+            reader, writer = await asyncio.open_unix_connection(server.path)
+            writer.write(line)
+            assert await _rest(reader) == b""
+            writer.close()
+        assert not fleet.there
+        # It serves on, but not without end.
+        held = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        for one in held:
+            one.connect(str(server.path))
+        reader, writer = await asyncio.open_unix_connection(server.path)
+        assert await _rest(reader) == b""
+        writer.close()
+        for one in held:
+            one.close()
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(10):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+def test_the_cluster_s_yaml_with_our_provider(tmp_path: Path) -> None:
+    config = ClusterConfig.read(ROOT / "configs/cluster.yaml")
+    assert not config.provided
+    assert set(config.node_types) == {"gpu_a100", TYPE}
+    assert config.node_types["gpu_a100"].labels == {"gpu-class": "a100"}
+    made = yaml.safe_load(config.of_fleet(Path("/run/x.sock")))
+    assert made["provider"]["socket"] == "/run/x.sock"
+    by_hand = made["available_node_types"][BY_HAND]
+    # Ray neither starts one nor ends one.
+    assert (by_hand["min_workers"], by_hand["resources"]) == (0, {})
+    assert by_hand["idle_timeout_s"] > 86400 * 365
+    for broken in ("- no mapping\n", "a: [\n"):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(broken)
+        with pytest.raises(BadClusterConfig):
+            ClusterConfig.read(path)
+    path.write_text("head_node_type: head\navailable_node_types: {gpu: {max_workers: many}}\n")
+    with pytest.raises(BadClusterConfig, match="available_node_types"):
+        _ = ClusterConfig.read(path).node_types
