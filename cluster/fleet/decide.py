@@ -12,7 +12,7 @@ from cluster.fleet.limits import STEPS_S, Limits
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import Report
-from cluster.fleet.slot import Slot
+from cluster.fleet.slots import Slot
 from cluster.fleet.waiting import Reason, Wait
 
 _ENDS = {
@@ -37,11 +37,10 @@ class Situation:
     caps: Caps
     limits: Limits
     #: By type.
-    wished: Mapping[str, int]
     breakers: Mapping[str, Breaker]
     #: For all types.
     pause: Wait | None
-    #: In the order in which they were wished for.
+    #: In the order in which they were added.
     slots: Sequence[Slot]
     #: That have not ended.
     rentals: Sequence[Rental]
@@ -84,8 +83,6 @@ class Decision:
     closings: list[Rental] = field(default_factory=list)
     #: They have our label, and nobody has rented them.
     orphans: list[Machine] = field(default_factory=list)
-    #: Nobody wishes for them.
-    surplus: list[Slot] = field(default_factory=list)
     #: Their node could work, and is lost: whoever knew it is told so, instead of that it is another one now.
     lost: list[Slot] = field(default_factory=list)
     fills: list[Slot] = field(default_factory=list)
@@ -97,8 +94,10 @@ def decide(seen: Situation) -> Decision:
     """See :class:`Decision`."""
     decision = Decision()
     shown = _shown(seen, decision)
+    lost = {each.slot_id for each in seen.rentals if each.lost}
+    decision.lost = [slot for slot in seen.slots if slot.id in lost and not slot.dismissed]
     # Of a slot that is not there any more nobody knows: its rental was begun before it went.
-    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - _surplus(seen, decision)
+    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - lost
     dear = {each.label for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
     for rental in seen.rentals:
         if rental.label not in seen.renting:
@@ -123,30 +122,6 @@ def _shown(seen: Situation, decision: Decision) -> Mapping[str, Machine]:
         else:
             decision.orphans.append(machine)
     return shown
-
-
-def _surplus(seen: Situation, decision: Decision) -> set[str]:
-    """Slots that are to go: the lost ones, and the least used of those that are too many. Who works is let finish."""
-    holding = {each.slot_id: each for each in seen.rentals if each.holds_slot}
-    lost = {each.slot_id for each in seen.rentals if each.lost}
-    there = [slot for slot in seen.slots if not slot.dismissed]
-    decision.lost = [slot for slot in there if slot.id in lost]
-    wished = Counter(seen.wished)
-    wished.subtract(slot.node_type for slot in decision.lost)
-    kept = [slot for slot in there if slot.id not in lost]
-    count = Counter(slot.node_type for slot in kept)
-
-    def use(slot: Slot) -> int:
-        rental = holding.get(slot.id)
-        return -1 if rental is None else rental.state.place
-
-    kept.reverse()
-    # The youngest first, of those alike.
-    for slot in sorted(kept, key=use):
-        if count[slot.node_type] > max(0, wished[slot.node_type]) and use(slot) != State.BUSY.place:
-            count[slot.node_type] -= 1
-            decision.surplus.append(slot)
-    return {slot.id for slot in (*decision.lost, *decision.surplus)}
 
 
 def _judge(

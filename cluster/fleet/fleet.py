@@ -22,16 +22,13 @@ from cluster.fleet.door import Door, Guest
 from cluster.fleet.ending import Ending
 from cluster.fleet.ledger import midnight, moved
 from cluster.fleet.limits import Limits
-from cluster.fleet.node import Node
 from cluster.fleet.provider import Provider, ProviderError
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.renting import Renting
 from cluster.fleet.report import Report
 from cluster.fleet.roll import Roll
-from cluster.fleet.slot import Slot
-from cluster.fleet.slots import Slots
+from cluster.fleet.slots import Node, Slot, Slots
 from cluster.fleet.waiting import Reason, Wait
-from cluster.fleet.wish import Wish
 
 log = structlog.get_logger()
 
@@ -100,11 +97,14 @@ class Fleet:
 
     # ---------------------------------------------------------------- what others want
 
-    def wish(self, wish: Wish) -> Sequence[str]:
-        """So many are wished for from now on; the ids of the slots that there are for it. Never waits."""
-        self._slots.wish(wish)
+    def add(self, slot_id: str, node_type: str) -> bool:
+        """A node is wished for; the same id again is the same node. Never waits.
+
+        False, and nothing happens, if there may be no more of that type, none at all of an unknown one, or the id is
+        of another type or was dismissed.
+        """
         self._awake.set()
-        return [each.id for each in self._slots.all if each.node_type == wish.node_type and not each.dismissed]
+        return self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
 
     def dismiss(self, node_id: str) -> bool:
         """Give it back, even if it works. False, and nothing happens, if it is nothing of ours."""
@@ -201,7 +201,6 @@ class Fleet:
             now=now,
             caps=self._caps,
             limits=self._limits,
-            wished=dict(self._slots.wished),
             breakers=dict(self._roll.breakers),
             pause=self._paused(now),
             slots=self._slots.all,
@@ -226,8 +225,6 @@ class Fleet:
         return None
 
     async def _carry_out(self, decision: Decision) -> None:
-        for slot in decision.surplus:
-            self._slots.drop(slot)
         for slot in decision.lost:
             self._slots.dismiss(slot.id)
         for slot_id, wait in decision.waits.items():

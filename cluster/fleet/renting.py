@@ -28,7 +28,7 @@ from cluster.fleet.provider import (
 )
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.roll import Roll, ended
-from cluster.fleet.slot import Slot
+from cluster.fleet.slots import Slot
 from cluster.fleet.waiting import Reason, Wait
 
 log = structlog.get_logger()

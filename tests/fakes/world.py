@@ -1,6 +1,7 @@
 """A fleet and all that it deals with, on virtual time: market, nodes, books, and the mesh's door."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,10 +9,9 @@ from cluster.fleet.caps import Caps
 from cluster.fleet.door import Admission, DoorFull, Guest
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
-from cluster.fleet.node import Node
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.report import Report
-from cluster.fleet.wish import Wish
+from cluster.fleet.slots import Node
 from cluster.vast.client import VastClient
 from cluster.vast.cost import Work
 from cluster.vast.node_type import GPU_4090
@@ -86,6 +86,7 @@ class World:
         self.vast = FakeVast([offer(number) for number in range(1, self.offers + 1)], self.clock, deposit=10_000)
         self.server = VastServer(self.vast)
         self.shelf, self.door = Shelf(), MemoryDoor()
+        self._numbers = itertools.count(1)
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
@@ -142,8 +143,16 @@ class World:
             contract.bytes_down = WEIGHT_BYTES
         return Report(label=contract.label, at=self.clock.now(), state=state, down_bytes=contract.bytes_down)
 
-    def wish(self, count: int) -> Sequence[str]:
-        return self.fleet.wish(Wish(TYPE, count))
+    def wanted(self) -> list[Node]:
+        return [each for each in self.fleet.nodes() if not each.dismissed and not each.guest]
+
+    def want(self, count: int) -> list[str]:
+        """As Ray does: add slots one by one, or dismiss the youngest. The ids of those that there are then."""
+        for node in self.wanted()[count:]:
+            assert self.fleet.dismiss(node.id)
+        while len(self.wanted()) < count and self.fleet.add(f"slot-{next(self._numbers)}", TYPE):
+            pass
+        return [each.id for each in self.wanted()]
 
     # ---------------------------------------------------------------- what has to be true
 
