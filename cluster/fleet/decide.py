@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps, too_dear
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, moved
 from cluster.fleet.limits import STEPS_S, Limits
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
-from cluster.fleet.report import Report
+from cluster.fleet.report import WEIGHTS_FAULT, Report
 from cluster.fleet.slots import Slot
 from cluster.fleet.waiting import Reason, Wait
 
@@ -38,8 +38,8 @@ class Situation:
     limits: Limits
     #: By type.
     breakers: Mapping[str, Breaker]
-    #: For all types.
-    pause: Wait | None
+    #: By type: why nothing is rented for any of its slots.
+    closed: Mapping[str, Wait]
     #: In the order in which they were added.
     slots: Sequence[Slot]
     #: That have not ended.
@@ -175,9 +175,10 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     limits, label = seen.limits, rental.label
     report = seen.reports.get(label)
     if report is not None and report.fault:
-        return End(rental, Why.FAILED, report.fault)
-    if machine is not None and (why := _ENDS.get(machine.status)) is not None:
-        return End(rental, why, machine.detail)
+        why = Why.WEIGHTS if report.fault.startswith(WEIGHTS_FAULT) else Why.FAILED
+        return End(rental, why, report.fault)
+    if machine is not None and machine.status in _ENDS:
+        return End(rental, _ENDS[machine.status], machine.detail)
     last = max(filter(None, (rental.begun_at, seen.seen.get(label))), default=rental.reserved_at)
     if machine is None and _missing_s(seen, last) > limits.missing_s:
         return End(rental, Why.GONE)
@@ -208,10 +209,8 @@ def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
         if slot.id in held or slot.id not in wanted or slot.id in seen.begun:
             continue
         breaker = seen.breakers.get(slot.node_type, Breaker())
-        if seen.pause is not None:
-            decision.waits[slot.id] = seen.pause
-        elif breaker.closed_until is not None and breaker.closed_until > seen.now:
-            decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row", breaker.closed_until)
+        if (closed := seen.closed.get(slot.node_type)) is not None:
+            decision.waits[slot.id] = closed
         elif breaker.careful(seen.limits) and starting[slot.node_type]:
             decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row; one is tried")
         elif slot.waiting is not None and slot.waiting.until is not None and slot.waiting.until > seen.now:

@@ -1,6 +1,6 @@
 """Slots, in memory: after a restart what is rented is a slot already, and whoever misses one adds it again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -85,10 +85,17 @@ class Slots:
         if (slot := self._slots.get(slot_id)) is not None and not slot.dismissed:
             self._slots[slot_id] = replace(slot, waiting=wait)
 
-    def retry(self) -> None:
+    def room(self) -> None:
         """Something has ended: whoever waits for room may be tried with the next pass."""
+        self._retry(lambda slot, wait: wait.reason in _ROOM)
+
+    def opened(self, node_type: str) -> None:
+        """What stood in the way of the type does so no more."""
+        self._retry(lambda slot, wait: slot.node_type == node_type)
+
+    def _retry(self, who: Callable[[Slot, Wait], bool]) -> None:
         for slot in self._slots.values():
-            if slot.waiting is not None and slot.waiting.reason in _ROOM:
+            if slot.waiting is not None and who(slot, slot.waiting):
                 self.wait(slot.id, replace(slot.waiting, until=None))
 
     def forget(self, held: frozenset[str]) -> None:

@@ -14,7 +14,7 @@ from cluster.fleet.report import Report
 from cluster.fleet.slots import Node
 from cluster.vast.client import VastClient
 from cluster.vast.cost import Work
-from cluster.vast.node_type import GPU_4090
+from cluster.vast.node_type import GPU_4090, GPU_A100
 from cluster.vast.provider import Kind, VastProvider
 from tests.fakes.books import MemoryBooks, Shelf
 from tests.fakes.vast import KEY, Contract, FakeVast, offer
@@ -36,6 +36,9 @@ WORK = Work(
     idle_s=120,
 )
 KIND = Kind(node=GPU_4090, work=WORK, image="pytorch/pytorch@sha256:1")
+#: A second type, for which there are offers if a test makes them.
+OTHER = GPU_A100.name
+OTHER_KIND = Kind(node=GPU_A100, work=WORK, image="pytorch/pytorch@sha256:1")
 CAPS = Caps(usd_per_hour=20, usd_per_day=400, usd_per_instance_hour=1, nodes={TYPE: 20})
 #: Seconds of a node's steps, after its container runs.
 STEPS = ((State.INSTALLING, 20.0), (State.WEIGHTS, 60.0), (State.JOINING, 15.0))
@@ -90,7 +93,7 @@ class World:
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
-        self.provider = VastProvider(client, {TYPE: KIND}, clock=self.clock)
+        self.provider = VastProvider(client, {TYPE: KIND, OTHER: OTHER_KIND}, clock=self.clock)
         self.fleet = Fleet(
             self.provider,
             MemoryBooks(self.shelf),
