@@ -1,10 +1,11 @@
-"""The fleet: machines come while they are wished for and go when they are not, within caps, with a true bill.
+"""The fleet: machines come when they are wished for and go when they are not, within caps, with a true bill.
 
 It runs in the launcher, which alone holds the provider's key, and knows neither Ray nor any provider. A *slot* is a
 node that somebody wishes for; Ray knows it by its id from the wish on. What is rented for it is a *rental*: one at a
 time, and the next one if that fails before it has worked.
 
-- ``wish`` is what comes in; ``slot`` keeps who still waits, and ``waiting`` says why.
+- ``slots`` are added and dismissed one by one; ``waiting`` says why nothing is rented for one, and ``gates`` what is
+  in the way of a whole node type.
 - ``rental`` is a rented machine's life and why it ended, ``terms`` its prices, ``report`` what it says of itself.
 - ``provider`` is all that is asked of whoever rents out machines; ``cluster.vast.provider`` is the one there is.
 - ``door`` is all that is asked of the mesh: let a node in, shut it out.

@@ -1,5 +1,6 @@
 """What the fleet remembers: rentals and what they cost, machines and node types that failed. In PostgreSQL."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -10,8 +11,8 @@ from sqlalchemy import Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps, room
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, midnight
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.tables import blocked_hosts, breakers, fleet_terms, node_costs, rentals
@@ -47,6 +48,10 @@ class Books(Protocol):
 
     async def write(self, changed: Sequence[Rental], done: Sequence[Stretch] = ()) -> None:
         """All or nothing. A stretch that is there already, by label and begin, is the same one at a later moment."""
+        ...
+
+    async def cold_starts(self, most: int) -> Mapping[str, Sequence[float]]:
+        """By node type: seconds from the reservation to the first moment of work, of so many at most, newest first."""
         ...
 
     async def spent(self, since: datetime) -> float:
@@ -100,6 +105,18 @@ class PostgresBooks:
         async with self._writing() as db:
             await _upsert(db, rentals, [_row(each) for each in changed])
             await _upsert(db, node_costs, [vars(each) for each in done])
+
+    async def cold_starts(self, most: int) -> Mapping[str, Sequence[float]]:
+        each = rentals.c
+        seconds = func.extract("epoch", each.worked_at - each.reserved_at).label("seconds")
+        place = func.row_number().over(partition_by=each.node_type, order_by=each.worked_at.desc()).label("place")
+        worked = select(each.node_type, seconds, place).where(each.worked_at.is_not(None)).subquery()
+        query = select(worked).where(worked.c.place <= most).order_by(worked.c.place)
+        found = defaultdict[str, list[float]](list)
+        async with self._engine.connect() as db:
+            for row in await db.execute(query):
+                found[row.node_type].append(float(row.seconds))
+        return found
 
     async def spent(self, since: datetime) -> float:
         async with self._engine.connect() as db:

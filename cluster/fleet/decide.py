@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps, too_dear
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, moved
 from cluster.fleet.limits import STEPS_S, Limits
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
-from cluster.fleet.report import Report
-from cluster.fleet.slot import Slot
+from cluster.fleet.report import WEIGHTS_FAULT, Report
+from cluster.fleet.slots import Slot
 from cluster.fleet.waiting import Reason, Wait
 
 _ENDS = {
@@ -37,11 +37,10 @@ class Situation:
     caps: Caps
     limits: Limits
     #: By type.
-    wished: Mapping[str, int]
     breakers: Mapping[str, Breaker]
-    #: For all types.
-    pause: Wait | None
-    #: In the order in which they were wished for.
+    #: By type: why nothing is rented for any of its slots.
+    closed: Mapping[str, Wait]
+    #: In the order in which they were added.
     slots: Sequence[Slot]
     #: That have not ended.
     rentals: Sequence[Rental]
@@ -84,8 +83,6 @@ class Decision:
     closings: list[Rental] = field(default_factory=list)
     #: They have our label, and nobody has rented them.
     orphans: list[Machine] = field(default_factory=list)
-    #: Nobody wishes for them.
-    surplus: list[Slot] = field(default_factory=list)
     #: Their node could work, and is lost: whoever knew it is told so, instead of that it is another one now.
     lost: list[Slot] = field(default_factory=list)
     fills: list[Slot] = field(default_factory=list)
@@ -97,8 +94,10 @@ def decide(seen: Situation) -> Decision:
     """See :class:`Decision`."""
     decision = Decision()
     shown = _shown(seen, decision)
+    lost = {each.slot_id for each in seen.rentals if each.lost}
+    decision.lost = [slot for slot in seen.slots if slot.id in lost and not slot.dismissed]
     # Of a slot that is not there any more nobody knows: its rental was begun before it went.
-    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - _surplus(seen, decision)
+    wanted = {slot.id for slot in seen.slots if not slot.dismissed} - lost
     dear = {each.label for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
     for rental in seen.rentals:
         if rental.label not in seen.renting:
@@ -123,30 +122,6 @@ def _shown(seen: Situation, decision: Decision) -> Mapping[str, Machine]:
         else:
             decision.orphans.append(machine)
     return shown
-
-
-def _surplus(seen: Situation, decision: Decision) -> set[str]:
-    """Slots that are to go: the lost ones, and the least used of those that are too many. Who works is let finish."""
-    holding = {each.slot_id: each for each in seen.rentals if each.holds_slot}
-    lost = {each.slot_id for each in seen.rentals if each.lost}
-    there = [slot for slot in seen.slots if not slot.dismissed]
-    decision.lost = [slot for slot in there if slot.id in lost]
-    wished = Counter(seen.wished)
-    wished.subtract(slot.node_type for slot in decision.lost)
-    kept = [slot for slot in there if slot.id not in lost]
-    count = Counter(slot.node_type for slot in kept)
-
-    def use(slot: Slot) -> int:
-        rental = holding.get(slot.id)
-        return -1 if rental is None else rental.state.place
-
-    kept.reverse()
-    # The youngest first, of those alike.
-    for slot in sorted(kept, key=use):
-        if count[slot.node_type] > max(0, wished[slot.node_type]) and use(slot) != State.BUSY.place:
-            count[slot.node_type] -= 1
-            decision.surplus.append(slot)
-    return {slot.id for slot in (*decision.lost, *decision.surplus)}
 
 
 def _judge(
@@ -200,9 +175,10 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     limits, label = seen.limits, rental.label
     report = seen.reports.get(label)
     if report is not None and report.fault:
-        return End(rental, Why.FAILED, report.fault)
-    if machine is not None and (why := _ENDS.get(machine.status)) is not None:
-        return End(rental, why, machine.detail)
+        why = Why.WEIGHTS if report.fault.startswith(WEIGHTS_FAULT) else Why.FAILED
+        return End(rental, why, report.fault)
+    if machine is not None and machine.status in _ENDS:
+        return End(rental, _ENDS[machine.status], machine.detail)
     last = max(filter(None, (rental.begun_at, seen.seen.get(label))), default=rental.reserved_at)
     if machine is None and _missing_s(seen, last) > limits.missing_s:
         return End(rental, Why.GONE)
@@ -233,10 +209,8 @@ def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
         if slot.id in held or slot.id not in wanted or slot.id in seen.begun:
             continue
         breaker = seen.breakers.get(slot.node_type, Breaker())
-        if seen.pause is not None:
-            decision.waits[slot.id] = seen.pause
-        elif breaker.closed_until is not None and breaker.closed_until > seen.now:
-            decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row", breaker.closed_until)
+        if (closed := seen.closed.get(slot.node_type)) is not None:
+            decision.waits[slot.id] = closed
         elif breaker.careful(seen.limits) and starting[slot.node_type]:
             decision.waits[slot.id] = Wait(Reason.FAILURES, f"{breaker.failures} in a row; one is tried")
         elif slot.waiting is not None and slot.waiting.until is not None and slot.waiting.until > seen.now:

@@ -7,6 +7,7 @@ next goes on from there.
 
 import asyncio
 import contextlib
+import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -20,18 +21,16 @@ from cluster.fleet.caps import Caps
 from cluster.fleet.decide import Decision, Listing, Situation, decide
 from cluster.fleet.door import Door, Guest
 from cluster.fleet.ending import Ending
+from cluster.fleet.gates import Breaker, Gates
 from cluster.fleet.ledger import midnight, moved
 from cluster.fleet.limits import Limits
-from cluster.fleet.node import Node
 from cluster.fleet.provider import Provider, ProviderError
-from cluster.fleet.rental import Rental, State
+from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.renting import Renting
 from cluster.fleet.report import Report
 from cluster.fleet.roll import Roll
-from cluster.fleet.slot import Slot
-from cluster.fleet.slots import Slots
+from cluster.fleet.slots import Node, Slot, Slots
 from cluster.fleet.waiting import Reason, Wait
-from cluster.fleet.wish import Wish
 
 log = structlog.get_logger()
 
@@ -65,10 +64,18 @@ class Fleet:
         self._limits = limits or Limits()
         self._prefix = prefix
         self._roll = Roll(books, self._limits)
-        self._slots = Slots()
+        self._slots, self._gates = Slots(), Gates()
         self._ending = Ending(provider, door, self._roll, now)
         self._renting = Renting(
-            provider, door, self._roll, self._ending, caps=caps, limits=self._limits, prefix=prefix, now=now
+            provider,
+            door,
+            self._roll,
+            self._ending,
+            caps=caps,
+            limits=self._limits,
+            gates=self._gates,
+            prefix=prefix,
+            now=now,
         )
         self._guests: Sequence[Guest] = ()
         #: Dollars that the provider's account has left; None: not known yet.
@@ -100,16 +107,31 @@ class Fleet:
 
     # ---------------------------------------------------------------- what others want
 
-    def wish(self, wish: Wish) -> Sequence[str]:
-        """So many are wished for from now on; the ids of the slots that there are for it. Never waits."""
-        self._slots.wish(wish)
+    def add(self, slot_id: str, node_type: str) -> bool:
+        """A node is wished for; the same id again is the same node. Never waits.
+
+        False, and nothing happens, if there may be no more of that type, none at all of an unknown one, or the id is
+        of another type or was dismissed.
+        """
         self._awake.set()
-        return [each.id for each in self._slots.all if each.node_type == wish.node_type and not each.dismissed]
+        return self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
 
     def dismiss(self, node_id: str) -> bool:
         """Give it back, even if it works. False, and nothing happens, if it is nothing of ours."""
         self._awake.set()
         return self._slots.dismiss(node_id)
+
+    def gate(self, node_type: str, wait: Wait | None) -> None:
+        """Nothing is rented for the type from now on; None: whatever fits. Never waits.
+
+        A node that says that its weights can't be fetched closes it for an hour as well. That one, None opens too, but
+        only where it ends a gate: whoever looks again and again, and finds nothing wrong, may not see what nodes see.
+        """
+        if wait is not None:
+            self._gates.close(node_type, wait)
+        elif self._gates.open(node_type):
+            self._slots.opened(node_type)
+            self._awake.set()
 
     def hear(self, report: Report) -> None:
         """A node has said something of itself. Never waits."""
@@ -121,6 +143,24 @@ class Fleet:
         held = self._held()
         found = [_node(slot, held.get(slot.id)) for slot in self._slots.all]
         return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
+
+    @property
+    def gates(self) -> Mapping[str, Wait]:
+        """By type."""
+        return self._gates.closed(self._now())
+
+    def waits(self) -> Mapping[str, Wait]:
+        """Why nothing is rented for a type, or for the first of its slots; nothing of one where nothing is in the way.
+
+        Never waits.
+        """
+        slots = {each.node_type: each.waiting for each in reversed(self._slots.all) if each.waiting is not None}
+        return {**slots, **self._closed(self._now())}
+
+    def cold_start_s(self, node_type: str) -> float | None:
+        """Seconds from the decision to rent to the first moment of work: the median of late; None: there was none."""
+        starts = self._roll.cold_starts.get(node_type)
+        return statistics.median(starts) if starts else None
 
     # ---------------------------------------------------------------- passes
 
@@ -201,9 +241,8 @@ class Fleet:
             now=now,
             caps=self._caps,
             limits=self._limits,
-            wished=dict(self._slots.wished),
             breakers=dict(self._roll.breakers),
-            pause=self._paused(now),
+            closed=self._closed(now),
             slots=self._slots.all,
             rentals=tuple(self._roll.rentals.values()),
             renting=frozenset(theirs),
@@ -214,11 +253,20 @@ class Fleet:
             spent_today_usd=spent,
         )
 
-    def _paused(self, now: datetime) -> Wait | None:
-        """Why nothing is rented at all."""
-        pause = self._renting.pause
-        if pause is not None and pause.until is not None and pause.until > now:
-            return pause
+    def _closed(self, now: datetime) -> Mapping[str, Wait]:
+        """By type: what is in the way of all of its slots."""
+        gates, broke = self._gates.closed(now), self._broke()
+        types = {*self._caps.nodes, *gates, *(slot.node_type for slot in self._slots.all)}
+        found = {
+            each: gates.get(each)
+            or self._gates.paused(each, now)
+            or broke
+            or self._roll.breakers.get(each, Breaker()).closed(now)
+            for each in types
+        }
+        return {node_type: wait for node_type, wait in found.items() if wait is not None}
+
+    def _broke(self) -> Wait | None:
         hour_usd = sum(each.terms.usd_per_hour for each in self._roll.rentals.values())
         # Without credit the provider stops what runs, in the middle of its work.
         if self.credit_usd is not None and self.credit_usd <= hour_usd:
@@ -226,12 +274,14 @@ class Fleet:
         return None
 
     async def _carry_out(self, decision: Decision) -> None:
-        for slot in decision.surplus:
-            self._slots.drop(slot)
         for slot in decision.lost:
             self._slots.dismiss(slot.id)
         for slot_id, wait in decision.waits.items():
             self._slots.wait(slot_id, wait)
+        for end in decision.ends:
+            if end.why is Why.WEIGHTS and end.rental.state is not State.ENDING:
+                until = self._now() + timedelta(seconds=self._limits.weights_pause_s)
+                self._gates.report(end.rental.node_type, Wait(Reason.NO_WEIGHTS, end.detail, until))
         for move in decision.moves:
             await self._roll.keep(move.rental, move.done)
         for slot in decision.fills:
@@ -256,7 +306,7 @@ class Fleet:
         for known in (self._seen, self._last, self._reports):
             known.pop(rental.label, None)
         # What was kept back for it, somebody else may have.
-        self._slots.retry()
+        self._slots.room()
 
     async def _rent(self, slot: Slot) -> None:
         self._slots.wait(slot.id, await self._renting.rent(slot))

@@ -56,7 +56,9 @@ class Limits:
     failures: int = 3
     pause_s: float = 120.0
     longest_pause_s: float = 3600.0
-    #: After an answer of the provider's that concerns the whole account; and between two looks at its credit.
+    #: For a type, after one of its nodes has said that its weights can't be fetched.
+    weights_pause_s: float = 3600.0
+    #: After an answer of the provider's that refuses; and between two looks at the account's credit.
     account_pause_s: float = 300.0
     #: After one that did not come, unless it says when.
     retry_s: float = 30.0

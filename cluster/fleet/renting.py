@@ -12,6 +12,7 @@ from cluster.fleet.caps import Caps
 from cluster.fleet.decide import found
 from cluster.fleet.door import Door, DoorFull
 from cluster.fleet.ending import Ending
+from cluster.fleet.gates import Gates
 from cluster.fleet.ledger import moved
 from cluster.fleet.limits import Limits
 from cluster.fleet.provider import (
@@ -28,7 +29,7 @@ from cluster.fleet.provider import (
 )
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.roll import Roll, ended
-from cluster.fleet.slot import Slot
+from cluster.fleet.slots import Slot
 from cluster.fleet.waiting import Reason, Wait
 
 log = structlog.get_logger()
@@ -46,17 +47,17 @@ class Renting:
         *,
         caps: Caps,
         limits: Limits,
+        gates: Gates,
         prefix: str,
         now: Callable[[], datetime],
     ) -> None:
         self._provider, self._door, self._roll, self._ending = provider, door, roll, ending
+        self._gates = gates
         self._caps, self._limits, self._prefix, self._now = caps, limits, prefix, now
         #: Labels of rentals that are being rented: nobody else may touch them.
         self.labels: set[str] = set()
         #: Offers that somebody is about to reserve.
         self._chosen: set[str] = set()
-        #: Nothing is rented before.
-        self.pause: Wait | None = None
 
     async def rent(self, slot: Slot) -> Wait | None:
         """Try one candidate. What the slot waits for from now on, if there was none. Raises what books and door do."""
@@ -64,7 +65,7 @@ class Renting:
             blocked = await self._roll.blocked(self._now())
             candidates = await self._provider.candidates(slot.node_type, blocked)
         except ProviderError as error:
-            return self._paused(error)
+            return self._paused(slot.node_type, error)
         candidate, wait = self._choice(candidates)
         if candidate is None:
             return wait
@@ -104,7 +105,7 @@ class Renting:
             return None
         except ProviderError as error:
             await self._ending.close(ended(rental, Why.NOT_RENTED, str(error)))
-            return None if isinstance(error, OfferGone) else self._paused(error)
+            return None if isinstance(error, OfferGone) else self._paused(rental.node_type, error)
         await self._roll.keep(found(rental, machine, self._now()))
         return None
 
@@ -150,12 +151,12 @@ class Renting:
             stretch_at=now,
         )
 
-    def _paused(self, error: ProviderError) -> Wait:
-        """For all slots: what the provider says is about the account, or it says nothing."""
+    def _paused(self, node_type: str, error: ProviderError) -> Wait:
+        """For all types what is about the account, or no answer; what is about this request for its type only."""
         least = self._limits.account_pause_s if isinstance(error, AccountRefused) else self._limits.retry_s
         seconds = least if error.retry_after_s is None else error.retry_after_s
         wait = Wait(error.reason, str(error), self._in(seconds))
-        self.pause = wait
+        self._gates.pause(wait, node_type if error.reason is Reason.REFUSED else None)
         log.warning("fleet.provider_refuses", reason=error.reason.value, detail=str(error), pause_s=seconds)
         return wait
 

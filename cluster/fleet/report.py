@@ -5,6 +5,9 @@ from datetime import datetime
 
 from cluster.fleet.rental import State
 
+#: A fault that begins so is no node's own: none of its type could fetch them.
+WEIGHTS_FAULT = "weights: "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

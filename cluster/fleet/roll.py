@@ -1,5 +1,6 @@
 """All rentals that have not ended, and what is known of node types: in memory, as the books have it."""
 
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -7,14 +8,17 @@ from datetime import datetime, timedelta
 import structlog
 
 from cluster.fleet.books import Books, Deposed
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, so_far
 from cluster.fleet.limits import BLOCKED_S, FAILURES, Limits
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.waiting import Wait
 
 log = structlog.get_logger()
+
+#: Starts that a type is judged by: the market changes, and so do images.
+_STARTS = 20
 
 
 class Roll:
@@ -27,12 +31,16 @@ class Roll:
         self.rentals: dict[str, Rental] = {}
         #: By node type.
         self.breakers: dict[str, Breaker] = {}
+        #: Seconds of each type's last starts, from the reservation to the first moment of work.
+        self.cold_starts: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_STARTS))
 
     async def load(self) -> None:
         """Once, at the start: nobody else writes from then on."""
         await self._books.take_over()
         self.rentals = {each.label: each for each in await self._books.open_rentals()}
         self.breakers = dict(await self._books.breakers())
+        for node_type, seconds in (await self._books.cold_starts(_STARTS)).items():
+            self.cold_starts[node_type].extend(reversed(seconds))
 
     async def reserve(self, rental: Rental, caps: Caps) -> Wait | None:
         """None if it was; then it is here."""
@@ -59,6 +67,8 @@ class Roll:
             self.rentals.pop(rental.label, None)
         else:
             self.rentals[rental.label] = rental
+        if rental.worked_at is not None and before is not None and before.worked_at is None:
+            self.cold_starts[rental.node_type].append((rental.worked_at - rental.reserved_at).total_seconds())
         if before is None or before.state is not rental.state:
             why = None if rental.why is None else rental.why.value
             facts = {"slot_id": rental.slot_id, "instance": rental.instance, "why": why, "detail": rental.detail}

@@ -1,69 +1,101 @@
-"""Slots and wishes, in memory: after a restart whoever wished wishes again, and what is rented is a slot already."""
+"""Slots, in memory: after a restart what is rented is a slot already, and whoever misses one adds it again."""
 
-import uuid
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
+from cluster.fleet.caps import Caps
 from cluster.fleet.rental import Rental, State
-from cluster.fleet.slot import Slot
 from cluster.fleet.waiting import Reason, Wait
-from cluster.fleet.wish import Wish
 
 #: What is waited for until some rental ends.
 _ROOM = (Reason.NODES_CAP, Reason.HOUR_CAP, Reason.DAY_CAP)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A node that somebody wishes for, whatever is or is not rented for it."""
+
+    id: str = field(kw_only=True)
+    node_type: str = field(kw_only=True)
+    #: Nobody wishes for it any more; it stays until its rental has been given back.
+    dismissed: bool = False
+    #: Why nothing is rented for it.
+    waiting: Wait | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A slot with what is rented for it, or a node that joined by hand: as whoever wished for it sees it."""
+
+    id: str
+    node_type: str
+    #: True: it joined by hand, and all of the rest is nothing.
+    guest: bool = False
+    #: Of what is rented for it; None: nothing is.
+    label: str | None = None
+    instance: str | None = None
+    state: State | None = None
+    since: datetime | None = None
+    usd_per_hour: float = 0.0
+    #: Why nothing is rented for it.
+    waiting: Wait | None = None
+    #: Nobody wishes for it any more.
+    dismissed: bool = False
 
 
 class Slots:
     """Nothing here waits."""
 
     def __init__(self) -> None:
-        #: In the order in which they were wished for.
+        #: In the order in which they were added.
         self._slots: dict[str, Slot] = {}
-        #: How many, by node type.
-        self.wished: Counter[str] = Counter()
 
     @property
     def all(self) -> Sequence[Slot]:
         return tuple(self._slots.values())
 
     def adopt(self, rentals: Iterable[Rental]) -> None:
-        """Each that is not ending is a slot that is wished for, until somebody says otherwise."""
+        """Each that is not ending is for a slot, until somebody dismisses it."""
         for rental in rentals:
             if rental.slot_id and rental.state is not State.ENDING and rental.slot_id not in self._slots:
                 self._slots[rental.slot_id] = Slot(id=rental.slot_id, node_type=rental.node_type)
-                self.wished[rental.node_type] += 1
 
-    def wish(self, wish: Wish) -> None:
-        """New ones are there at once. Which of too many go, the next pass decides."""
-        there = sum(slot.node_type == wish.node_type and not slot.dismissed for slot in self._slots.values())
-        self.wished[wish.node_type] = wish.count
-        for _ in range(wish.count - there):
-            slot = Slot(id=uuid.uuid4().hex, node_type=wish.node_type)
-            self._slots[slot.id] = slot
+    def add(self, slot: Slot, caps: Caps) -> bool:
+        """True if it is there, since now or before. One that was dismissed does not come back."""
+        there = self._slots.get(slot.id)
+        if there is not None:
+            return not there.dismissed and there.node_type == slot.node_type
+        alike = sum(each.node_type == slot.node_type and not each.dismissed for each in self._slots.values())
+        if alike >= caps.nodes.get(slot.node_type, 0):
+            return False
+        self._slots[slot.id] = slot
+        return True
 
     def dismiss(self, slot_id: str) -> bool:
-        """Whatever it does; the wish is for one less. False if there is none, or it is dismissed already."""
+        """Whatever it does. False if there is none, or it is dismissed already."""
         slot = self._slots.get(slot_id)
         if slot is None or slot.dismissed:
             return False
         self._slots[slot_id] = replace(slot, dismissed=True, waiting=None)
-        self.wished[slot.node_type] = max(0, self.wished[slot.node_type] - 1)
         return True
-
-    def drop(self, slot: Slot) -> None:
-        """It is one too many: the wish is for less already."""
-        self._slots[slot.id] = replace(slot, dismissed=True, waiting=None)
 
     def wait(self, slot_id: str, wait: Wait | None) -> None:
         """Why nothing is rented for it."""
         if (slot := self._slots.get(slot_id)) is not None and not slot.dismissed:
             self._slots[slot_id] = replace(slot, waiting=wait)
 
-    def retry(self) -> None:
+    def room(self) -> None:
         """Something has ended: whoever waits for room may be tried with the next pass."""
+        self._retry(lambda slot, wait: wait.reason in _ROOM)
+
+    def opened(self, node_type: str) -> None:
+        """What stood in the way of the type does so no more."""
+        self._retry(lambda slot, wait: slot.node_type == node_type)
+
+    def _retry(self, who: Callable[[Slot, Wait], bool]) -> None:
         for slot in self._slots.values():
-            if slot.waiting is not None and slot.waiting.reason in _ROOM:
+            if slot.waiting is not None and who(slot, slot.waiting):
                 self.wait(slot.id, replace(slot.waiting, until=None))
 
     def forget(self, held: frozenset[str]) -> None:

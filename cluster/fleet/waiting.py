@@ -12,6 +12,7 @@ class Reason(Explained):
     HOUR_CAP = "hour_cap", "All nodes together would cost more by the hour than they may."
     DAY_CAP = "day_cap", "Today would cost more than a day may. It goes on at midnight UTC."
     NO_OFFER = "no_offer", "No machine that fits is on offer."
+    NO_WEIGHTS = "no_weights", "The weights of its model are not set, or can't be read."
     FAILURES = "failures", "Nodes of its type have failed one after another; after a pause one is tried again."
     NO_CREDIT = "no_credit", "The provider's account has less credit left than an hour of what runs costs."
     NOT_ALLOWED = "not_allowed", "The provider does not accept the key, or not for this."

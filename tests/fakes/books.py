@@ -1,12 +1,13 @@
 """The fleet's books in memory: as PostgreSQL's, to which a test compares them, for hours of virtual time."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from cluster.fleet.books import Deposed
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps, room
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, midnight
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.waiting import Wait
@@ -61,6 +62,15 @@ class MemoryBooks:
         self._check()
         self.shelf.rentals.update({each.label: each for each in changed})
         self.shelf.stretches.update({(each.label, each.begun_at): each for each in done})
+
+    async def cold_starts(self, most: int) -> Mapping[str, Sequence[float]]:
+        worked = [each for each in self.shelf.rentals.values() if each.worked_at is not None]
+        worked.sort(key=lambda each: each.worked_at, reverse=True)
+        found = defaultdict[str, list[float]](list)
+        for each in worked:
+            if each.worked_at is not None and len(found[each.node_type]) < most:
+                found[each.node_type].append((each.worked_at - each.reserved_at).total_seconds())
+        return found
 
     async def spent(self, since: datetime) -> float:
         done = [each for each in self.shelf.stretches.values() if each.begun_at >= since]

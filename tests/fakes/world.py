@@ -1,6 +1,7 @@
 """A fleet and all that it deals with, on virtual time: market, nodes, books, and the mesh's door."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,13 +9,12 @@ from cluster.fleet.caps import Caps
 from cluster.fleet.door import Admission, DoorFull, Guest
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
-from cluster.fleet.node import Node
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.report import Report
-from cluster.fleet.wish import Wish
+from cluster.fleet.slots import Node
 from cluster.vast.client import VastClient
 from cluster.vast.cost import Work
-from cluster.vast.node_type import GPU_4090
+from cluster.vast.node_type import GPU_4090, GPU_A100
 from cluster.vast.provider import Kind, VastProvider
 from tests.fakes.books import MemoryBooks, Shelf
 from tests.fakes.vast import KEY, Contract, FakeVast, offer
@@ -36,6 +36,9 @@ WORK = Work(
     idle_s=120,
 )
 KIND = Kind(node=GPU_4090, work=WORK, image="pytorch/pytorch@sha256:1")
+#: A second type, for which there are offers if a test makes them.
+OTHER = GPU_A100.name
+OTHER_KIND = Kind(node=GPU_A100, work=WORK, image="pytorch/pytorch@sha256:1")
 CAPS = Caps(usd_per_hour=20, usd_per_day=400, usd_per_instance_hour=1, nodes={TYPE: 20})
 #: Seconds of a node's steps, after its container runs.
 STEPS = ((State.INSTALLING, 20.0), (State.WEIGHTS, 60.0), (State.JOINING, 15.0))
@@ -86,10 +89,11 @@ class World:
         self.vast = FakeVast([offer(number) for number in range(1, self.offers + 1)], self.clock, deposit=10_000)
         self.server = VastServer(self.vast)
         self.shelf, self.door = Shelf(), MemoryDoor()
+        self._numbers = itertools.count(1)
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
-        self.provider = VastProvider(client, {TYPE: KIND}, clock=self.clock)
+        self.provider = VastProvider(client, {TYPE: KIND, OTHER: OTHER_KIND}, clock=self.clock)
         self.fleet = Fleet(
             self.provider,
             MemoryBooks(self.shelf),
@@ -142,8 +146,16 @@ class World:
             contract.bytes_down = WEIGHT_BYTES
         return Report(label=contract.label, at=self.clock.now(), state=state, down_bytes=contract.bytes_down)
 
-    def wish(self, count: int) -> Sequence[str]:
-        return self.fleet.wish(Wish(TYPE, count))
+    def wanted(self) -> list[Node]:
+        return [each for each in self.fleet.nodes() if not each.dismissed and not each.guest]
+
+    def want(self, count: int) -> list[str]:
+        """As Ray does: add slots one by one, or dismiss the youngest. The ids of those that there are then."""
+        for node in self.wanted()[count:]:
+            assert self.fleet.dismiss(node.id)
+        while len(self.wanted()) < count and self.fleet.add(f"slot-{next(self._numbers)}", TYPE):
+            pass
+        return [each.id for each in self.wanted()]
 
     # ---------------------------------------------------------------- what has to be true
 

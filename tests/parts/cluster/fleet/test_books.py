@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cluster.fleet.books import Books, Deposed, PostgresBooks
-from cluster.fleet.breaker import Breaker
 from cluster.fleet.caps import Caps
+from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import moved, so_far
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.terms import Terms
@@ -111,6 +111,17 @@ async def test_what_was_spent_today_is_kept_back_from_the_day(books: Books) -> N
     assert refused.reason is Reason.DAY_CAP
     tomorrow = replace(reservation(2), reserved_at=later(86400))
     assert await books.reserve(tomorrow, tight) is None
+
+
+async def test_how_long_starts_took_is_known_by_type_and_the_last_ones_only(books: Books, another: Another) -> None:
+    for number in range(1, 6):
+        # The fifth has not worked.
+        works = {"state": State.IDLE, "worked_at": later(number + 100 * number)} if number < 5 else {}
+        rental = replace(reservation(number), node_type="gpu" if number != 2 else "other")
+        roomy = replace(CAPS, usd_per_hour=9, nodes={"gpu": 9, "other": 9})
+        assert await books.reserve(rental, roomy) is None
+        await books.write([replace(rental, instance=str(number), begun_at=NOW, **works)])
+    assert await another().cold_starts(2) == {"gpu": [400.0, 300.0], "other": [200.0]}
 
 
 async def test_machines_that_failed_and_types_that_pause_are_remembered(books: Books, another: Another) -> None:

@@ -11,7 +11,6 @@ from cluster.fleet.books import Deposed, PostgresBooks
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.rental import State
 from cluster.fleet.report import Report
-from cluster.fleet.wish import Wish
 from cluster.vast.client import VastClient
 from cluster.vast.provider import VastProvider
 from tests.fakes.clock import VirtualClock
@@ -52,14 +51,14 @@ async def test_a_node_comes_works_is_adopted_by_the_next_head_and_goes(
 ) -> None:
     first, second = heads
     await first.fleet.start()
-    (slot_id,) = first.fleet.wish(Wish(TYPE, 1))
+    assert first.fleet.add("slot-1", TYPE)
     await first.until(State.BUSY, says=State.BUSY)
     await second.fleet.start()
     with pytest.raises(Deposed):
         await first.fleet.reconcile()
-    assert [each.id for each in second.fleet.nodes()] == [slot_id]
+    assert [each.id for each in second.fleet.nodes()] == ["slot-1"]
     await second.until(State.IDLE)
-    second.fleet.wish(Wish(TYPE, 0))
+    assert second.fleet.dismiss("slot-1")
     await second.until(None)
     for _ in range(3):
         await second.fleet.reconcile()

@@ -1,4 +1,4 @@
-"""Many at once: caps, wishes, failures in a row, restarts, two heads, and what is nobody's."""
+"""Many at once: caps, slots, failures in a row, restarts, two heads, and what is nobody's."""
 
 import asyncio
 from dataclasses import replace
@@ -13,7 +13,6 @@ from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.waiting import Reason, Wait
-from cluster.fleet.wish import MOST_NODES, Wish
 from tests.fakes.books import MemoryBooks
 from tests.fakes.vast import Scenario, offer
 from tests.fakes.vast_server import Fault, too_many
@@ -24,7 +23,7 @@ from tests.fakes.world import CAPS, PREFIX, TYPE, World
 async def begun(count: int, **changes: object) -> World:
     world = World(**{"offers": count + 3, **changes})
     await world.start()
-    world.wish(count)
+    world.want(count)
     return world
 
 
@@ -45,15 +44,13 @@ def stray(world: World, label: str, number: int = 77) -> int:
 @pytest.mark.parametrize(
     ("caps", "most", "reason"),
     [
-        (replace(CAPS, nodes={TYPE: 2}), 2, Reason.NODES_CAP),
-        (replace(CAPS, nodes={}), 0, Reason.NODES_CAP),
         (replace(CAPS, usd_per_hour=0.8), 2, Reason.HOUR_CAP),
         (replace(CAPS, usd_per_instance_hour=0.36), 0, Reason.PRICE_CAP),
         (replace(CAPS, usd_per_day=0.12), 1, Reason.DAY_CAP),
     ],
 )
 @virtual
-async def test_at_a_cap_the_wish_waits_and_says_why(caps: object, most: int, reason: Reason) -> None:
+async def test_at_a_cap_slots_wait_and_say_why(caps: object, most: int, reason: Reason) -> None:
     world = await begun(4, caps=caps)
     await world.passes(8)
     assert len(world.vast.contracts) == most
@@ -63,12 +60,15 @@ async def test_at_a_cap_the_wish_waits_and_says_why(caps: object, most: int, rea
 
 @virtual
 async def test_room_that_becomes_free_is_taken() -> None:
-    world = await begun(3, caps=replace(CAPS, nodes={TYPE: 2}), limits=Limits(retry_s=600))
+    world = await begun(2, caps=replace(CAPS, nodes={TYPE: 2}), limits=Limits(retry_s=600))
     two = await world.until_works(2)
     await world.passes(8)
     world.fleet.dismiss(two[0].id)
+    world.want(2)
+    await world.passes(1)
+    assert reasons(world)[-1] is Reason.NODES_CAP
     # Given back; seen to be gone; and then at once.
-    await world.passes(3)
+    await world.passes(2)
     assert len(world.vast.contracts) == 3
 
 
@@ -78,7 +78,7 @@ async def test_the_day_s_cap_ends_what_runs_before_it_is_exceeded_and_the_next_d
     await world.until_works(2)
     world.busy = {each.label for each in world.rentals()[:1]}
     while world.clock.now().day == 1:
-        world.wish(2)
+        world.want(2)
         await world.passes(1)
         usd = sum(sum(meters.values()) for meters in world.vast.bill().values())
         assert usd <= 0.5
@@ -90,55 +90,61 @@ async def test_the_day_s_cap_ends_what_runs_before_it_is_exceeded_and_the_next_d
     await world.until_works(2)
 
 
-def test_a_wish_has_bounds() -> None:
-    for count in (-1, MOST_NODES + 1):
-        with pytest.raises(ValueError, match="count"):
-            Wish(TYPE, count)
-
-
-# -------------------------------------------------------------------- wishes
+# -------------------------------------------------------------------- slots
 
 
 @virtual
-async def test_a_wish_is_slots_at_once_and_repeated_it_is_the_same() -> None:
-    world = await begun(3)
-    ids = world.wish(3)
-    assert (len(ids), world.wish(3)) == (3, ids)
-    assert [each.id for each in world.fleet.nodes()] == list(ids)
-    await world.until_works(3)
-    assert {each.slot_id for each in world.rentals()} == set(ids)
-    # No two go for one offer.
-    assert world.vast.asked["rent"] == 3
-
-
-@virtual
-async def test_of_too_many_those_go_that_are_of_least_use_and_none_that_works() -> None:
-    world = await begun(3)
-    nodes = await world.until_works(3)
-    world.busy = {nodes[1].label or ""}
-    world.wish(4)
+async def test_a_slot_is_there_at_once_and_added_again_it_is_the_same() -> None:
+    world = await begun(0)
+    assert [world.fleet.add(each, TYPE) for each in ("one", "two", "one")] == [True] * 3
+    assert [each.id for each in world.fleet.nodes()] == ["one", "two"]
+    await world.until_works(2)
+    assert world.fleet.add("one", TYPE)
     await world.passes(2)
-    young = world.rentals()[-1]
-    for count, left in ((3, 3), (2, 2), (0, 1)):
-        world.wish(count)
-        await world.passes(3)
-        assert len(world.vast.alive) == left
-        assert young.label not in {each.label for each in world.vast.alive}
-    assert [each.label for each in world.vast.alive] == list(world.busy)
-    world.busy.clear()
-    await world.passes(9)
-    assert (world.vast.alive, world.fleet.nodes()) == ([], [])
+    assert {each.slot_id for each in world.rentals()} == {"one", "two"}
+    # No two go for one offer.
+    assert world.vast.asked["rent"] == 2
+
+
+@virtual
+async def test_no_more_slots_than_its_type_may_have_and_none_of_an_unknown_one() -> None:
+    world = await begun(0, caps=replace(CAPS, nodes={TYPE: 2}))
+    added = [world.fleet.add(each, TYPE) for each in ("one", "two", "three", "one")]
+    assert added == [True, True, False, True]
+    assert not world.fleet.add("other", "gpu_b300")
+    assert not world.fleet.add("one", "gpu_b300")
+    await world.until_works(2)
+    # Whoever goes makes room, though his machine is there until it is given back.
+    assert world.fleet.dismiss("one")
+    assert world.fleet.add("three", TYPE)
+    assert not world.fleet.add("four", TYPE)
+    await world.passes(12)
+    assert [each.id for each in world.fleet.nodes()] == ["two", "three"]
+
+
+@virtual
+async def test_who_was_dismissed_does_not_come_back_by_being_added_again() -> None:
+    world = await begun(1)
+    (node,) = await world.until_works(1)
+    world.server.fail("destroy", *[Fault()] * 8)
+    world.fleet.dismiss(node.id)
+    assert not world.fleet.add(node.id, TYPE)
+    await world.passes(2)
+    (there,) = world.fleet.nodes()
+    assert (there.id, there.dismissed) == (node.id, True)
+    await world.passes(10)
+    assert (world.fleet.nodes(), len(world.vast.contracts), world.vast.alive) == ([], 1, [])
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.25, 0.45, 3.0, 6.0])
 @virtual
-async def test_a_wish_that_is_taken_back_while_it_is_being_rented_leaves_nothing(after_s: float) -> None:
+async def test_who_is_dismissed_while_it_is_being_rented_leaves_nothing(after_s: float) -> None:
     world = await begun(1)
     # Looking at the market takes longer than a pass.
     world.server.fail("search", *[Fault()] * (3 if after_s < 1 else 1))
     await world.fleet.reconcile()
     await asyncio.sleep(after_s)
-    world.wish(0)
+    world.want(0)
     await world.passes(12)
     assert (world.vast.alive, world.fleet.nodes()) == ([], [])
     assert {each.state for each in world.rentals()} <= {State.ENDED}
@@ -172,10 +178,9 @@ async def test_a_node_that_has_worked_and_is_lost_is_gone_and_not_another_one_of
 async def test_what_nobody_offers_is_waited_for() -> None:
     world = World(offers=0)
     await world.start()
-    world.fleet.wish(Wish("gpu_b300", 1))
-    world.wish(1)
+    world.want(1)
     await world.passes(3)
-    assert reasons(world) == [Reason.NO_OFFER, Reason.NO_OFFER]
+    assert reasons(world) == [Reason.NO_OFFER]
     world.vast.offers.append(offer(1))
     await world.until_works(1)
 
@@ -203,7 +208,7 @@ async def test_a_type_that_fails_again_and_again_pauses_for_longer_each_time() -
     for number in range(1, 7):
         world.vast.scenarios[number + 1000] = Scenario(end="oci_error")
     await world.start()
-    world.wish(1)
+    world.want(1)
     await world.until_works(1)
     at = [each.reserved_at for each in world.rentals()]
     gaps = [(after - before).total_seconds() for before, after in pairwise(at)]
@@ -219,7 +224,7 @@ async def test_after_a_pause_one_is_tried() -> None:
     for number in range(1, 9):
         world.vast.scenarios[number + 1000] = Scenario(end="oci_error")
     await world.start()
-    world.wish(3)
+    world.want(3)
     await world.passes(8)
     before = len(world.rentals())
     assert reasons(world) == [Reason.FAILURES] * 3
@@ -262,7 +267,7 @@ async def test_a_provider_that_does_not_answer_ends_nobody() -> None:
     await world.until_works(2)
     for endpoint in ("list", "search", "show"):
         world.server.fail(endpoint, *[Fault(), too_many(), Fault(cut=True)] * 30)
-    world.wish(3)
+    world.want(3)
     await world.passes(12)
     assert len(world.vast.alive) == 2
     assert {each.state for each in world.rentals()} == {State.IDLE}
@@ -273,7 +278,7 @@ async def test_credit_for_less_than_an_hour_rents_nothing_more() -> None:
     world = await begun(2)
     await world.until_works(2)
     world.vast.deposit = sum(sum(meters.values()) for meters in world.vast.bill().values()) + 0.8
-    world.wish(3)
+    world.want(3)
     await asyncio.sleep(400)
     await world.passes(3)
     assert world.fleet.credit_usd is not None
@@ -324,7 +329,7 @@ async def test_another_head_adopts_what_works_and_rents_nothing_twice() -> None:
     before = {each.id for each in await world.until_works(2)}
     await world.restart()
     assert {each.id for each in world.fleet.nodes()} == before
-    assert set(world.wish(2)) == before
+    assert set(world.want(2)) == before
     await world.passes(10)
     assert len(world.vast.contracts) == 2
     assert {each.state for each in world.rentals()} == {State.IDLE}
@@ -340,7 +345,7 @@ async def test_a_head_that_is_killed_while_it_rents_leaves_one_machine_and_not_t
     slot_ids = {each.slot_id for each in world.rentals()}
     await world.restart()
     assert {each.id for each in world.fleet.nodes()} == slot_ids
-    world.wish(1)
+    world.want(1)
     await world.until_works(1)
     await world.passes(10)
     assert len(world.vast.alive) == 1
@@ -352,13 +357,13 @@ async def test_a_head_that_is_killed_while_it_rents_leaves_one_machine_and_not_t
 async def test_a_head_that_is_killed_while_it_gives_back_has_it_given_back(after_s: float) -> None:
     world = await begun(1)
     await world.until_works(1)
-    world.wish(0)
+    world.want(0)
     passing = asyncio.create_task(world.fleet.reconcile())
     await asyncio.wait([passing], timeout=after_s)
     passing.cancel()
     await asyncio.gather(passing, return_exceptions=True)
     await world.restart()
-    world.wish(0)
+    world.want(0)
     await world.passes(10)
     assert world.vast.alive == []
     assert {each.state for each in world.rentals()} == {State.ENDED}
@@ -385,8 +390,7 @@ async def test_of_two_heads_one_rents() -> None:
     world = await begun(1)
     first = world.fleet
     await world.start()
-    second = world.fleet
-    second.wish(Wish(TYPE, 2))
+    world.want(2)
     for _ in range(4):
         with pytest.raises(Deposed):
             await first.reconcile()
@@ -425,7 +429,7 @@ async def test_a_reservation_whose_answer_was_lost_is_kept_back_for_a_moment_onl
     books = _Shaky(world.shelf)
     world.fleet = Fleet(world.provider, books, world.door, caps=world.caps, prefix=PREFIX, now=world.clock.now)
     await world.fleet.start()
-    world.wish(1)
+    world.want(1)
     books.lost = 1
     await world.passes(4)
     assert world.rentals()[0].why is Why.NOT_RENTED
@@ -434,7 +438,7 @@ async def test_a_reservation_whose_answer_was_lost_is_kept_back_for_a_moment_onl
 
 
 @virtual
-async def test_it_runs_on_whatever_fails_and_hears_of_a_wish_at_once() -> None:
+async def test_it_runs_on_whatever_fails_and_hears_of_a_slot_at_once() -> None:
     world = World()
     await world.start()
     books = _Shaky(world.shelf)
@@ -443,7 +447,7 @@ async def test_it_runs_on_whatever_fails_and_hears_of_a_wish_at_once() -> None:
     await fleet.start()
     running = asyncio.create_task(fleet.run())
     await asyncio.sleep(10)
-    fleet.wish(Wish(TYPE, 1))
+    fleet.add("one", TYPE)
     await asyncio.sleep(10)
     assert len(world.vast.contracts) == 1
     books.away = 3

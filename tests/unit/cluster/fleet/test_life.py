@@ -19,7 +19,7 @@ async def begun(count: int = 1, **changes: object) -> World:
     """So many are wished for."""
     world = World(**changes)
     await world.start()
-    world.wish(count)
+    world.want(count)
     return world
 
 
@@ -51,7 +51,7 @@ async def test_what_is_wished_for_comes_and_goes_and_is_booked_by_state() -> Non
     await world.passes(10)
     world.busy.clear()
     await world.passes(10)
-    world.wish(0)
+    world.want(0)
     await world.passes(8)
     assert (world.vast.alive, world.fleet.nodes(), first(world).state) == ([], [], State.ENDED)
     assert world.door.revoked == [f"key-of-{contract.label}"]
@@ -204,7 +204,7 @@ async def test_what_is_not_clear_for_minutes_is_found_by_a_later_list() -> None:
     assert first(world).instance is None
     (node,) = await world.until_works(1)
     assert (len(world.vast.contracts), node.label) == (1, first(world).label)
-    world.wish(0)
+    world.want(0)
     await world.passes(8)
     (contract,) = world.vast.contracts.values()
     paid = sum(contract.bill(world.clock.monotonic())[name] for name in ("gpu", "storage"))
@@ -254,7 +254,7 @@ async def test_what_shows_up_after_all_is_given_back_and_paid() -> None:
 async def test_an_end_that_fails_is_begun_again_and_costs_until_it_succeeds() -> None:
     world = await begun()
     await world.until_works(1)
-    world.wish(0)
+    world.want(0)
     world.server.fail("destroy", *[Fault()] * 8)
     await world.passes(10)
     (contract,) = world.vast.contracts.values()
@@ -267,7 +267,7 @@ async def test_an_end_that_fails_is_begun_again_and_costs_until_it_succeeds() ->
 async def test_an_end_that_was_accepted_and_did_not_happen_is_begun_again() -> None:
     world = await begun()
     await world.until_works(1)
-    world.wish(0)
+    world.want(0)
     world.server.fail("destroy", Fault(status=200, body=b'{"success": true}'))
     await world.passes(1)
     assert first(world).destroyed_at is not None
@@ -283,7 +283,7 @@ async def test_a_fresh_machine_that_no_list_shows_yet_has_not_ended() -> None:
     world = await begun()
     world.vast.list_omits_s = 50
     await world.passes(2)
-    world.wish(0)
+    world.want(0)
     world.server.fail("destroy", Fault(status=200, body=b'{"success": true}'))
     await world.passes(10)
     assert world.vast.alive == []
@@ -345,7 +345,7 @@ async def test_a_door_that_fails_is_not_the_machine_s_fault() -> None:
 async def test_a_door_that_can_t_be_shut_keeps_no_machine_alive() -> None:
     world = await begun()
     await world.until_works(1)
-    world.wish(0)
+    world.want(0)
     world.door.broken = True
     with pytest.raises(OSError, match="the door"):
         await world.passes(1)
