@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from cluster.autoscaler.exchange import MOST_BYTES, Standing, Wishes
-from cluster.fleet.node import Node
+from cluster.fleet.slots import Node
 
 log = structlog.get_logger()
 

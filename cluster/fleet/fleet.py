@@ -138,6 +138,10 @@ class Fleet:
         if report.label in self._roll.rentals:
             self._reports[report.label].append(report)
 
+    def by_door(self, key: str) -> Rental | None:
+        """Whose admission that is. Never waits."""
+        return next((each for each in self._roll.rentals.values() if each.door_key == key), None)
+
     def nodes(self) -> Sequence[Node]:
         """All that there are, those that joined by hand as well. Never waits."""
         held = self._held()
@@ -218,13 +222,18 @@ class Fleet:
             rental = self._roll.rentals.get(label)
             if rental is None or rental.state is State.ENDING or rental.instance is None:
                 return
-            self._last[label] = report
+            if report.by_node:
+                self._last[label] = report
+            elif not rental.state.works:
+                continue
             rental = replace(
                 rental,
                 down_bytes=max(rental.down_bytes, rental.image_bytes + report.down_bytes),
                 up_bytes=max(rental.up_bytes, report.up_bytes),
             )
-            if not rental.state.may_become(report.state):
+            # Of one that works, it knows no more than that.
+            known = report.by_node and rental.state.works
+            if known or not rental.state.may_become(report.state):
                 self._roll.rentals[label] = rental
                 continue
             at = min(max(report.at, rental.since, rental.stretch_at), self._now())

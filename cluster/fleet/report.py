@@ -24,3 +24,5 @@ class Report:
     left_s: float | None = None
     #: Why it can't go on; empty if it can.
     fault: str = ""
+    #: False: the head knows of its work from elsewhere. Whether it works or waits a node itself does not know.
+    by_node: bool = True

@@ -131,11 +131,15 @@ class World:
         now = self.clock.monotonic()
         for contract in self.vast.alive:
             if contract.label not in self.mute and contract.state(now)[0] == "running":
-                self.fleet.hear(self._report(contract, now))
+                self.fleet.hear(report := self._report(contract, now))
+                if report.state is State.IDLE:
+                    # The head knows whether it has work.
+                    state = State.BUSY if contract.label in self.busy else State.IDLE
+                    self.fleet.hear(Report(label=contract.label, at=report.at, state=state, by_node=False))
 
     def _report(self, contract: Contract, now: float) -> Report:
         left = contract.age(now) - contract.scenario.ready_s
-        state = State.BUSY if contract.label in self.busy else State.IDLE
+        state = State.IDLE
         passed = 0.0
         for step, seconds in STEPS:
             if left < passed + seconds:

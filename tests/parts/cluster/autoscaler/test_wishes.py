@@ -14,7 +14,7 @@ from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, BadClusterConfig,
 from cluster.autoscaler.exchange import Wishes
 from cluster.autoscaler.provider import FleetNodeProvider
 from cluster.autoscaler.server import WishServer
-from cluster.fleet.node import Node
+from cluster.fleet.slots import Node
 
 ROOT = Path(__file__).parents[4]
 TYPE = "gpu_4090"

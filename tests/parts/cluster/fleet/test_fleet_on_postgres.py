@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -30,7 +31,9 @@ class Head:
         """Passes until the one slot's rental is in that state, or there is no slot. The test's limit ends it."""
         while [each.state for each in self.fleet.nodes()] != ([] if state is None else [state]):
             for contract in self.vast.alive:
-                self.fleet.hear(Report(label=contract.label, at=self.clock.now(), state=says, down_bytes=1e9))
+                report = Report(label=contract.label, at=self.clock.now(), state=State.IDLE, down_bytes=1e9)
+                for each in (report, replace(report, state=says, by_node=False)):
+                    self.fleet.hear(each)
             await self.fleet.reconcile()
             # Renting goes on beside the passes.
             await asyncio.sleep(0.01)
