@@ -192,6 +192,12 @@ class Settings(BaseSettings):
         """What every process of the Ray cluster shows to the others."""
         return self._derive("ray token", self.cluster_secret).hex()
 
+    @property
+    def fleet_prefix(self) -> str:
+        """What the labels of rented machines begin with: what has it and is nobody's is destroyed, so no other
+        deployment may have it, though it may use the same account."""
+        return f"va{self._derive('fleet', self.cluster_secret).hex()[:10]}"
+
     def _derive(self, purpose: str, root: SecretStr | None = None) -> bytes:
         key = (root and root.get_secret_value()) or self.secret_key.get_secret_value()
         # As in the versions without SECRET_KEY: what was handed out then still holds.

@@ -53,6 +53,8 @@ class Kind:
     image: str
     args: tuple[str, ...] = ()
     onstart: str = field(default="", repr=False)
+    #: Beside what each order brings.
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +101,7 @@ class VastProvider:
                 most_usd_per_hour=candidate.terms.usd_per_hour,
                 args=kind.args,
                 onstart=kind.onstart,
-                env=order.env,
+                env={**kind.env, **order.env},
             )
             return self._machine(await self._client.rent(request))
 

@@ -4,8 +4,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,63 +15,16 @@ from rich.text import Text
 
 from serve_app.cli.progress import duration
 from serve_app.cli.terminal import Code, CommandFailed, UsageProblem
+from serve_app.cli.work import USES
 
 if TYPE_CHECKING:
     from cluster.vast.client import VastClient
-    from cluster.vast.cost import Work
     from cluster.vast.node_type import NodeType
     from cluster.vast.offers import Ranking
     from cluster.vast.search import Market, Query
 
 
 MAKE_A_KEY = "Make a key at https://cloud.vast.ai/manage-keys/."
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Use:
-    """What a node of a type does: the work of one model. Estimates, until there are measurements."""
-
-    image_bytes: float
-    #: What the image lacks.
-    package_bytes: float = 0.5e9
-    weight_bytes: float
-    #: Seconds to boot, unpack, load weights into the GPU and join Ray.
-    setup_s: float
-    #: Of one job, on the GPU.
-    job_s: float
-    media_in_bytes: float
-    media_out_bytes: float
-
-    def work(self, jobs: int) -> "Work":
-        from cluster.vast.cost import Work
-
-        return Work(
-            image_bytes=self.image_bytes,
-            package_bytes=self.package_bytes,
-            weight_bytes=self.weight_bytes,
-            media_in_bytes=jobs * self.media_in_bytes,
-            media_out_bytes=jobs * self.media_out_bytes,
-            setup_s=self.setup_s,
-            busy_s=jobs * self.job_s * _RETRIES,
-            idle_s=_IDLE_S,
-        )
-
-
-#: Attempts for a job that succeeds.
-_RETRIES = 1.03
-#: ``idle_timeout_minutes`` of configs/cluster.yaml.
-_IDLE_S = 300.0
-#: By node type: LTX-2 with its text encoder, and Wav2Lip.
-_USES: Mapping[str, _Use] = MappingProxyType(
-    {
-        "gpu_a100": _Use(
-            image_bytes=9e9, weight_bytes=70e9, setup_s=120, job_s=151, media_in_bytes=2e6, media_out_bytes=10e6
-        ),
-        "gpu_4090": _Use(
-            image_bytes=6e9, weight_bytes=0.5e9, setup_s=60, job_s=25.2, media_in_bytes=20e6, media_out_bytes=10e6
-        ),
-    }
-)
 
 
 def offers(
@@ -104,7 +56,7 @@ def offers(
         raise UsageProblem(f"--type {node_type}: there are {', '.join(NODE_TYPES)}")
     node = replace(NODE_TYPES[node_type], trust_any_host=trust_any_host)
     market = _look(search.fitting(node) if fitting_only else search.market(node))
-    ranking = rank(market.offers, node, _USES[node_type].work(jobs), frozenset(block or []))
+    ranking = rank(market.offers, node, USES[node_type].work(jobs), frozenset(block or []))
     data = _data(node, jobs, market, ranking)
     ctx.obj.show(data, _rendered(data))
 

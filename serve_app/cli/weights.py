@@ -95,21 +95,13 @@ def link(
 
     Whoever has the link can read these weights until it expires, and nothing else. It can't be taken back.
     """
-    from cluster.node.download import Manifest, WeightFile
-
-    variable = _variable(model or name)
+    variable = weights_variable(model or name)
     expires_s = hours * 3600
     with _explained():
         mirrors = mirrors_of(_settings())
         # The links are no older than this.
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
-        links = mirrors.links(name, expires_s)
-        linked = Manifest(
-            files=tuple(
-                WeightFile(path=file.path, size=file.size, sha256=file.sha256, url=url) for file, url in links.items()
-            )
-        )
-        url = mirrors.publish(linked.model_dump_json().encode(), expires_s)
+        url = linked(mirrors, name, expires_s)
     line = f"{variable}={shlex.quote(url)}"
     session: Session = ctx.obj
     until = expires_at.isoformat(timespec="seconds")
@@ -187,6 +179,19 @@ def mirrors_of(settings: "Settings") -> "Mirrors":
     return Mirrors(Bucket(client, settings.r2_bucket))
 
 
+def linked(mirrors: "Mirrors", name: str, expires_s: int) -> str:
+    """The URL of a manifest by which a node fetches what is mirrored under the name. Raises what mirrors do."""
+    from cluster.node.download import Manifest, WeightFile
+
+    links = mirrors.links(name, expires_s)
+    manifest = Manifest(
+        files=tuple(
+            WeightFile(path=file.path, size=file.size, sha256=file.sha256, url=url) for file, url in links.items()
+        )
+    )
+    return mirrors.publish(manifest.model_dump_json().encode(), expires_s)
+
+
 def _source(text: str) -> "Source":
     """What is on this machine goes before what the hub may have under the same name."""
     from serve_app.weights.source import LocalSource
@@ -203,7 +208,7 @@ def _source(text: str) -> "Source":
     return HubSource.find(match["name"], match["revision"], endpoint=endpoint, token=token)
 
 
-def _variable(model: str) -> str:
+def weights_variable(model: str) -> str:
     """What ``node join`` reads."""
     from deployments.registry import MODELS
 

@@ -116,17 +116,21 @@ class Mirrors:
             Mirror(name=name, manifest=self._manifest(name), stored_bytes=size) for name, size in sorted(stored.items())
         ]
 
-    def links(self, name: str, expires_s: int) -> Mapping[MirroredFile, str]:
-        """URLs that read the files for so long. They are secrets. Raises NoSuchMirror."""
+    def find(self, name: str) -> MirrorManifest:
+        """What is mirrored under the name. Raises NoSuchMirror."""
         try:
             manifest = self._manifest(name)
         except ValueError:
             manifest = None
         if manifest is None:
             raise NoSuchMirror(f"no weights {name} are mirrored, or not all of them: see `video-api weights list`")
+        return manifest
+
+    def links(self, name: str, expires_s: int) -> Mapping[MirroredFile, str]:
+        """URLs that read the files for so long. They are secrets. Raises NoSuchMirror."""
         return {
             file: self._bucket.link(keys.weights_file(name, file.sha256, file.path), expires_s)
-            for file in manifest.files
+            for file in self.find(name).files
         }
 
     def publish(self, linked: bytes, expires_s: int) -> str:

@@ -1,0 +1,227 @@
+"""The fleet of ``video-api head``: what is rented for which model, from whom, within which caps. ``VAST_API_KEY`` alone
+turns it on."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import structlog
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import or_, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+from standardwebhooks import Webhook
+
+from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig, NodeTypeConfig
+from cluster.bootstrap.seed import command
+from cluster.fleet.caps import Caps
+from cluster.fleet.waiting import Reason
+from cluster.head.attendance import Run
+from cluster.head.renting import Outlook, RentingOptions
+from cluster.mesh.dialer import HubAddress
+from cluster.vast.client import VastClient
+from cluster.vast.exchange import BASE_URL
+from cluster.vast.node_type import NODE_TYPES
+from cluster.vast.provider import Kind, VastProvider
+from deployments.registry import MODELS
+from serve_app.cli.nodes import railway_proxy
+from serve_app.cli.supply import Supply
+from serve_app.cli.terminal import UsageProblem
+from serve_app.cli.work import USES
+from serve_app.jobs.conditions import WaitCode
+from serve_app.jobs.tables import outlooks, runs
+
+if TYPE_CHECKING:
+    from serve_app.settings import Settings
+
+log = structlog.get_logger()
+
+#: PyTorch's own image, which hosts have cached for others: Python 3.12, torch as in ``pyproject.toml``, CUDA 12.6.
+IMAGE = (
+    "pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime"
+    "@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4"
+)
+#: Jobs that a node is expected to do: its whole cost is weighed by them.
+_JOBS = 20
+#: What a job's JSON says while it waits for that.
+_CODES: Mapping[Reason, WaitCode] = {
+    Reason.NO_WEIGHTS: WaitCode.WEIGHTS_UNAVAILABLE,
+    Reason.NO_CREDIT: WaitCode.NO_CREDIT,
+    **dict.fromkeys((Reason.NODES_CAP, Reason.PRICE_CAP, Reason.HOUR_CAP, Reason.DAY_CAP), WaitCode.CAP_REACHED),
+}
+
+
+class RentingSettings(BaseSettings):
+    """Of the environment, beside the service's. Dollars."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True)
+
+    vast_api_key: SecretStr = SecretStr("")
+    vast_url: str = BASE_URL
+    vast_image: str = IMAGE
+    #: All nodes together, storage included.
+    fleet_usd_per_hour: float = Field(3.0, gt=0, allow_inf_nan=False)
+    #: From midnight to midnight, UTC.
+    fleet_usd_per_day: float = Field(20.0, gt=0, allow_inf_nan=False)
+    #: One node.
+    fleet_usd_per_node_hour: float = Field(1.5, gt=0, allow_inf_nan=False)
+    #: Credit below which somebody is told.
+    fleet_low_credit_usd: float = Field(5.0, ge=0, allow_inf_nan=False)
+    #: How nodes reach the head. Unset: Railway's TCP proxy.
+    fleet_hub: str = ""
+
+    @field_validator("vast_image")
+    @classmethod
+    def _pinned(cls, value: str) -> str:
+        if "@sha256:" not in value:
+            raise ValueError("name it with its digest (NAME@sha256:…): what a tag means can change between two machines")
+        return value
+
+    @classmethod
+    def load(cls) -> "RentingSettings":
+        """Raises UsageProblem."""
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = (f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+            raise UsageProblem("; ".join(faults)) from None
+
+
+def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterConfig | None) -> RentingOptions | None:
+    """What the head rents by; None without a key. ``wanted`` is the Serve YAML. Raises UsageProblem."""
+    found = RentingSettings.load()
+    if not found.vast_api_key.get_secret_value():
+        return None
+    if cluster is None:
+        raise UsageProblem("VAST_API_KEY is set: name the types of nodes by --cluster configs/cluster.yaml")
+    if cluster.provided:
+        raise UsageProblem(f"{cluster.path} names a provider, and VAST_API_KEY is set: which of them shall it be?")
+    hub = found.fleet_hub or railway_proxy()
+    try:
+        HubAddress.parse(hub)
+        node_types = cluster.node_types
+        kinds = {name: _kind(name, each, found) for name, each in node_types.items()}
+        client = VastClient(found.vast_api_key.get_secret_value(), found.vast_url)
+    except BadClusterConfig as error:
+        raise UsageProblem(str(error)) from None
+    except ValueError as error:
+        what = "FLEET_HUB (HOST:PORT at which nodes reach MESH_PORT)" if "hub" in str(error) else "VAST_API_KEY, VAST_URL"
+        raise UsageProblem(f"{what}: {error}") from None
+    models = models_of(wanted, node_types)
+    return RentingOptions(
+        provider=VastProvider(client, kinds),
+        service=Service(settings, models),
+        caps=Caps(
+            usd_per_hour=found.fleet_usd_per_hour,
+            usd_per_day=found.fleet_usd_per_day,
+            usd_per_instance_hour=found.fleet_usd_per_node_hour,
+            nodes={name: node_types[name].most for name in models},
+        ),
+        cluster=cluster,
+        prefix=settings.fleet_prefix,
+        hub=hub,
+        low_credit_usd=found.fleet_low_credit_usd,
+    )
+
+
+def _kind(name: str, config: NodeTypeConfig, found: RentingSettings) -> Kind:
+    """Raises ValueError."""
+    if name not in NODE_TYPES:
+        raise BadClusterConfig(f"node type {name}: there are {', '.join(NODE_TYPES)}")
+    return Kind(
+        node=NODE_TYPES[name].with_options(config.options),
+        work=USES[name].work(_JOBS),
+        image=found.vast_image,
+        args=command(),
+        # The container's own key is good for its own end and nothing else.
+        env={"END_URL": f"{found.vast_url.rstrip('/')}/api/v0/instances/$CONTAINER_ID/"},
+    )
+
+
+def models_of(wanted: Mapping[str, Any], node_types: Mapping[str, NodeTypeConfig]) -> Mapping[str, Sequence[str]]:
+    """By node type those that run on it, as the deployments of a Serve YAML select. Raises UsageProblem."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for application in wanted["applications"]:
+        for deployment in application.get("deployments", []):
+            if deployment["name"] not in MODELS:
+                continue
+            selector = deployment.get("ray_actor_options", {}).get("label_selector", {})
+            fits = [
+                name
+                for name, each in node_types.items()
+                if selector and all(each.labels.get(label) == value for label, value in selector.items())
+            ]
+            if not fits:
+                raise UsageProblem(f"{deployment['name']}: no node type has the labels that its label_selector names")
+            found[fits[0]].append(deployment["name"])
+    return found
+
+
+class Service:
+    """The service, as the fleet asks it (``cluster.head.renting.ServiceSide``)."""
+
+    def __init__(self, settings: "Settings", models: Mapping[str, Sequence[str]]) -> None:
+        self._settings, self._models = settings, models
+        self._supply = Supply(settings, models, os.environ)
+
+    async def check_weights(self, node_type: str) -> None:
+        await self._supply.check(node_type)
+
+    async def weights(self, node_type: str) -> Mapping[str, str]:
+        return await self._supply.variables(node_type)
+
+    async def runs(self, engine: AsyncEngine, nodes: Collection[str], since: datetime) -> Sequence[Run]:
+        query = select(runs.c.node, runs.c.started_at, runs.c.ended_at).where(
+            runs.c.node.in_(nodes), or_(runs.c.ended_at.is_(None), runs.c.ended_at > since)
+        )
+        async with engine.connect() as db:
+            return [Run(node=node, begun_at=begun, ended_at=ended) for node, begun, ended in await db.execute(query)]
+
+    async def publish(self, engine: AsyncEngine, found: Mapping[str, Outlook]) -> None:
+        rows = [
+            {"model": model, "seen_at": datetime.now(UTC), **_row(outlook)}
+            for node_type, outlook in found.items()
+            for model in self._models[node_type]
+        ]
+        row = insert(outlooks).values(rows)
+        changed = {name: row.excluded[name] for name in rows[0] if name != "model"}
+        async with engine.begin() as db:
+            await db.execute(row.on_conflict_do_update(index_elements=["model"], set_=changed))
+
+    async def alert(self, name: str, facts: Mapping[str, Any]) -> None:
+        """To API_WEBHOOK_URL, signed as all webhooks are; only in the log without one, or if nobody takes it."""
+        log.warning(f"fleet.{name}", **facts)
+        if not (url := self._settings.api_webhook_url):
+            return
+        now = datetime.now(UTC)
+        body = json.dumps({"type": f"fleet.{name}", "timestamp": now.isoformat(), "data": dict(facts)})
+        message = f"fleet_{name}_{int(now.timestamp())}"
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": message,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(self._settings.signing_secret).sign(message, now, body),
+        }
+        try:
+            async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
+                (await client.post(url, content=body, headers=headers)).raise_for_status()
+        except httpx.HTTPError as error:
+            log.warning("fleet.alert_not_taken", alert=name, reason=type(error).__name__)
+
+
+def _row(outlook: Outlook) -> Mapping[str, Any]:
+    wait = outlook.wait
+    low, high = outlook.usd_per_hour or (None, None)
+    return {
+        "code": None if wait is None else _CODES.get(wait.reason, WaitCode.NO_MACHINE).value,
+        "message": None if wait is None else f"{wait.reason.meaning} {wait.detail}".strip(),
+        "start_s": outlook.start_s,
+        "usd_per_hour_low": low,
+        "usd_per_hour_high": high,
+        "start_usd": outlook.start_usd,
+    }
