@@ -83,6 +83,8 @@ class Started(_Value):
 
     kind: Literal["started"] = "started"
     lease: Lease
+    #: The rented machine that it runs on, as Ray names it; empty: on none. Its cost is shared by what has run on it.
+    node: str = ""
 
 
 class Progress(_Value):

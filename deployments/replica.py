@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 #: Name of the Serve deployment that reports go to.
 DISPATCHER = "dispatcher"
+#: Ray's processes on a node that an autoscaler has made are told so who they are.
+NODE_VARIABLE = "RAY_CLOUD_INSTANCE_ID"
 #: Progress at which the stages begin, as clients of the original service know them.
 PREPARED, COMPUTED = 10.0, 90.0
 #: Seconds that a run may overstay its time limit between two steps before its replica counts as wedged.
@@ -117,7 +119,7 @@ class Replica:
                 # Until Serve has replaced this process, it would use up one attempt after another of every job.
                 log.warning("task_refused", job_id=task.lease.job_id, reason=self._broken)
                 return
-            run = Run(task, self._reporter)
+            run = Run(task, self._reporter, os.environ.get(NODE_VARIABLE, ""))
             work = asyncio.create_task(self._work(task, run))
             try:
                 await asyncio.shield(work)

@@ -45,8 +45,10 @@ class RunStopped(Exception):
 class Run:
     """Reports for one task. Its ``step`` is called from the GPU's thread, everything else from the event loop."""
 
-    def __init__(self, task: Task, reporter: Reporter) -> None:
+    def __init__(self, task: Task, reporter: Reporter, node: str = "") -> None:
+        """``node``: the rented machine that this is, as Ray names it; empty: it is none."""
         self._task = task
+        self._node = node
         self._reporter = reporter
         self._deadline = time.monotonic() + task.timeout_s
         self._stage = Stage.PREPARING
@@ -58,7 +60,7 @@ class Run:
 
     async def start(self) -> bool:
         """Take the job up. False if it is not ours any more."""
-        self.verdict = await self._report(Started(lease=self._task.lease), self._task.lease_s)
+        self.verdict = await self._report(Started(lease=self._task.lease, node=self._node), self._task.lease_s)
         return self.verdict is Verdict.GO_ON
 
     async def renewed(self, tries: int = RENEWALS) -> Task:

@@ -72,6 +72,7 @@ rentals = Table(
     CheckConstraint("state NOT IN ('ending', 'ended') OR why IS NOT NULL", name="rentals_end_has_a_reason"),
     CheckConstraint("(instance IS NULL) = (begun_at IS NULL)", name="rentals_begin_is_dated"),
     Index("rentals_open", "label", postgresql_where=text("state <> 'ended'")),
+    Index("rentals_of_slot", "slot_id"),
 )
 
 node_costs = Table(

@@ -18,13 +18,15 @@ log = structlog.get_logger()
 
 #: Characters of JSON.
 _MAX_NOTES = 16_384
+#: Characters: Ray's ids of cloud instances are UUIDs.
+_MAX_NODE = 100
 
 
 def vetted(report: Report) -> Report:
     """The report itself, or the part of it that is well formed."""
     match report:
         case Started():
-            return report
+            return report.model_copy(update={"node": _node(report)})
         case Progress():
             return report.model_copy(update={"stage": Stage(report.stage)})
         case Failure():
@@ -37,6 +39,15 @@ def vetted(report: Report) -> Report:
 
 def _timings(timings: Mapping[str, float]) -> dict[str, float]:
     return {name: timings[name] for name in TIMED if math.isfinite(timings.get(name, math.nan)) and timings[name] >= 0}
+
+
+def _node(report: Started) -> str:
+    # A replica of the version before does not say.
+    node: str = getattr(report, "node", "")
+    if len(node) <= _MAX_NODE and "\0" not in node:
+        return node
+    log.error("node_dropped", job_id=report.lease.job_id)
+    return ""
 
 
 def _notes(report: Outcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The database role of ``Api`` and ``Dispatcher``: the service's own tables and nothing else.
+"""The database role of ``Api`` and ``Dispatcher``: the service's own tables, and to read what is said to it.
 
 Those processes belong to Ray, where every node of the cluster may run code. What the launcher keeps in the same
 database (nodes and their keys, who leads, what machines cost) is not theirs to read, to write or to lock.
@@ -16,11 +16,10 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from serve_app.jobs.database import LIVELY
-from serve_app.jobs.tables import metadata
+from serve_app.jobs.tables import RIGHTS, VIEWS, metadata
 
 log = structlog.get_logger()
 
-_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 #: Seconds for sessions to end that were told to.
 _ENDING_S = 10.0
 
@@ -121,10 +120,10 @@ def _create(db: psycopg.Connection, role: str, password: str, verb: str) -> None
 
 def _grant(db: psycopg.Connection, role: str) -> None:
     name = sql.Identifier(role)
-    tables = sql.SQL(", ").join(sql.Identifier(table.name) for table in metadata.sorted_tables)
     db.execute(sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {}").format(name))
-    db.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(_RIGHTS), tables, name))
-    db.execute(sql.SQL("GRANT SELECT ON alembic_version TO {}").format(name))
+    rights = {table.name: str(table.info.get("rights", RIGHTS)) for table in metadata.sorted_tables}
+    for relation, allowed in {**rights, **dict.fromkeys((*VIEWS, "alembic_version"), "SELECT")}.items():
+        db.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(allowed), sql.Identifier(relation), name))
     for table in metadata.sorted_tables:
         for column in table.primary_key:
             sequence = db.execute("SELECT pg_get_serial_sequence(%s, %s)", (table.name, column.name)).fetchone()

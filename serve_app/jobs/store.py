@@ -250,6 +250,7 @@ class JobStore:
                     stage=Stage.PREPARING,
                     postponed=0,
                     attempt=lease.attempt,
+                    node=report.node,
                     started_at=func.coalesce(jobs.c.started_at, func.now()),
                 )
             )

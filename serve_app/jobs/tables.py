@@ -15,13 +15,18 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    column,
     false,
     func,
+    table,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData()
+
+#: What the service's role may do with a table, where its ``info`` says nothing else.
+RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 
 _TERMINAL = "status IN ('completed', 'failed', 'cancelled')"
 
@@ -60,6 +65,8 @@ jobs = Table(
     Column("postponed", Integer, nullable=False, server_default="0"),
     #: Fencing: every write by a worker names the token of its claim.
     Column("lease_token", Text),
+    #: The rented machine that has worked on it last, as Ray names it; empty: none.
+    Column("node", Text, nullable=False, server_default=""),
     _timestamp("lease_expires_at"),
     _timestamp("not_before", now=True),
     _timestamp("cancel_requested_at"),
@@ -240,4 +247,61 @@ job_tally = Table(
     Column("model", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("n", BigInteger, nullable=False),
+)
+
+#: Which node worked on which attempt, and for how long. Triggers of migration 0007 keep it as jobs start and end; only
+#: attempts on a node that has a name are here. Rows outlive their jobs: without them, the other jobs of the node would
+#: seem to have cost more. A client who uses an id again, a month after it was forgotten, gets the sum of both.
+runs = Table(
+    "runs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("started_at", DateTime(timezone=True), primary_key=True),
+    Column("model", Text, nullable=False),
+    #: Ray's cloud instance id, which is the id of the fleet's slot.
+    Column("node", Text, nullable=False),
+    #: Null while it goes on.
+    _timestamp("ended_at"),
+    #: Seconds for which the GPU was this attempt's: as reported, else all of them.
+    Column("busy_s", Double),
+    #: ``completed``, ``failed`` or ``cancelled``, as its job ended with it; ``retried``: the job was to go on. Null
+    #: until that is known, which of a video that could not be verified is later than its end.
+    Column("outcome", Text),
+    CheckConstraint("node <> ''", name="runs_node_is_named"),
+    CheckConstraint("(ended_at IS NULL) = (busy_s IS NULL)", name="runs_end_is_measured"),
+    CheckConstraint("outcome IS NULL OR ended_at IS NOT NULL", name="runs_outcome_is_an_end"),
+    CheckConstraint("busy_s >= 0 AND ended_at >= started_at", name="runs_take_time"),
+    Index("runs_of_node", "node"),
+    Index("runs_open", "job_id", "attempt", postgresql_where=text("outcome IS NULL")),
+    Index("runs_completed", "model", text("ended_at DESC"), postgresql_where=text("outcome = 'completed'")),
+)
+
+#: What the launcher says of each model for which it can rent machines. The service only reads it.
+outlooks = Table(
+    "outlooks",
+    metadata,
+    Column("model", Text, primary_key=True),
+    #: Why no machine is rented for it, a ``WaitCode``, and the same in words; both null: nothing stands in the way.
+    Column("code", Text),
+    Column("message", Text),
+    #: Seconds from the wish for a machine to its first job.
+    Column("start_s", Double, nullable=False),
+    #: Dollars for a machine that works, the cheapest and the dearest that would be taken; null: not known yet.
+    Column("usd_per_hour_low", Double),
+    Column("usd_per_hour_high", Double),
+    #: Dollars for one start: its time, and all that it fetches.
+    Column("start_usd", Double),
+    _timestamp("seen_at", now=True),
+    CheckConstraint("(code IS NULL) = (message IS NULL)", name="outlooks_reason_is_said"),
+    CheckConstraint("start_s >= 0", name="outlooks_start_takes_time"),
+    info={"rights": "SELECT"},
+)
+
+#: Views over the books of the launcher, which the service's role may read and which run with their owner's rights: what
+#: each job has cost, and sums over all machines. Migration 0007 describes them.
+VIEWS = ("job_costs", "fleet_totals")
+job_costs = table("job_costs", column("job_id", Text), column("cost_usd", Double))
+fleet_totals = table(
+    "fleet_totals", column("name", Text), column("subject", Text), column("label", Text), column("value", Double)
 )

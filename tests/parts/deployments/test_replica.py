@@ -156,6 +156,16 @@ async def test_a_job_from_start_to_video(
     replica.check_health()
 
 
+async def test_a_rented_node_says_which_it_is(
+    replica: Replica, head: Head, task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", "slot-1")
+    await within(replica.generate(task()))
+    started = head.reports[0]
+    assert isinstance(started, Started)
+    assert started.node == "slot-1"
+
+
 async def test_random_weights_are_noted_in_the_video(
     replica: Replica, engine: ScriptedEngine, head: Head, task: Callable[..., Task]
 ) -> None:

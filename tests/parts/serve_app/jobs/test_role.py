@@ -50,6 +50,10 @@ async def test_the_service_works_with_it(service_url: str, database_url: str) ->
         "SELECT * FROM rentals",
         "UPDATE fleet_terms SET term = 0",
         "INSERT INTO node_costs (label) VALUES ('x')",
+        "SELECT * FROM node_bills",
+        "INSERT INTO outlooks (model, start_s) VALUES ('ltx2', 1)",
+        "UPDATE outlooks SET code = NULL, message = NULL",
+        "DELETE FROM outlooks",
         "UPDATE nodes SET revoked_at = NULL",
         "INSERT INTO nodes (slot) VALUES (2)",
         "UPDATE alembic_version SET version_num = '0'",
@@ -125,7 +129,8 @@ def owner_url(database_url: str) -> Iterator[str]:
     with connection(database_url) as db:
         db.execute("CREATE ROLE landlord LOGIN CREATEROLE")
         db.execute(f"ALTER DATABASE {name} OWNER TO landlord")
-        for (table,) in db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
+        relations = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' UNION SELECT viewname FROM pg_views"
+        for (table,) in db.execute(f"{relations} WHERE schemaname = 'public'").fetchall():
             db.execute(f"ALTER TABLE {table} OWNER TO landlord")
     yield make_url(database_url).set(username="landlord").render_as_string(hide_password=False)
     with connection(database_url) as db:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from deployments.contract import Failure, Lease, Outcome, Progress, Stopped
+from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.jobs.reports import vetted
@@ -74,3 +74,14 @@ def test_notes_that_cannot_be_stored_keep_no_job_from_ending(notes: dict) -> Non
     found = vetted(outcome(notes=notes)).notes
     assert found == {}
     json.dumps(found)
+
+
+@pytest.mark.parametrize(("said", "written"), [("5f0c", "5f0c"), ("", ""), ("x" * 101, ""), ("a\0b", "")])
+def test_the_name_of_a_node_is_brief_and_storable(said: str, written: str) -> None:
+    assert vetted(Started(lease=LEASE, node=said)) == Started(lease=LEASE, node=written)
+
+
+def test_a_replica_of_the_version_before_names_no_node() -> None:
+    before = Started(lease=LEASE)
+    del before.__dict__["node"]
+    assert vetted(pickle.loads(pickle.dumps(before))).node == ""
