@@ -15,16 +15,20 @@ One flow, from ``connect(127.77.0.1:10256)`` of a program on node 2 to a program
       │ agent    _carry_out: a new data connection          │ router   open: finds the other end, splices
       │ dialer   TCP, TLS, the pinned certificate           │ hub      _admit: whose key (admission), what for
     flow         FramedEndpoint                           flow         FramedEndpoint (takes over from ``control``)
-    wire         Open(slot, key, 1, port), then pieces    wire         FrameReader for Open, PieceReader for the rest
+    wire, pieces Open(slot, key, 1, port), then pieces    wire, pieces FrameReader for Open, PieceReader for the rest
     transports   TlsTransport ────── one TCP port ──────▶ acceptor     handshake, deadline, first frame
 
 The other way round, the hub can't dial a node. A program of the head connects to 127.77.0.2:10320; ``listeners`` on
 the head give it to the router, which sends ``Dial(flow, port)`` on node 2's control connection; the agent connects to
 its own port and to the hub, sends ``Accept(slot, key, flow)`` there, and the router splices what belongs together.
 
+A node that is to come has an invitation and nothing else. ``reception`` lets it join, and before that fetch what it
+installs from the head's ``depot`` and say how far it is.
+
 Beside that: ``registry`` (which nodes there are, in PostgreSQL), ``identity`` (certificate, invitations, keys),
 ``tasks`` (who owns every task), ``sockets`` (options, and whether a path is dead), ``counters`` (what ``/metrics``
-shows), ``tls`` (TLS over buffers, without a socket), ``evicting_set`` (how many strangers may wait).
+shows), ``tls`` (TLS over buffers, without a socket), ``evicting_set`` (how many strangers may wait), ``turns`` (how
+many questions the registry is asked at a time), ``pace`` (how often a node may say something).
 
 Words
     hub, agent            the mesh's end on the head, and on a node; one each
@@ -36,7 +40,7 @@ Words
     endpoint              one of the two connections that a flow is spliced of, and the bytes' way to its peer
     program               whatever Ray runs at a flow's end; all we know of it is its TCP connection
     splice                make two endpoints each other's peer
-    control connection    a node's one connection for frames: what to dial, pings, refusals
+    control connection    a node's one connection for frames: what to dial, pings, reports, refusals
     session               a control connection from Hello to its end
     data connection       one per flow, between a node and the hub: one frame, then the flow's bytes as pieces
     frame                 one message of the protocol (``wire``): Join, Hello, Open, Dial …

@@ -39,6 +39,7 @@ from cluster.mesh.wire import (
     Ping,
     Reason,
     Refused,
+    Report,
     Undialable,
     WireError,
     encode,
@@ -142,6 +143,11 @@ class Agent:
         """Counters up to now."""
         return self._counters.stats(self._data_connections, ports_missing=self._listeners.missing)
 
+    def report(self, text: str) -> None:
+        """Tell the hub how far this node is, in at most 1024 bytes; nobody hears it while the hub is away."""
+        if self._control is not None and self._up.is_set():
+            self._control.send(Report(text))
+
     async def read(self, port: int) -> bytes:
         """The head's fixed answer on that port, for this process alone: no listener leads there. Raises OSError."""
         local = InProcessEndpoint()
@@ -204,8 +210,14 @@ class Agent:
             if self._refusal is not None and self._refusal.final:
                 raise NodeRefused(self._refusal)
             raise ConnectionError("the hub closed the control connection")
-        finally:
+        except asyncio.CancelledError:
+            # In order, so that what was said last still arrives: why this node ends.
+            control.close()
+            raise
+        except BaseException:
             control.abort()
+            raise
+        finally:
             self._control = None
             if self._up.is_set():
                 self._up.clear()

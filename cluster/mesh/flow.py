@@ -2,7 +2,8 @@
 
 A program's connection is a :class:`PlainEndpoint`, a data connection a :class:`FramedEndpoint`;
 :class:`InProcessEndpoint` is an end without a connection. All are protocols on their transports and have no tasks:
-a chunk costs one callback. Each of a flow's two directions ends by itself, as TCP's do; see ``wire`` for END and DONE.
+a chunk costs one callback. Each of a flow's two directions ends by itself, as TCP's do; for END and DONE
+see ``pieces``.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from typing import cast
 
 from cluster.mesh import sockets
-from cluster.mesh.wire import DONE, END, MAX_PIECE, PIECE, PieceReader, WireError
+from cluster.mesh.pieces import DONE, END, MAX_PIECE, PIECE, PieceReader
+from cluster.mesh.wire import WireError
 
 #: Bytes in a connection's write buffer at which its peer's reading stops, and below which it goes on.
 _HIGH, _LOW = 512 * 1024, 128 * 1024

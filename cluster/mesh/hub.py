@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, Self, TypeVar
+from typing import NoReturn, Self
 
 import structlog
 
@@ -13,31 +13,33 @@ from cluster.mesh import admission
 from cluster.mesh.acceptor import Acceptor
 from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, NodeTraffic, Stats, Total
+from cluster.mesh.depot import Depot
 from cluster.mesh.flow import switch_protocol
-from cluster.mesh.identity import HubIdentity, digest
+from cluster.mesh.identity import HubIdentity
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import HEAD, Slot, slot
-from cluster.mesh.registry import JoinRefused, Node, NodeRegistry, Sighting
+from cluster.mesh.reception import OnReport, Reception, ReceptionLimits
+from cluster.mesh.registry import Node, NodeRegistry, Sighting
 from cluster.mesh.router import FlowRouter, Session
 from cluster.mesh.sockets import raise_file_limit
-from cluster.mesh.tasks import Tasks, log_failure, unless
+from cluster.mesh.tasks import Tasks, log_failure
+from cluster.mesh.turns import Turns
 from cluster.mesh.wire import (
     Accept,
+    Fetch,
     Frame,
     Hello,
     Join,
-    Joined,
     Open,
     Peers,
     Reason,
-    Refused,
+    Report,
+    Say,
     Undialable,
     WireError,
 )
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class HubLimits:
     pending: int = 1024
     #: One question to the registry. Less than ``handshake_s``: whoever asks to join hears that it takes too long.
     registry_s: float = 3.0
-    #: Nodes whose joining the registry is asked about at a time.
+    #: Invited ones whom the registry is asked about at a time.
     joining: int = 8
     #: A new flow waits so long for its node's connection.
     connect_wait_s: float = 20.0
@@ -63,6 +65,8 @@ class HubLimits:
     sync_s: float = 5.0
     #: How often traffic is reported to the registry.
     report_s: float = 15.0
+    #: For those who have been invited and have not joined.
+    reception: ReceptionLimits = field(default_factory=ReceptionLimits)
 
 
 class Hub:
@@ -78,9 +82,11 @@ class Hub:
         limits: HubLimits | None = None,
         fixed_answers: Mapping[int, bytes] | None = None,
         listen_on: Callable[[Slot], str] = lambda slot: slot.address,
+        depot: Depot | None = None,
+        on_report: OnReport | None = None,
     ) -> None:
         """``port`` 0 picks a free one, see :attr:`port`. ``fixed_answers``: what nodes read on these ports of the head,
-        where no socket listens. For ``listen_on`` see :class:`Listeners`."""
+        where no socket listens. For ``listen_on`` see :class:`Listeners`, for the last two :class:`Reception`."""
         self.port = port
         self._host = host
         self._identity = identity
@@ -110,9 +116,20 @@ class Hub:
         )
         self._listeners = Listeners(self._router.open_local, listen_on)
         self._listened_for: frozenset[Slot] = frozenset()
-        #: Turns of those who ask the registry.
-        self._reading, self._reporting = asyncio.Semaphore(1), asyncio.Semaphore(1)
-        self._redeeming = asyncio.Semaphore(self._limits.joining)
+        registry_s = self._limits.registry_s
+        self._reading, self._reporting = Turns(self._tasks, 1, registry_s), Turns(self._tasks, 1, registry_s)
+        self._reception = Reception(
+            identity,
+            registry,
+            Turns(self._tasks, self._limits.joining, registry_s),
+            self._counters,
+            self._tasks,
+            self._limits.reception,
+            nodes=lambda: self._nodes,
+            on_joined=self._on_joined,
+            depot=depot,
+            on_report=on_report,
+        )
         #: Nodes that have joined since the list was last asked for. It may be older than that, and must not undo it.
         self._joined: dict[int, Node] = {}
         self._nodes: dict[int, Node] = {}
@@ -173,7 +190,7 @@ class Hub:
 
         Raises TimeoutError if it takes too long, and the registry's own errors.
         """
-        await self._ask(self._reading, self._read)
+        await self._reading.ask(self._read)
         await self._listen()
 
     async def _read(self) -> None:
@@ -184,29 +201,23 @@ class Hub:
                 nodes[number] = node
         self._set_nodes(nodes)
 
-    async def _ask(self, turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the registry answers; TimeoutError after ``registry_s``.
-
-        Once asked, a question is not called off, neither then nor when nobody needs the answer any more: a driver may
-        wait for a database that hangs, whatever it is told. But its turn lasts until it has ended, so a registry that
-        hangs is asked no more questions than there are turns.
-        """
-        async with asyncio.timeout(self._limits.registry_s):
-            await turns.acquire()
-            return await self._tasks.finish(_in_turn(turns, question))
-
     # Admission
 
     async def _admit(self, pending: PendingConnection, frame: Frame) -> bool:
         """What a connection asks for. False: turned away. Raises :class:`WireError`: not a first frame."""
         match frame:
             case Join():
-                await self._join(pending, frame)
+                await self._reception.join(pending, frame)
+                return False
+            case Fetch():
+                return await self._reception.fetch(pending, frame)
+            case Say():
+                await self._reception.say(pending, frame)
                 return False
             case Hello():
                 node = admission.authenticate(self._nodes, frame)
                 if isinstance(node, Reason):
-                    self._refuse(pending, node)
+                    self._reception.refuse(pending, node)
                     return False
                 self._greet(pending, frame, node)
                 return True
@@ -221,35 +232,10 @@ class Hub:
             case _:
                 raise WireError("not a first frame")
 
-    def _refuse(self, pending: PendingConnection, reason: Reason) -> None:
-        """Say why, then close."""
-        self._counters.refused[reason.name.lower()] += 1
-        pending.answer(Refused(reason))
-
-    async def _join(self, pending: PendingConnection, frame: Join) -> None:
-        """Answer, unless the stranger leaves first. Until it is gone it counts as pending: bounded and timed."""
-        if not admission.has_been_invited(self._identity, self._nodes, frame.secret):
-            self._refuse(pending, Reason.BAD_TOKEN)
-            return
-        pending.read_on()
-        try:
-            node = await unless(pending.gone, self._redeem(frame))
-            if node is not None:
-                log.info("mesh.joined", slot=node.slot, name=node.name)
-                pending.answer(Joined(node.slot))
-        except JoinRefused as error:
-            self._refuse(pending, error.reason)
-        except Exception as error:
-            log.error("mesh.registry_failed", error=type(error).__name__)
-            self._refuse(pending, Reason.UNAVAILABLE)
-
-    async def _redeem(self, frame: Join) -> Node:
-        redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)
-        node = await self._ask(self._redeeming, redeem)
+    async def _on_joined(self, node: Node) -> None:
         self._joined[node.slot] = node
         self._set_nodes(self._nodes | {node.slot: node})
         await self._listen()
-        return node
 
     def _greet(self, pending: PendingConnection, frame: Hello, node: Node) -> None:
         """A node's control connection."""
@@ -263,9 +249,13 @@ class Hub:
         log.info("mesh.node_up", slot=node.slot, name=node.name)
 
     def _on_frame(self, number: int, frame: Frame) -> None:
-        if not isinstance(frame, Undialable):
-            raise WireError("not for a hub")
-        self._router.undialable(number, frame.flow)
+        match frame:
+            case Undialable():
+                self._router.undialable(number, frame.flow)
+            case Report():
+                self._reception.hear(self._nodes[number], frame.text)
+            case _:
+                raise WireError("not for a hub")
 
     # Upkeep
 
@@ -309,7 +299,7 @@ class Hub:
 
     async def _report(self) -> None:
         """Tell the registry who is there, and what has happened since the last time."""
-        await self._ask(self._reporting, self._tell)
+        await self._reporting.ask(self._tell)
 
     async def _tell(self) -> None:
         traffic = {node.slot: self._router.traffic(node.slot) for node in self._live()}
@@ -334,14 +324,6 @@ class Hub:
                     session.control.abort()
                     self._counters.dead += self._router.cut(number)
             self._router.cut_dead(loop.time())
-
-
-async def _in_turn(turns: asyncio.Semaphore, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Ask, and give back the turn that has been taken for it."""
-    try:
-        return await question()
-    finally:
-        turns.release()
 
 
 def _log_end(failed: "asyncio.Future[NoReturn]") -> None:

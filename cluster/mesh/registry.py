@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     LargeBinary,
     MetaData,
@@ -127,8 +128,16 @@ class NodeRegistry(Protocol):
         """All slots that are not free, in order."""
         ...
 
+    async def find(self, token_hash: bytes) -> Node | None:
+        """Whoever was invited with that token, whatever has become of it; None once its slot is another's."""
+        ...
+
     async def revoke(self, slot: int) -> bool:
         """End the invitation or the node in that slot. False if there is none or it has ended."""
+        ...
+
+    async def revoke_token(self, token_hash: bytes) -> bool:
+        """The same for whoever was invited with that token, and never for whoever has got its slot afterwards."""
         ...
 
     async def report(self, sightings: Iterable[Sighting], counted: Mapping[Total, int]) -> None:
@@ -193,8 +202,19 @@ class PostgresRegistry:
         async with self._engine.connect() as db:
             return [_node(row) for row in await db.execute(select(nodes).order_by(nodes.c.slot))]
 
+    async def find(self, token_hash: bytes) -> Node | None:
+        async with self._engine.connect() as db:
+            row = (await db.execute(select(nodes).where(nodes.c.token_hash == token_hash))).one_or_none()
+        return None if row is None else _node(row)
+
     async def revoke(self, slot: int) -> bool:
-        query = update(nodes).where(nodes.c.slot == slot, nodes.c.revoked_at.is_(None)).values(revoked_at=func.now())
+        return await self._revoke(nodes.c.slot == slot)
+
+    async def revoke_token(self, token_hash: bytes) -> bool:
+        return await self._revoke(nodes.c.token_hash == token_hash)
+
+    async def _revoke(self, which: ColumnElement[bool]) -> bool:
+        query = update(nodes).where(which, nodes.c.revoked_at.is_(None)).values(revoked_at=func.now())
         async with self._engine.begin() as db:
             return (await db.execute(query)).rowcount == 1
 

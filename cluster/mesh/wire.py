@@ -1,9 +1,7 @@
 """What goes over a mesh connection once TLS is up: frames, and after a data connection's first frame, a stream.
 
 A frame is magic, version, kind and length (6 bytes, big-endian), then a payload whose length must fit its kind exactly.
-The stream of a data connection needs an end of its own, because TLS transports can't be closed one way: every piece of
-data is preceded by its length, ``END`` says that nothing follows, and ``DONE`` that the other's end has arrived. Only
-after both may a connection be closed; one that closes earlier was cut, and the reader sees a reset and not an end.
+For the stream see ``pieces``.
 """
 
 import struct
@@ -19,11 +17,10 @@ VERSION = 1
 SECRET_BYTES = 32
 FLOW_ID_BYTES = 16
 MAX_NAME_BYTES = 64
-#: Bytes in one piece of a stream. Readers keep no buffer of that size; this only bounds what can be claimed.
-MAX_PIECE = 1 << 20
-PIECE = struct.Struct("!I")
-END = PIECE.pack(0)
-DONE = PIECE.pack(0xFFFFFFFF)
+#: Of a file's name: a wheel's is often longer than a node's.
+MAX_FILE_NAME_BYTES = 255
+#: Of what a node says of itself.
+MAX_TEXT_BYTES = 1024
 
 _MAGIC = b"vm"
 _HEADER = struct.Struct("!2sBBH")
@@ -42,6 +39,7 @@ class Reason(IntEnum):
     REVOKED = 4
     REPLACED = 5
     UNAVAILABLE = 6
+    NOT_THERE = 7
 
     @property
     def final(self) -> bool:
@@ -136,7 +134,45 @@ class Refused:
     reason: Reason
 
 
-Frame: TypeAlias = Join | Joined | Hello | Open | Accept | Peers | Dial | Undialable | Ping | Pong | Refused
+@dataclass(frozen=True)
+class Fetch:
+    """Invited, not joined, to hub: send that file from that byte on. Does not use the invitation up."""
+
+    secret: bytes = field(repr=False)
+    offset: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """Hub to whoever fetches: so many bytes follow, as they are; then the connection ends."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Say:
+    """Invited, not joined, to hub: how far it is. Does not use the invitation up."""
+
+    secret: bytes = field(repr=False)
+    text: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Hub to whoever says something: the answer to :class:`Say`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Node to hub, on its control connection: how far it is."""
+
+    text: str
+
+
+#: To and from those who have been invited and have not joined.
+Visit: TypeAlias = Join | Joined | Fetch | Content | Say | Heard
+Frame: TypeAlias = Visit | Hello | Open | Accept | Peers | Dial | Undialable | Ping | Pong | Report | Refused
 
 _SLOT = struct.Struct("!H")
 _JOIN = struct.Struct(f"!{SECRET_BYTES}s{SECRET_BYTES}s")
@@ -146,6 +182,8 @@ _DIAL = struct.Struct(f"!{FLOW_ID_BYTES}sH")
 _FLOW = struct.Struct(f"!{FLOW_ID_BYTES}s")
 _NUMBER = struct.Struct("!I")
 _REASON = struct.Struct("!B")
+_FETCH = struct.Struct(f"!{SECRET_BYTES}sQ")
+_SIZE = struct.Struct("!Q")
 
 
 def encode(frame: Frame) -> bytes:
@@ -160,9 +198,7 @@ def encode(frame: Frame) -> bytes:
 def _payload(frame: Frame) -> tuple[int, bytes]:
     match frame:
         case Join():
-            name = frame.name.encode()
-            if len(name) > MAX_NAME_BYTES:
-                raise ValueError(f"a node's name has at most {MAX_NAME_BYTES} bytes")
+            name = _text(frame.name, MAX_NAME_BYTES)
             return 1, _JOIN.pack(_exact(frame.secret), _exact(frame.key_hash)) + name
         case Joined():
             return 2, _SLOT.pack(frame.slot)
@@ -184,6 +220,23 @@ def _payload(frame: Frame) -> tuple[int, bytes]:
             return 10, _NUMBER.pack(frame.number)
         case Refused():
             return 11, _REASON.pack(frame.reason)
+        case Fetch():
+            return 12, _FETCH.pack(_exact(frame.secret), frame.offset) + _text(frame.name, MAX_FILE_NAME_BYTES)
+        case Content():
+            return 13, _SIZE.pack(frame.size)
+        case Say():
+            return 14, _exact(frame.secret) + _text(frame.text, MAX_TEXT_BYTES)
+        case Heard():
+            return 15, b""
+        case Report():
+            return 16, _text(frame.text, MAX_TEXT_BYTES)
+
+
+def _text(value: str, most: int) -> bytes:
+    encoded = value.encode()
+    if len(encoded) > most:
+        raise ValueError(f"a text of at most {most} bytes")
+    return encoded
 
 
 def _exact(value: bytes, size: int = SECRET_BYTES) -> bytes:
@@ -199,6 +252,11 @@ def _join(payload: bytes) -> Frame:
     if not name.isprintable():
         raise ValueError
     return Join(secret, key_hash, name)
+
+
+def _fetch(payload: bytes) -> Frame:
+    secret, offset = _FETCH.unpack_from(payload)
+    return Fetch(secret, offset, payload[_FETCH.size :].decode())
 
 
 def _peers(payload: bytes) -> Frame:
@@ -220,6 +278,15 @@ _KINDS: Mapping[int, tuple[int, int, Callable[[bytes], Frame]]] = {
     9: (_NUMBER.size, _NUMBER.size, lambda payload: Ping(*_NUMBER.unpack(payload))),
     10: (_NUMBER.size, _NUMBER.size, lambda payload: Pong(*_NUMBER.unpack(payload))),
     11: (_REASON.size, _REASON.size, lambda payload: Refused(Reason(payload[0]))),
+    12: (_FETCH.size, _FETCH.size + MAX_FILE_NAME_BYTES, _fetch),
+    13: (_SIZE.size, _SIZE.size, lambda payload: Content(*_SIZE.unpack(payload))),
+    14: (
+        SECRET_BYTES,
+        SECRET_BYTES + MAX_TEXT_BYTES,
+        lambda payload: Say(payload[:SECRET_BYTES], payload[SECRET_BYTES:].decode()),
+    ),
+    15: (0, 0, lambda payload: Heard()),
+    16: (0, MAX_TEXT_BYTES, lambda payload: Report(payload.decode())),
 }
 
 
@@ -261,56 +328,3 @@ class FrameReader:
         """What came after the last frame: the beginning of a stream. The reader is empty then."""
         held, self._held = self._held, b""
         return held
-
-
-class PieceReader:
-    """Takes a data connection's bytes as they come and calls back with the data, END and DONE. Keeps no data."""
-
-    def __init__(
-        self, data: Callable[[bytes | memoryview], None], end: Callable[[], None], done: Callable[[], None]
-    ) -> None:
-        self._data, self._end, self._done = data, end, done
-        self._left = 0
-        self._prefix = b""
-        self._ended = self._seen_done = False
-
-    def feed(self, chunk: bytes) -> None:
-        """Raises :class:`WireError` at the first wrong byte; what was right before it has been delivered."""
-        position, size = 0, len(chunk)
-        if not (self._left or self._prefix or self._ended) and PIECE.size < size <= MAX_PIECE:
-            # A small RPC: the chunk is exactly one piece.
-            (length,) = PIECE.unpack_from(chunk)
-            if length == size - PIECE.size:
-                self._data(chunk[PIECE.size :])
-                return
-        view = memoryview(chunk)
-        while position < size:
-            if self._left:
-                stop = min(position + self._left, size)
-                self._left -= stop - position
-                self._data(view[position:stop])
-                position = stop
-                continue
-            stop = min(position + PIECE.size - len(self._prefix), size)
-            prefix = self._prefix + chunk[position:stop]
-            position = stop
-            if len(prefix) < PIECE.size:
-                self._prefix = prefix
-                return
-            self._prefix = b""
-            self._begin(prefix)
-
-    def _begin(self, prefix: bytes) -> None:
-        if prefix == DONE and not self._seen_done:
-            self._seen_done = True
-            self._done()
-        elif self._ended:
-            raise WireError("data after the end of a stream")
-        elif prefix == END:
-            self._ended = True
-            self._end()
-        else:
-            (length,) = PIECE.unpack(prefix)
-            if length > MAX_PIECE:
-                raise WireError("piece of a wrong length")
-            self._left = length

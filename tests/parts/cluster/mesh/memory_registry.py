@@ -28,7 +28,7 @@ class MemoryRegistry:
         raise NoFreeSlot
 
     async def redeem(self, secret_hash: bytes, key_hash: bytes, name: str) -> Node:
-        node = next((node for node in self._nodes.values() if node.token_hash == secret_hash), None)
+        node = await self.find(secret_hash)
         check_redeemable(node, key_hash, self._clock())
         assert node is not None
         if node.key_hash is None:
@@ -38,6 +38,13 @@ class MemoryRegistry:
 
     async def nodes(self) -> Sequence[Node]:
         return [self._nodes[slot] for slot in sorted(self._nodes)]
+
+    async def find(self, token_hash: bytes) -> Node | None:
+        return next((node for node in self._nodes.values() if node.token_hash == token_hash), None)
+
+    async def revoke_token(self, token_hash: bytes) -> bool:
+        node = await self.find(token_hash)
+        return node is not None and await self.revoke(node.slot)
 
     async def revoke(self, slot: int) -> bool:
         node = self._nodes.get(slot)

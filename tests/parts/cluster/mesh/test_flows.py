@@ -13,8 +13,9 @@ from cluster.mesh import sockets
 from cluster.mesh.agent import Agent
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import client_context
+from cluster.mesh.pieces import PIECE
 from cluster.mesh.plan import HEAD, slot
-from cluster.mesh.wire import PIECE, Open, encode
+from cluster.mesh.wire import Open, encode
 from tests.parts.cluster.mesh.loopback import OFFSET, LoopbackMesh, digest, echo, exchange, greet, loopback_mesh, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]

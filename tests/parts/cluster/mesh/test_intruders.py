@@ -14,9 +14,10 @@ from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import WrongHub
 from cluster.mesh.hub import HubLimits
 from cluster.mesh.identity import Credentials, HubIdentity, Invitation, client_context, new_key
+from cluster.mesh.pieces import END
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.registry import invite
-from cluster.mesh.wire import END, Accept, Dial, Open, Peers, Ping, Reason, Refused, encode
+from cluster.mesh.wire import Accept, Dial, Open, Peers, Ping, Reason, Refused, encode
 from tests.parts.cluster.mesh.loopback import (
     IDENTITY,
     OFFSET,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.mesh import flow
 from cluster.mesh.flow import Endpoint, FramedEndpoint, InProcessEndpoint, PlainEndpoint, splice
-from cluster.mesh.wire import DONE, END, PIECE
+from cluster.mesh.pieces import DONE, END, PIECE
 from tests.unit.cluster.mesh.fake_transport import FakeTransport, Turns
 
 #: Small, so that short texts fill buffers and take every way through the code.

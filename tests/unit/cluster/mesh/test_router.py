@@ -6,10 +6,11 @@ from typing import cast
 from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters
 from cluster.mesh.flow import FramedEndpoint, PlainEndpoint
+from cluster.mesh.pieces import END, PIECE
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.router import FlowRouter, Session
 from cluster.mesh.tasks import Tasks
-from cluster.mesh.wire import END, PIECE, Accept, Dial, Frame, FrameReader, Open
+from cluster.mesh.wire import Accept, Dial, Frame, FrameReader, Open
 from tests.unit.cluster.mesh.fake_transport import FakeTransport, Turns
 
 KEY = bytes(32)

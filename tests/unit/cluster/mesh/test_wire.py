@@ -1,4 +1,4 @@
-"""Frames and streams: what is written is read, and nothing else is."""
+"""Frames: what is written is read, and nothing else is."""
 
 from itertools import pairwise
 
@@ -8,24 +8,24 @@ from hypothesis import strategies as st
 
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.wire import (
-    DONE,
-    END,
-    MAX_PIECE,
-    PIECE,
     Accept,
+    Content,
     Dial,
+    Fetch,
     Frame,
     FrameReader,
+    Heard,
     Hello,
     Join,
     Joined,
     Open,
     Peers,
-    PieceReader,
     Ping,
     Pong,
     Reason,
     Refused,
+    Report,
+    Say,
     Undialable,
     WireError,
     encode,
@@ -34,6 +34,7 @@ from cluster.mesh.wire import (
 secrets = st.binary(min_size=32, max_size=32)
 flows = st.binary(min_size=16, max_size=16)
 shorts = st.integers(0, 65535)
+sizes = st.integers(0, 2**64 - 1)
 names = st.text(st.characters(categories=["L", "N"]), max_size=16)
 frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Join, secrets, secrets, names),
@@ -47,6 +48,11 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Ping, st.integers(0, 2**32 - 1)),
     st.builds(Pong, st.integers(0, 2**32 - 1)),
     st.builds(Refused, st.sampled_from(Reason)),
+    st.builds(Fetch, secrets, sizes, st.text(max_size=60)),
+    st.builds(Content, sizes),
+    st.builds(Say, secrets, st.text(max_size=250)),
+    st.just(Heard()),
+    st.builds(Report, st.text(max_size=250)),
 )
 
 
@@ -74,6 +80,9 @@ def test_frames_survive_however_they_are_cut(sent: list[Frame], rest: bytes, pla
 @example(b"vm\x01\x01\x00\x41" + bytes(64) + b"\xff", [])
 @example(b"vm\x01\x0b\x00\x01\x63", [])
 @example(b"vm\x01\x06\x00\x01\x00", [])
+@example(b"vm\x01\x0c\x00\x29" + bytes(40) + b"\xff", [])
+@example(b"vm\x01\x0e\x00\x21" + bytes(32) + b"\xff", [])
+@example(b"vm\x01\x10\x00\x01\xff", [])
 def test_any_bytes_give_frames_or_wire_errors(data: bytes, places: list[int]) -> None:
     reader, got, read = FrameReader(), [], 0
     for chunk in cut(data, places):
@@ -91,7 +100,18 @@ def test_any_bytes_give_frames_or_wire_errors(data: bytes, places: list[int]) ->
 
 @pytest.mark.parametrize(
     "data",
-    [b"G", b"vG", b"vm\x02\x09\x00\x04", b"vm\x01\x00\x00\x00", b"vm\x01\x09\x00\x05", b"vm\x01\x01\xff\xff", b"\x00"],
+    [
+        *(
+            b"G",
+            b"vG",
+            b"vm\x02\x09\x00\x04",
+            b"vm\x01\x00\x00\x00",
+            b"vm\x01\x09\x00\x05",
+            b"vm\x01\x01\xff\xff",
+            b"\x00",
+        ),
+        *(b"vm\x01\x0c\x01\x28", b"vm\x01\x0e\x04\x21", b"vm\x01\x0f\x00\x01", b"vm\x01\x10\x04\x01"),
+    ],
 )
 def test_wrong_headers_are_known_before_anything_is_awaited(data: bytes) -> None:
     reader = FrameReader()
@@ -109,6 +129,11 @@ def test_wrong_headers_are_known_before_anything_is_awaited(data: bytes) -> None
         Hello(1, bytes(33), bytes(16)),
         Dial(bytes(15), 1),
         Ping(-1),
+        Fetch(bytes(32), -1, "x"),
+        Fetch(bytes(32), 0, "x" * 256),
+        Say(bytes(31), "x"),
+        Say(bytes(32), "é" * 513),
+        Report("x" * 1025),
     ],
 )
 def test_fields_that_do_not_fit_are_not_written(frame: Frame) -> None:
@@ -123,65 +148,7 @@ def test_secrets_do_not_show() -> None:
         Hello(2, secret, bytes(16)),
         Open(2, secret, 3, 4),
         Accept(2, secret, bytes(16)),
+        Fetch(secret, 0, "n"),
+        Say(secret, "text"),
     ):
         assert "kkk" not in repr(frame)
-
-
-class Sink:
-    """What a stream reader called back with."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.marks: list[str] = []
-        self.reader = PieceReader(self.add, lambda: self.marks.append("end"), lambda: self.marks.append("done"))
-
-    def add(self, piece: bytes | memoryview) -> None:
-        assert "end" not in self.marks
-        assert len(piece)
-        self.data += piece
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=40), max_size=6),
-    st.permutations(["end", "done"]),
-    st.lists(st.integers(0, 10**6), max_size=8),
-)
-def test_streams_survive_however_they_are_cut(pieces: list[bytes], marks: list[str], places: list[int]) -> None:
-    data = b"".join(PIECE.pack(len(piece)) + piece for piece in pieces)
-    data += b"".join(END if mark == "end" else DONE for mark in marks)
-    sink = Sink()
-    for chunk in cut(data, places):
-        sink.reader.feed(chunk)
-    assert (sink.data, sink.marks) == (b"".join(pieces), marks)
-
-
-@given(st.binary(max_size=200), st.lists(st.integers(0, 999), max_size=5))
-@example(END + PIECE.pack(1) + b"x", [])
-@example(END + END, [])
-@example(DONE + DONE, [2])
-@example(PIECE.pack(MAX_PIECE + 1), [])
-def test_any_stream_gives_data_or_a_wire_error(data: bytes, places: list[int]) -> None:
-    sink = Sink()
-    try:
-        for chunk in cut(data, places):
-            sink.reader.feed(chunk)
-    except WireError:
-        pass
-    assert len(sink.data) <= max(0, len(data) - PIECE.size)
-    assert sink.data in data or len(sink.data) > MAX_PIECE or _is_joined(sink.data, data)
-
-
-def _is_joined(got: bytes, data: bytes) -> bool:
-    """Pieces of ``data`` in order, prefixes left out."""
-    position = 0
-    for byte in got:
-        position = data.find(bytes([byte]), position) + 1
-        if position == 0:
-            return False
-    return True
-
-
-@pytest.mark.parametrize("data", [END + PIECE.pack(1), END + END, DONE + DONE, PIECE.pack(MAX_PIECE + 1)])
-def test_wrong_streams(data: bytes) -> None:
-    with pytest.raises(WireError):
-        Sink().reader.feed(data)
