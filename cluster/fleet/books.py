@@ -20,6 +20,7 @@ from cluster.fleet.terms import Terms
 from cluster.fleet.waiting import Wait
 
 _PRICES = tuple(each.name for each in fields(Terms))
+_TOTAL = node_costs.c.gpu_usd + node_costs.c.storage_usd + node_costs.c.bandwidth_usd
 
 
 class Deposed(Exception):
@@ -122,6 +123,12 @@ class PostgresBooks:
         async with self._engine.connect() as db:
             return await _spent(db, since)
 
+    async def usd(self, labels: Sequence[str]) -> Mapping[str, float]:
+        """Dollars of each rental so far."""
+        query = select(node_costs.c.label, func.sum(_TOTAL)).where(node_costs.c.label.in_(labels))
+        async with self._engine.connect() as db:
+            return {label: float(total) for label, total in await db.execute(query.group_by(node_costs.c.label))}
+
     async def block(self, host: str, why: Why, until: datetime) -> None:
         async with self._writing() as db:
             await _upsert(db, blocked_hosts, [{"host": host, "why": why, "until": until}])
@@ -156,9 +163,8 @@ async def _open(db: AsyncConnection) -> Sequence[Rental]:
 
 
 async def _spent(db: AsyncConnection, since: datetime) -> float:
-    each = node_costs.c
-    total = func.coalesce(func.sum(each.gpu_usd + each.storage_usd + each.bandwidth_usd), 0.0)
-    return float((await db.execute(select(total).where(each.begun_at >= since))).scalar_one())
+    total = func.coalesce(func.sum(_TOTAL), 0.0)
+    return float((await db.execute(select(total).where(node_costs.c.begun_at >= since))).scalar_one())
 
 
 async def _upsert(db: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    video-api head ── lock (PostgreSQL) · hub of the mesh · briefing for nodes      this process
+    video-api head ── lock (PostgreSQL) · hub of the mesh · fleet of rented nodes   this process
       └─ ray start --head --block ── GCS, raylet, dashboard, Serve, api, dispatcher
 
 Parts start in that order and stop in the reverse one. A part that is lost ends the whole, and the platform's restart
@@ -22,13 +22,14 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 import uvloop
-import yaml
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cluster.autoscaler.configuration import Autoscaling
 from cluster.briefing import Briefing
 from cluster.environment import ray_environment
 from cluster.ghosts import lay_revoked
 from cluster.head.leader import LeadershipLost, leading
+from cluster.head.renting import Renting, RentingOptions
 from cluster.head.standby import Standby
 from cluster.isolation import RayUser, Unsafe, own
 from cluster.mesh.counters import Stats
@@ -58,8 +59,6 @@ DATABASE_LIMITS = {
     "tcp_user_timeout": 15000,
 }
 RAY_FOLDER_OF_USER = Path("/var/lib/video-api/ray")
-#: What this head is called to the autoscaler.
-HEAD_ID = HEAD_TYPE = "head"
 
 
 class HeadError(Exception):
@@ -105,8 +104,10 @@ class HeadOptions:
     object_store_bytes: int = OBJECT_STORE_BYTES
     #: Ray's folder; None: :meth:`ray_folder` says.
     temp_dir: Path | None = None
-    #: Ray's cluster YAML; its autoscaler runs if that has a ``provider``.
+    #: Ray's cluster YAML, with a provider of nodes in it; None: nodes join by hand, or are rented.
     cluster: Path | None = None
+    #: What nodes are rented by.
+    renting: RentingOptions | None = None
     drain_s: float = DRAIN_S
     #: Whom Ray's processes run as; None: as this one.
     user: RayUser | None = None
@@ -137,8 +138,6 @@ class Head:
     def __init__(self, application: Application, options: HeadOptions) -> None:
         self._application = application
         self._options = options
-        # Here, so that a mistake in it fails before anything runs.
-        self._autoscaling = autoscaling(options.cluster)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. Raises :class:`HeadError`, LeadershipLost or Unsafe, with everything ended."""
@@ -170,34 +169,51 @@ class Head:
             identity = HubIdentity.derived(options.mesh_secret)
             registry = PostgresRegistry(engine, count=self._application.count)
             briefing = Briefing.of_this_head(options.ray_token, options.version)
-            hub = Hub(identity, registry, port=options.mesh_port, fixed_answers={HEAD.briefing: briefing.text()})
+            renting = None if options.renting is None else Renting(options.renting, engine, registry, identity)
+            hub = Hub(
+                identity,
+                registry,
+                port=options.mesh_port,
+                fixed_answers={HEAD.briefing: briefing.text()},
+                depot=renting and renting.depot,
+                on_report=renting and renting.hear,
+            )
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))
-            ray = await self._start_ray(variables)
+            autoscaling = Autoscaling() if options.cluster is None else Autoscaling.by(options.cluster)
+            deposed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            parts.callback(deposed.cancel)
+            if renting is not None:
+                parts.push_async_callback(renting.close)
+                deposed = await renting.start(hub, options.user)
+                autoscaling = renting.autoscaling
+            ray = await self._start_ray(variables, autoscaling)
             parts.push_async_callback(ray.stop)
             sweeping = asyncio.create_task(lay_revoked(registry, briefing.address, briefing.token))
             parts.callback(sweeping.cancel)
             dashboard = f"http://{HEAD.address}:{HEAD.dashboard}"
             deploying = asyncio.ensure_future(self._application.deploy(dashboard))
             parts.callback(deploying.cancel)
-            first = await _first(stopping, lost, hub.failed, ray.exited, deploying)
+            first = await _first(stopping, lost, hub.failed, ray.exited, deposed, deploying)
             if first is deploying:
                 deploying.result()
                 log.info("head.up", mesh_port=hub.port, http_port=options.http_port, dashboard=dashboard)
                 silent = asyncio.create_task(_silence(options.http_port))
                 parts.callback(silent.cancel)
-                first = await _first(stopping, lost, hub.failed, ray.exited, silent)
+                first = await _first(stopping, lost, hub.failed, ray.exited, deposed, silent)
                 if first is silent:
                     raise PartLost(f"nothing has answered on port {options.http_port} for {SILENCE_S:.0f} s")
             if first is lost:
                 lost.result()
+            if first is deposed:
+                raise PartLost("another head rents machines now") from deposed.exception()
             if first is hub.failed:
                 raise PartLost("the mesh's hub has failed") from hub.failed.exception()
             if first is ray.exited:
                 raise PartLost(f"Ray ended with status {ray.exited.result()}")
             log.info("head.stops", drain_s=options.drain_s)
 
-    async def _start_ray(self, variables: Mapping[str, str]) -> RayProcess:
+    async def _start_ray(self, variables: Mapping[str, str], autoscaling: Autoscaling) -> RayProcess:
         options = self._options
         flags = [
             "--head",
@@ -207,13 +223,13 @@ class Head:
             # must never land here.
             "--num-cpus=0",
             "--num-gpus=0",
-            *self._autoscaling.flags,
+            *autoscaling.flags,
             *redis_flags(options.redis_url),
         ]
         environment = {
             **variables,
             **ray_environment(options.ray_token, options.drain_s),
-            **self._autoscaling.environment,
+            **autoscaling.environment,
             **redis_environment(options.redis_url),
             "AUTOSCALER_METRIC_PORT": str(HEAD.autoscaler_metrics),
             "DASHBOARD_METRIC_PORT": str(HEAD.dashboard_metrics),
@@ -221,30 +237,6 @@ class Head:
         return await RayProcess.start(
             flags, environment, temp_dir=options.ray_folder(), drain_s=options.drain_s, user=options.user
         )
-
-
-@dataclass(frozen=True)
-class Autoscaling:
-    """How Ray is told of a provider of nodes; empty without one."""
-
-    flags: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def autoscaling(path: Path | None) -> Autoscaling:
-    """What the cluster's YAML asks for. Raises :class:`HeadError` if it can't be read."""
-    if path is None:
-        return Autoscaling()
-    try:
-        wanted = yaml.safe_load(path.read_text())
-        provider = wanted.get("provider")
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise HeadError(f"{path}: {error}") from None
-    if not provider:
-        return Autoscaling()
-    # Version 2, which alone looks at label selectors; without these names for itself it never starts a node.
-    names = {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_NODE_TYPE_NAME": HEAD_TYPE}
-    return Autoscaling((f"--autoscaling-config={path.absolute()}",), names)
 
 
 def redis_environment(url: str) -> dict[str, str]:

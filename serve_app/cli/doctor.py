@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.head import settings_of_cluster
-from serve_app.cli.nodes import railway_proxy
+from serve_app.cli.node_access import railway_proxy
 from serve_app.cli.terminal import Code, Session, UsageProblem
 
 if TYPE_CHECKING:

@@ -15,11 +15,13 @@ from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed
 from serve_app.cli.terminal import UsageProblem
 
 if TYPE_CHECKING:
+    from cluster.autoscaler.configuration import ClusterConfig
     from cluster.head.process import Application
     from cluster.isolation import RayUser
     from serve_app.settings import Environment, Settings
 
 DEPLOY_TIMEOUT_S = 300
+CLUSTER = Path("configs/cluster.yaml")
 #: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
 RAY_USER = "ray"
 #: Seconds between two looks at ``/health``.
@@ -28,7 +30,13 @@ WATCH_S = 5.0
 Config = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Serve YAML.")]
 ClusterYaml = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Ray's cluster YAML; its provider starts nodes by demand."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Ray's cluster YAML: the types of nodes that VAST_API_KEY rents, or a provider of your own."
+        " Default: configs/cluster.yaml, if it is there.",
+        show_default=False,
+    ),
 ]
 RayFolder = Annotated[
     Path | None,
@@ -58,6 +66,7 @@ def head(
     from cluster.process_one import run_as_init
     from deployments.logs import configure
     from serve_app import preflight
+    from serve_app.cli.renting import renting
     from serve_app.cli.watch import watching
     from serve_app.serving.deploy import environment_of, read_config
 
@@ -69,6 +78,7 @@ def head(
     for deprecated in settings.deprecations:
         log.warning("deprecated", what=deprecated)
     application = _application(settings, wanted, passed(pass_env or []))
+    yaml = _cluster(cluster)
     options = HeadOptions(
         database_url=settings.database_url,
         redis_url=settings.redis_url,
@@ -79,7 +89,8 @@ def head(
         version=__version__,
         object_store_bytes=object_store_mb << 20,
         temp_dir=temp_dir,
-        cluster=cluster,
+        cluster=yaml.path if yaml is not None and yaml.provided else None,
+        renting=renting(settings, wanted, yaml),
         drain_s=drain,
         user=_ray_user(ray_user),
     )
@@ -94,6 +105,17 @@ def head(
             return run(application, options)
 
     raise typer.Exit(run_as_init(work))
+
+
+def _cluster(path: Path | None) -> "ClusterConfig | None":
+    """What ``--cluster`` names, or else the one that is there."""
+    from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig
+
+    path = path or (CLUSTER if CLUSTER.exists() else None)
+    try:
+        return None if path is None else ClusterConfig.read(path)
+    except BadClusterConfig as error:
+        raise UsageProblem(f"--cluster: {error}") from None
 
 
 def _application(settings: "Settings", wanted: dict[str, Any], names: set[str]) -> "Application":

@@ -1,90 +1,98 @@
-"""``video-api nodes``, ``node token`` and ``node revoke``: for the operator, beside a running head."""
+"""``video-api nodes``: every machine of the cluster, and why others are not rented; beside a running head."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from serve_app.cli.display import moment
-from serve_app.cli.head import settings_of_cluster
-from serve_app.cli.terminal import Session, UsageProblem, sentence
+from serve_app.cli.node_access import database, settings_beside_head
+from serve_app.cli.progress import duration
 
 if TYPE_CHECKING:
-    from cluster.mesh.registry import Node, PostgresRegistry
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from cluster.fleet.rental import Rental
+    from cluster.mesh.registry import Node
     from serve_app.settings import Settings
 
 
-def token(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Option(help="Shown by `nodes` if the node gives no name.")] = "",
-    ttl: Annotated[float, typer.Option(min=1, help="Minutes in which it must be used.")] = 60.0,
-    hub: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT", help="How nodes reach the head. Default: Railway's TCP proxy.", show_default=False
-        ),
-    ] = "",
-) -> None:
-    """Invite one node: print the token, and the command to run on it. Needs the head's DATABASE_URL and secrets."""
-    from cluster.mesh.identity import HubIdentity
-    from cluster.mesh.registry import NoFreeSlot, invite
-
-    settings = _settings()
-    identity = HubIdentity.derived(settings.mesh_secret)
-
-    async def work() -> tuple[int, str]:
-        async with _registry(settings) as registry:
-            slot, invitation = await invite(registry, identity, name, ttl * 60)
-            return slot, invitation.token()
-
-    try:
-        slot, text = _run(work())
-    except NoFreeSlot:
-        raise UsageProblem("no free slot: revoke a node, or wait until a revoked one's slot is free") from None
-    address = hub or railway_proxy() or "HOST:PORT"
-    session: Session = ctx.obj
-    command = f"video-api node join --hub {address} --token {text}"
-    session.show({"slot": slot, "token": text, "hub": address, "command": command}, command)
-
-
-def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `video-api nodes`.")]) -> None:
-    """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes."""
-    settings = _settings()
-
-    async def work() -> bool:
-        async with _registry(settings) as registry:
-            return await registry.revoke(slot)
-
-    if not _run(work()):
-        raise UsageProblem(f"slot {slot} has no node")
-    ctx.obj.show({"slot": slot, "revoked": True}, f"slot {slot} is revoked")
-
-
 def nodes(ctx: typer.Context) -> None:
-    """List the nodes: slot, state, when last seen, traffic since it joined."""
-    found = _run(rows(_settings()))
-    ctx.obj.show(found, _table(found))
+    """List the machines: what each is at, what it has cost so far, what it does; and why others are not rented."""
+    found, waits = asyncio.run(_look(settings_beside_head()))
+    ctx.obj.show(found, _rendered(found, waits))
 
 
 async def rows(settings: "Settings") -> list[dict[str, Any]]:
     """All nodes, as they are shown. Raises UsageProblem if the database does not answer, SQLAlchemyError without the
     head's tables."""
-    async with _registry(settings) as registry:
-        found = await registry.nodes()
+    found, _ = await _look(settings)
+    return found
+
+
+async def _look(settings: "Settings") -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    from cluster.fleet.books import PostgresBooks
+    from cluster.mesh.registry import PostgresRegistry
+
+    async with database(settings) as engine:
+        joined = await PostgresRegistry(engine).nodes()
+        books = PostgresBooks(engine)
+        rentals = await books.open_rentals()
+        usd = await books.usd([each.label for each in rentals])
+        doing, waits = await _jobs(engine), await _waits(engine)
     now = datetime.now(UTC)
-    return [_row(node, now) for node in found]
+    by_key = {each.door_key: each for each in rentals if each.door_key is not None}
+    found = []
+    for node in joined:
+        rental = by_key.pop(node.token_hash.hex(), None)
+        found.append(_mesh(node, now) | _rented(rental, usd, doing))
+    # They are not let in yet, or no longer.
+    keyless = [each for each in rentals if each.door_key is None or each.door_key in by_key]
+    found += [{**_NOT_JOINED, "name": each.label, "state": "-"} | _rented(each, usd, doing) for each in keyless]
+    return found, waits
+
+
+async def _jobs(engine: "AsyncEngine") -> Mapping[str, Sequence[str]]:
+    """Those that run, by the slot of their node."""
+    from sqlalchemy import select
+
+    from serve_app.jobs.tables import runs
+
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    async with engine.connect() as db:
+        query = select(runs.c.node, runs.c.job_id).where(runs.c.ended_at.is_(None)).order_by(runs.c.started_at)
+        for node, job_id in await db.execute(query):
+            found[node].append(job_id)
+    return found
+
+
+async def _waits(engine: "AsyncEngine") -> Mapping[str, str]:
+    """By model, why no machine is rented for it."""
+    from sqlalchemy import select
+
+    from serve_app.jobs.conditions import BELIEVED_S
+    from serve_app.jobs.database import in_seconds
+    from serve_app.jobs.tables import outlooks
+
+    query = select(outlooks.c.model, outlooks.c.message).where(
+        outlooks.c.message.is_not(None), outlooks.c.seen_at > in_seconds(-BELIEVED_S)
+    )
+    async with engine.connect() as db:
+        return {row.model: row.message for row in await db.execute(query)}
 
 
 #: A node reports by being connected; twice the hub's interval without it means that it is away.
 _AWAY_S = 40.0
+_NOT_JOINED: Mapping[str, Any] = {"slot": None, "last_seen_at": None, "bytes_in": 0, "bytes_out": 0}
 
 
-def _row(node: "Node", now: datetime) -> dict[str, Any]:
+def _mesh(node: "Node", now: datetime) -> dict[str, Any]:
     seen = node.last_seen_at
     if node.revoked_at is not None:
         state = "revoked"
@@ -102,51 +110,46 @@ def _row(node: "Node", now: datetime) -> dict[str, Any]:
     }
 
 
+def _rented(rental: "Rental | None", usd: Mapping[str, float], doing: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Nothing of it for a machine that joined by hand."""
+    if rental is None:
+        return dict.fromkeys(("type", "instance", "phase", "phase_since", "usd_per_hour", "usd"), None) | {"jobs": []}
+    return {
+        "type": rental.node_type,
+        "instance": rental.instance,
+        "phase": rental.state.value,
+        "phase_since": rental.since.isoformat(),
+        "usd_per_hour": rental.terms.usd_per_hour,
+        "usd": usd.get(rental.label, 0.0),
+        "jobs": list(doing.get(rental.slot_id, ())),
+    }
+
+
+def _rendered(rows: Sequence[dict[str, Any]], waits: Mapping[str, str]) -> RenderableType:
+    parts: list[RenderableType] = [_table(rows)]
+    if waits:
+        parts += [Text(), *(Text(f"{model} waits: {message}") for model, message in sorted(waits.items()))]
+    return Group(*parts)
+
+
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    rented = any(row["phase"] for row in rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("SLOT", "NAME", "STATE", "LAST SEEN", "FROM NODE", "TO NODE"):
+    for heading in ("SLOT", "NAME", "STATE", *(("TYPE", "PHASE", "FOR", "$/H", "$", "DOES") if rented else ())):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("LAST SEEN", "FROM NODE", "TO NODE"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         seen = moment(row["last_seen_at"]) if row["last_seen_at"] else "-"
         traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
-        table.add_row(str(row["slot"]), row["name"] or "-", row["state"], seen, *traffic)
+        slot = "-" if row["slot"] is None else str(row["slot"])
+        table.add_row(slot, row["name"] or "-", row["state"], *(_money(row) if rented else ()), seen, *traffic)
     return table
 
 
-def _settings() -> "Settings":
-    """For commands beside a running head, which work on its database with its secrets."""
-    from serve_app.preflight import database_fault
-
-    try:
-        settings = settings_of_cluster("production")
-        if fault := database_fault(settings.database_url):
-            raise UsageProblem(fault)
-    except UsageProblem as problem:
-        where = "This command is for the shell of the head, where its variables are set (on Railway: `railway ssh`)."
-        raise UsageProblem(f"{sentence(str(problem))} {where}") from None
-    return settings
-
-
-@asynccontextmanager
-async def _registry(settings: "Settings") -> AsyncIterator["PostgresRegistry"]:
-    from sqlalchemy.exc import OperationalError
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    from cluster.mesh.registry import PostgresRegistry
-
-    engine = create_async_engine(settings.database_url)
-    try:
-        yield PostgresRegistry(engine)
-    except OperationalError as error:
-        raise UsageProblem(f"DATABASE_URL: {error.orig}") from None
-    finally:
-        await engine.dispose()
-
-
-def _run(work: Any) -> Any:
-    return asyncio.run(work)
-
-
-def railway_proxy() -> str:
-    host, port = os.environ.get("RAILWAY_TCP_PROXY_DOMAIN"), os.environ.get("RAILWAY_TCP_PROXY_PORT")
-    return f"{host}:{port}" if host and port else ""
+def _money(row: Mapping[str, Any]) -> Sequence[str]:
+    if row["phase"] is None:
+        return ("by hand", "-", "-", "-", "-", "-")
+    spent = (datetime.now(UTC) - datetime.fromisoformat(row["phase_since"])).total_seconds()
+    does = ", ".join(job[:8] for job in row["jobs"]) or "-"
+    return (row["type"] or "-", row["phase"], duration(spent), f"{row['usd_per_hour']:.3f}", f"{row['usd']:.3f}", does)

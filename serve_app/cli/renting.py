@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import structlog
+from cluster.bootstrap.seed import command
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import or_, select
@@ -18,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
 from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig, NodeTypeConfig
-from cluster.bootstrap.seed import command
 from cluster.fleet.caps import Caps
 from cluster.fleet.waiting import Reason
 from cluster.head.attendance import Run
@@ -29,7 +29,7 @@ from cluster.vast.exchange import BASE_URL
 from cluster.vast.node_type import NODE_TYPES
 from cluster.vast.provider import Kind, VastProvider
 from deployments.registry import MODELS
-from serve_app.cli.nodes import railway_proxy
+from serve_app.cli.node_access import railway_proxy
 from serve_app.cli.supply import Supply
 from serve_app.cli.terminal import UsageProblem
 from serve_app.cli.work import USES
@@ -79,7 +79,9 @@ class RentingSettings(BaseSettings):
     @classmethod
     def _pinned(cls, value: str) -> str:
         if "@sha256:" not in value:
-            raise ValueError("name it with its digest (NAME@sha256:…): what a tag means can change between two machines")
+            raise ValueError(
+                "name it with its digest (NAME@sha256:…): what a tag means can change between two machines"
+            )
         return value
 
     @classmethod
@@ -110,7 +112,9 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
     except BadClusterConfig as error:
         raise UsageProblem(str(error)) from None
     except ValueError as error:
-        what = "FLEET_HUB (HOST:PORT at which nodes reach MESH_PORT)" if "hub" in str(error) else "VAST_API_KEY, VAST_URL"
+        what = (
+            "FLEET_HUB (HOST:PORT at which nodes reach MESH_PORT)" if "hub" in str(error) else "VAST_API_KEY, VAST_URL"
+        )
         raise UsageProblem(f"{what}: {error}") from None
     models = models_of(wanted, node_types)
     return RentingOptions(
@@ -184,7 +188,7 @@ class Service:
 
     async def publish(self, engine: AsyncEngine, found: Mapping[str, Outlook]) -> None:
         rows = [
-            {"model": model, "seen_at": datetime.now(UTC), **_row(outlook)}
+            {"model": model, "seen_at": datetime.now(UTC), **_row(node_type, outlook)}
             for node_type, outlook in found.items()
             for model in self._models[node_type]
         ]
@@ -214,14 +218,21 @@ class Service:
             log.warning("fleet.alert_not_taken", alert=name, reason=type(error).__name__)
 
 
-def _row(outlook: Outlook) -> Mapping[str, Any]:
+def _row(node_type: str, outlook: Outlook) -> Mapping[str, Any]:
     wait = outlook.wait
     low, high = outlook.usd_per_hour or (None, None)
+    start_s = outlook.start_s or _expected_s(node_type)
     return {
         "code": None if wait is None else _CODES.get(wait.reason, WaitCode.NO_MACHINE).value,
         "message": None if wait is None else f"{wait.reason.meaning} {wait.detail}".strip(),
-        "start_s": outlook.start_s,
+        "start_s": start_s,
         "usd_per_hour_low": low,
         "usd_per_hour_high": high,
-        "start_usd": outlook.start_usd,
+        "start_usd": None if high is None else high * start_s / 3600 + outlook.traffic_usd,
     }
+
+
+def _expected_s(node_type: str) -> float:
+    """By the slowest line that is taken."""
+    work = USES[node_type].work(_JOBS)
+    return work.setup_s + 8 * work.start_bytes / (NODE_TYPES[node_type].inet_down_mbps * 1e6)

@@ -42,10 +42,17 @@ class Container:
     folder: Path
     process: "subprocess.Popen[bytes] | None" = None
 
-    def boot(self, command: Sequence[str], environment: dict[str, str]) -> None:
-        """Run ``command`` as its process 1."""
+    def boot(
+        self, command: Sequence[str], environment: Mapping[str, str], *, bare: bool = False, own: Sequence[Path] = ()
+    ) -> None:
+        """Run ``command`` as its process 1. ``bare``: with these variables and no others. ``own``: folders, which have
+        to be there, that are on this container's disk and not on this machine's."""
         self.folder.mkdir(exist_ok=True)
         mounts = ["mount -t tmpfs -o size=64m tmpfs /dev/shm", *_opened(self.folder / "opened")]
+        for number, place in enumerate(own):
+            disk = self.folder / f"disk{number}"
+            disk.mkdir(exist_ok=True)
+            mounts.append(f"mount --bind {disk} {place}")
         contained = " && ".join([*mounts, f'exec setpriv --bounding-set {CAPABILITIES} "$@"'])
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
         inside = ["ip", "netns", "exec", self.network.name(self.machine), *namespaces]
@@ -53,7 +60,7 @@ class Container:
             self.process = subprocess.Popen(
                 [*inside, "sh", "-c", contained, "sh", *command],
                 # Ray's settings in this process are for a cluster of its own.
-                env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment,
+                env={**({} if bare else _inherited()), **environment},
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -107,6 +114,10 @@ class Container:
     def log(self) -> str:
         """What it has said up to now."""
         return (self.folder / "log").read_text(errors="replace")
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def _opened(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -78,6 +79,8 @@ class HttpSource:
     otherwise: Answer = field(default_factory=lambda: reply(404))
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
+    #: Listens here as well, for other networks.
+    socket: Path | None = None
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         """Absolute URL of a path."""
@@ -87,12 +90,15 @@ class HttpSource:
         self._handlers: set[asyncio.Task[None]] = set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._beside = None if self.socket is None else await asyncio.start_unix_server(self._accept, self.socket)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
+        if self._beside is not None:
+            self._beside.close()
         for handler in self._handlers:
             handler.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)

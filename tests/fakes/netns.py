@@ -209,15 +209,24 @@ class Network:
             self._stack.callback(subprocess.run, ["ip", "netns", "del", self.name(machine)])
             self.run(machine, "ip", "link", "set", "lo", "up")
         self.run("internet", "sysctl", "-qw", f"net.ipv4.ip_forward={int(self.routed)}")
-        for number, machine in enumerate(MACHINES, 1):
-            near, far = self.name(machine), self.name("internet")
-            cable = ["ip", "link", "add", "eth0", "netns", near, "type", "veth", "peer", "name", machine, "netns", far]
-            subprocess.run(cable, check=True)
-            self.run("internet", "ip", "address", "add", f"10.77.{number}.1/30", "dev", machine)
-            self.run("internet", "ip", "link", "set", machine, "up")
-            self.run(machine, "ip", "address", "add", f"10.77.{number}.2/30", "dev", "eth0")
-            self.run(machine, "ip", "link", "set", "eth0", "up")
-            self.run(machine, "ip", "route", "add", "default", "via", f"10.77.{number}.1")
+        for machine in MACHINES:
+            self._plug_in(machine)
+
+    def plug_in_anew(self, machine: str) -> None:
+        """A new cable: what is counted of its traffic begins at nothing."""
+        self.run(machine, "ip", "link", "del", "eth0")
+        self._plug_in(machine)
+
+    def _plug_in(self, machine: str) -> None:
+        number = MACHINES.index(machine) + 1
+        near, far = self.name(machine), self.name("internet")
+        cable = ["ip", "link", "add", "eth0", "netns", near, "type", "veth", "peer", "name", machine, "netns", far]
+        subprocess.run(cable, check=True)
+        self.run("internet", "ip", "address", "add", f"10.77.{number}.1/30", "dev", machine)
+        self.run("internet", "ip", "link", "set", machine, "up")
+        self.run(machine, "ip", "address", "add", f"10.77.{number}.2/30", "dev", "eth0")
+        self.run(machine, "ip", "link", "set", "eth0", "up")
+        self.run(machine, "ip", "route", "add", "default", "via", f"10.77.{number}.1")
 
 
 @contextmanager

@@ -30,6 +30,14 @@ _OPERATORS = {
 }
 
 
+class Hosts(Protocol):
+    """Machines on which contracts' containers really run."""
+
+    def begin(self, contract: "Contract") -> None: ...
+
+    def end(self, contract: "Contract") -> None: ...
+
+
 class Clock(Protocol):
     def monotonic(self) -> float: ...
 
@@ -192,6 +200,8 @@ class FakeVast:
     overlooks_bids: bool = False
     #: Of the error for an ask that somebody has.
     gone_status: int = 410
+    #: None: containers are imagined.
+    hosts: Hosts | None = None
     contracts: dict[int, Contract] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
     #: Requests by endpoint.
@@ -268,6 +278,8 @@ class FakeVast:
         if bid is not None and bid < found["min_bid"]:
             contract.never_started = True
             raise Wrong(400, "invalid_price", "bid is below the minimum", new_contract=number)
+        if self.hosts is not None:
+            self.hosts.begin(contract)
         return {"success": True, "new_contract": number, "instance_api_key": contract.key}
 
     def list(self, limit: int, after: int) -> dict[str, Any]:
@@ -294,6 +306,9 @@ class FakeVast:
         if contract is None or contract.ended is not None:
             raise Wrong(404, "no_such_instance", f"Instance {number} not found.")
         contract.ended = self.clock.monotonic()
+        contract.offer["rented"] = False
+        if self.hosts is not None:
+            self.hosts.end(contract)
         return {"success": True}
 
     def account(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -54,10 +55,10 @@ def too_many(retry_after: str | None = None) -> Fault:
 class VastServer:
     """``shape`` is one of ``SHAPES``."""
 
-    def __init__(self, vast: FakeVast, *, shape: str = "all") -> None:
+    def __init__(self, vast: FakeVast, *, shape: str = "all", socket: Path | None = None) -> None:
         self.vast = vast
         self.shape = shape
-        self._http = HttpSource({}, otherwise=self._answer)
+        self._http = HttpSource({}, otherwise=self._answer, socket=socket)
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
 
     def fail(self, endpoint: str, *faults: Fault) -> None:
