@@ -25,7 +25,7 @@ its own port and to the hub, sends ``Accept(slot, key, flow)`` there, and the ro
 A node that is to come has an invitation and nothing else. ``reception`` lets it join, and before that fetch what it
 installs from the head's ``depot`` and say how far it is.
 
-Beside that: ``registry`` (which nodes there are, in PostgreSQL), ``identity`` (certificate, invitations, keys),
+Beside that: ``registry`` (which nodes there are, in PostgreSQL), ``identity`` (certificate, keys), ``invitation``,
 ``tasks`` (who owns every task), ``sockets`` (options, and whether a path is dead), ``counters`` (what ``/metrics``
 shows), ``tls`` (TLS over buffers, without a socket), ``evicting_set`` (how many strangers may wait), ``turns`` (how
 many questions the registry is asked at a time), ``pace`` (how often a node may say something).

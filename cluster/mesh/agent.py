@@ -20,7 +20,8 @@ from cluster.mesh.control import ControlConnection, PendingConnection
 from cluster.mesh.counters import Counters, Stats
 from cluster.mesh.dialer import Dialer, HubAddress, WrongHub
 from cluster.mesh.flow import Endpoint, FramedEndpoint, InProcessEndpoint, PlainEndpoint, splice
-from cluster.mesh.identity import Credentials, Invitation, digest, new_key, save_private
+from cluster.mesh.identity import Credentials, digest, new_key, save_private
+from cluster.mesh.invitation import Invitation
 from cluster.mesh.listeners import Listeners
 from cluster.mesh.plan import HEAD, Slot, slot
 from cluster.mesh.sockets import raise_file_limit

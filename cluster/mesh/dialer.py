@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cluster.mesh.identity import client_context, is_pinned
+from cluster.mesh.invitation import HUB_NAME, client_context, is_pinned
 from cluster.mesh.tls import Tls
 from cluster.mesh.transports import TlsTransport, connect, handshake
 
@@ -55,7 +55,7 @@ class Dialer:
             sock = await connect(*(self._known or (self._address.host, self._address.port)))
             try:
                 # A name is sent in clear as SNI, and there has to be one.
-                tls = Tls(self._context, server_side=False, server_hostname="video-api-mesh")
+                tls = Tls(self._context, server_side=False, server_hostname=HUB_NAME)
                 await handshake(sock, tls)
                 if not is_pinned(tls.certificate(), self._fingerprint):
                     raise WrongHub("the hub's certificate is not the pinned one")

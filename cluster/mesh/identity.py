@@ -1,12 +1,10 @@
-"""Who is who: the hub's certificate, invitations to join, and the nodes' keys.
+"""Who is who: the hub's certificate and the nodes' keys.
 
 A node trusts exactly one certificate, by its SHA-256 fingerprint; the hub trusts exactly the keys whose hashes the
 registry holds. Secrets have 128 random bits or more, so a plain SHA-256 of one can be stored. None of them shows in a
 ``repr``.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -24,19 +22,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
+from cluster.mesh.invitation import HUB_NAME, Invitation
 from cluster.mesh.plan import slot
 from cluster.mesh.wire import SECRET_BYTES
 
-_FINGERPRINT_BYTES = 32
-_INVITATION = "mesh1-"
-#: The hub's name inside its certificate and in TLS's SNI. Nobody checks it: the fingerprint says it all.
-_NAME = "video-api-mesh"
 #: Fixed dates, so that a key always gives the same certificate. Nobody checks these either; revoking is by key.
 _FROM, _UNTIL = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
-
-
-class BadInvitation(ValueError):
-    """The text is not an invitation. Holds none of it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class HubIdentity:
             raise ValueError(f"the mesh's secret needs at least {SECRET_BYTES} bytes")
         seed = hmac.digest(secret, b"video-api mesh hub v1", "sha256")
         key = Ed25519PrivateKey.from_private_bytes(seed)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HUB_NAME)])
         # Ed25519 signs deterministically: with nothing random in the certificate, the key alone fixes its bytes.
         certificate = (
             x509.CertificateBuilder()
@@ -77,7 +68,7 @@ class HubIdentity:
             hmac.digest(key.private_bytes_raw(), b"video-api mesh invitations v1", "sha256"),
         )
 
-    def invitation(self) -> "Invitation":
+    def invitation(self) -> Invitation:
         """A new one. Its secret is half random, half a MAC of that: what :meth:`has_made` knows again."""
         nonce = secrets.token_bytes(SECRET_BYTES // 2)
         return Invitation(self.fingerprint, nonce + self._mark(nonce))
@@ -103,33 +94,6 @@ class HubIdentity:
         finally:
             os.close(descriptor)
         return context
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """A one-time token: lets one node join, and tells it which hub to trust. :meth:`HubIdentity.invitation` makes one.
-
-    What is inside the secret is the hub's own business, so the text's version stays when that changes.
-    """
-
-    fingerprint: bytes
-    secret: bytes = field(repr=False)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what :meth:`token` wrote. Raises :class:`BadInvitation`."""
-        head, body = text[: len(_INVITATION)], text[len(_INVITATION) :]
-        try:
-            data = base64.b64decode(body.encode("ascii") + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, UnicodeEncodeError):
-            data = b""
-        if head != _INVITATION or len(data) != _FINGERPRINT_BYTES + SECRET_BYTES:
-            raise BadInvitation("this is not an invitation to a mesh")
-        return cls(data[:_FINGERPRINT_BYTES], data[_FINGERPRINT_BYTES:])
-
-    def token(self) -> str:
-        """The text to hand to the node. A secret until it is used or expired."""
-        return _INVITATION + base64.urlsafe_b64encode(self.fingerprint + self.secret).decode().rstrip("=")
 
 
 @dataclass(frozen=True)
@@ -168,20 +132,6 @@ def new_key() -> bytes:
 def digest(secret: bytes) -> bytes:
     """What is stored of a key or a token's secret."""
     return hashlib.sha256(secret).digest()
-
-
-def client_context() -> ssl.SSLContext:
-    """TLS 1.3 as a node. Trusts nobody by itself: :func:`is_pinned` has to follow before anything is sent."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def is_pinned(certificate: bytes | None, fingerprint: bytes) -> bool:
-    """Whether a connection's certificate (DER) is the one that is trusted."""
-    return certificate is not None and hmac.compare_digest(hashlib.sha256(certificate).digest(), fingerprint)
 
 
 def save_private(path: Path, content: bytes) -> None:

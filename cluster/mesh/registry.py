@@ -30,7 +30,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cluster.mesh.counters import Total
-from cluster.mesh.identity import HubIdentity, Invitation, digest
+from cluster.mesh.identity import HubIdentity, digest
+from cluster.mesh.invitation import Invitation
 from cluster.mesh.plan import SLOTS
 from cluster.mesh.wire import Reason
 

@@ -25,7 +25,8 @@ from cluster.environment import inherited, ray_environment
 from cluster.isolation import Unsafe
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import HubAddress
-from cluster.mesh.identity import BadInvitation, Credentials
+from cluster.mesh.identity import Credentials
+from cluster.mesh.invitation import BadInvitation
 from cluster.node import machine, weights
 from cluster.node.download import WeightsError
 from cluster.node.machine import Unfit

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from cluster.mesh.identity import client_context
+from cluster.mesh.invitation import client_context
 from cluster.mesh.sockets import raise_file_limit
 from cluster.mesh.wire import Join, encode
 

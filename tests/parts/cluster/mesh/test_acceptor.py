@@ -15,7 +15,8 @@ from cluster.mesh.agent import NodeRefused, join
 from cluster.mesh.control import PendingConnection
 from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.hub import HubLimits
-from cluster.mesh.identity import Invitation, digest, new_key
+from cluster.mesh.identity import digest, new_key
+from cluster.mesh.invitation import Invitation
 from cluster.mesh.registry import Node, PostgresRegistry, invite
 from cluster.mesh.wire import Hello, Join, Peers, Reason, encode
 from tests.parts.cluster.mesh.loopback import IDENTITY, LoopbackMesh, echo, exchange, loopback_mesh, until

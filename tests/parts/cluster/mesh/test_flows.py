@@ -12,7 +12,7 @@ import pytest
 from cluster.mesh import sockets
 from cluster.mesh.agent import Agent
 from cluster.mesh.hub import Hub
-from cluster.mesh.identity import client_context
+from cluster.mesh.invitation import client_context
 from cluster.mesh.pieces import PIECE
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.wire import Open, encode

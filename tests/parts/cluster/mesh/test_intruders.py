@@ -13,7 +13,8 @@ import pytest
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import WrongHub
 from cluster.mesh.hub import HubLimits
-from cluster.mesh.identity import Credentials, HubIdentity, Invitation, client_context, new_key
+from cluster.mesh.identity import Credentials, HubIdentity, new_key
+from cluster.mesh.invitation import Invitation, client_context
 from cluster.mesh.pieces import END
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.registry import invite

@@ -12,7 +12,8 @@ import pytest
 
 from cluster.mesh import sockets
 from cluster.mesh.flow import FramedEndpoint, PlainEndpoint, splice, switch_protocol
-from cluster.mesh.identity import HubIdentity, client_context
+from cluster.mesh.identity import HubIdentity
+from cluster.mesh.invitation import client_context
 from cluster.mesh.pieces import DONE, END, PIECE
 from cluster.mesh.tls import Tls
 from cluster.mesh.transports import SHUTDOWN_S, TcpTransport, TlsTransport, handshake

@@ -15,7 +15,8 @@ import pytest
 
 from cluster.briefing import Briefing
 from cluster.mesh.hub import Hub
-from cluster.mesh.identity import HubIdentity, Invitation
+from cluster.mesh.identity import HubIdentity
+from cluster.mesh.invitation import Invitation
 from cluster.node import weights
 from cluster.node.download import WeightsError
 from cluster.node.machine import Unfit

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.mesh.dialer import HubAddress
-from cluster.mesh.identity import BadInvitation, Credentials, HubIdentity, Invitation, is_pinned, new_key
+from cluster.mesh.identity import Credentials, HubIdentity, new_key
+from cluster.mesh.invitation import BadInvitation, Invitation, is_pinned
 
 IDENTITY = HubIdentity.derived(b"a secret of thirty-two bytes....")
 
