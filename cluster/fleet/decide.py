@@ -8,7 +8,7 @@ from datetime import datetime
 from cluster.fleet.caps import Caps, too_dear
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, moved
-from cluster.fleet.limits import STEPS_S, Limits
+from cluster.fleet.limits import Limits, step_s
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import WEIGHTS_FAULT, Report
@@ -183,7 +183,7 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     if machine is None and _missing_s(seen, last) > limits.missing_s:
         return End(rental, Why.GONE)
     spent_s = (seen.now - rental.since).total_seconds()
-    limit_s = STEPS_S.get(rental.state)
+    limit_s = step_s(rental)
     if limit_s is not None:
         if spent_s > limit_s:
             return End(rental, Why.STUCK, f"{rental.state.value} for more than {limit_s:.0f} s")

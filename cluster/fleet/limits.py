@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from cluster.fleet.rental import State, Why
+from cluster.fleet.rental import Rental, State, Why
 
 _DAY_S = 86400.0
 
@@ -28,18 +28,24 @@ BLOCKED_S: Mapping[Why, float] = MappingProxyType(
 FAILURES = frozenset({*BLOCKED_S, Why.FAILED, Why.GONE})
 
 
-#: Of each step of a start; a step that is not named has none.
-STEPS_S: Mapping[State, float] = MappingProxyType(
-    {
-        # Of the pulls that succeed at all, nearly all do within 12 minutes.
-        State.LOADING: 900.0,
-        State.BOOTING: 180.0,
-        State.INSTALLING: 420.0,
-        # 70 GB at the slowest line that is taken, and half as much again.
-        State.WEIGHTS: 900.0,
-        State.JOINING: 300.0,
-    }
-)
+#: Of the steps of a start whose length does not depend on the line.
+STEPS_S: Mapping[State, float] = MappingProxyType({State.BOOTING: 180.0, State.INSTALLING: 420.0, State.JOINING: 300.0})
+
+
+def step_s(rental: Rental) -> float | None:
+    """How long the step may take in which it is; None: for ever."""
+    match rental.state:
+        case State.LOADING:
+            # Unpacking takes as long as fetching. Of the pulls that succeed at all, nearly all do within 12 minutes.
+            return _within(300.0, 2 * rental.fetch_s(rental.image_bytes), 900.0)
+        case State.WEIGHTS:
+            return _within(300.0, 1.5 * rental.fetch_s(rental.start_bytes - rental.image_bytes), 1800.0)
+        case _:
+            return STEPS_S.get(rental.state)
+
+
+def _within(least: float, amount: float, most: float) -> float:
+    return max(least, min(amount, most))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ class Candidate:
     start_s: float
     start_bytes: float
     image_bytes: float
+    line_mbps: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,8 @@ class Rental:
     start_s: float = 0.0
     start_bytes: float = 0.0
     image_bytes: float = 0.0
+    #: Of its machine, as offered; 0 where that is not known.
+    line_mbps: float = 0.0
     #: The provider's id; None until it is known.
     instance: str | None = None
     #: What the mesh's door knows it by; None: nothing to shut.
@@ -100,6 +102,10 @@ class Rental:
     stretch_at: datetime
     stretch_down: float = 0.0
     stretch_up: float = 0.0
+
+    def fetch_s(self, size_bytes: float) -> float:
+        """At its line's rate; endless where that is not known."""
+        return 8 * size_bytes / (self.line_mbps * 1e6) if self.line_mbps else float("inf")
 
     @property
     def holds_slot(self) -> bool:

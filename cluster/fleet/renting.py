@@ -148,6 +148,7 @@ class Renting:
             start_s=candidate.start_s,
             start_bytes=candidate.start_bytes,
             image_bytes=candidate.image_bytes,
+            line_mbps=candidate.line_mbps,
             stretch_at=now,
         )
 

@@ -55,6 +55,7 @@ rentals = Table(
     _amount("start_s"),
     _amount("start_bytes"),
     _amount("image_bytes"),
+    _amount("line_mbps"),
     Column("instance", Text),
     Column("door_key", Text),
     _moment("begun_at"),

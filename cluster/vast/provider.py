@@ -155,6 +155,7 @@ def _candidate(kept: Kept, kind: Kind) -> Candidate:
         start_s=kept.cost.cold_start_s,
         start_bytes=kind.work.start_bytes,
         image_bytes=kind.work.image_bytes,
+        line_mbps=offer.inet_down_mbps,
     )
 
 

@@ -47,6 +47,7 @@ async def test_candidates_come_by_whole_cost_with_the_prices_that_will_be_billed
     assert (first.offer, first.host, second.offer) == ("2", "1002", "1")
     assert first.terms.gpu_usd_per_hour == pytest.approx(0.36)
     assert first.terms.storage_usd_per_hour == pytest.approx(KIND.node.disk_gb * 0.2 / 730)
+    assert (first.line_mbps, second.line_mbps) == (1800, 1800)
     assert (first.image_bytes, first.start_bytes) == (IMAGE_BYTES, IMAGE_BYTES + WEIGHT_BYTES)
     assert [each.offer for each in await rig.provider.candidates(TYPE, {"1002"})] == ["1"]
     assert await rig.provider.candidates("gpu_b300", ()) == ()

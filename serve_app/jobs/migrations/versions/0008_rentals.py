@@ -1,0 +1,17 @@
+"""how fast a rental's line is: its start may take as long as that explains"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("rentals", sa.Column("line_mbps", sa.Double(), server_default="0", nullable=False))
+
+
+def downgrade() -> None:
+    op.drop_column("rentals", "line_mbps")
