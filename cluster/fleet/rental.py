@@ -47,6 +47,7 @@ class Why(Explained):
     NOT_RENTED = "not_rented", "The offer was gone or refused; nothing was paid."
     NEVER_SEEN = "never_seen", "Whether it was rented was not clear, and it has never shown up."
     WRONG_TERMS = "wrong_terms", "It was not what was asked for."
+    NO_BID = "no_bid", "A bid was made for it, and was not taken as one, or not at its price."
     STUCK = "stuck", "It took longer for a step of its start than that may take."
     TOO_SLOW = "too_slow", "At its measured rate it would have taken too long for a step of its start."
     BROKEN = "broken", "Its container can't be started."
@@ -77,6 +78,8 @@ class Rental:
     offer: str
     host: str
     terms: Terms
+    #: Somebody may bid more at any time.
+    bid: bool = False
     #: Expected: seconds to its first job, and bytes that it fetches before, the image's among them.
     start_s: float = 0.0
     start_bytes: float = 0.0

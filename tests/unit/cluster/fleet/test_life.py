@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from cluster.fleet.gates import Breaker
 from cluster.fleet.limits import STEPS_S, Limits, step_s
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import Report
@@ -94,7 +95,7 @@ async def test_a_machine_that_fails_is_given_back_and_left_alone(plan: Scenario,
     world.vast.scenarios[1001] = plan
     one = await replaced(world, why)
     assert world.shelf.hosts[one.host][0] is why
-    assert world.shelf.breakers["gpu_4090"].failures == 0
+    assert world.shelf.breakers.get("gpu_4090", Breaker()).failures == 0
     bill = world.contract(one.label).bill(world.clock.monotonic())
     late_usd = 12 * one.terms.usd_per_hour / 3600
     assert bill["gpu"] + bill["storage"] == pytest.approx(world.shelf.usd(one.label, bandwidth=False), abs=late_usd)
