@@ -8,7 +8,7 @@ from datetime import datetime
 from cluster.fleet.caps import Caps, too_dear
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, moved
-from cluster.fleet.limits import STEPS_S, Limits
+from cluster.fleet.limits import Limits, step_s
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import WEIGHTS_FAULT, Report
@@ -21,6 +21,9 @@ _ENDS = {
     Status.OFFLINE: Why.OFFLINE,
     Status.OUTBID: Why.OUTBID,
 }
+
+#: Prices go through other people's floating point numbers.
+_ROUNDING = 1.0001
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,12 @@ def _judge(
             if rental.why is not None or _missing_s(seen, rental.reserved_at) > seen.limits.unclear_s:
                 decision.closings.append(replace(rental, why=rental.why or Why.NEVER_SEEN))
             return
-        rental = found(rental, machine, seen.now)
+        agreed, rental = rental, found(rental, machine, seen.now)
         decision.moves.append(Move(rental))
+        # The answer that would have been looked at was lost.
+        if fault := misfit(agreed, machine):
+            decision.ends.append(End(rental, wrong_terms(rental), fault))
+            return
     if rental.state is State.ENDING:
         _judge_ending(seen, decision, rental, machine)
     elif (end := _fault(seen, rental, machine)) is not None:
@@ -157,6 +164,21 @@ def found(rental: Rental, machine: Machine, now: datetime) -> Rental:
         terms = replace(terms, gpu_usd_per_hour=gpu)
     rental, _ = moved(rental, State.LOADING, begun)
     return replace(rental, instance=machine.id, begun_at=begun, terms=terms, down_bytes=rental.image_bytes)
+
+
+def misfit(agreed: Rental, machine: Machine) -> str:
+    """What is not as it was agreed on; empty if nothing is."""
+    if machine.bid is not None and machine.bid is not agreed.bid:
+        return "it is a bid" if machine.bid else "it is on demand where a bid was made"
+    most = agreed.terms.usd_per_hour
+    if machine.usd_per_hour is not None and machine.usd_per_hour > most * _ROUNDING:
+        return f"it costs {machine.usd_per_hour:.4f} dollars per hour where {most:.4f} were agreed"
+    return ""
+
+
+def wrong_terms(rental: Rental) -> Why:
+    """What that is called: with a bid it is most often the bid's fault, and not the machine's."""
+    return Why.NO_BID if rental.bid else Why.WRONG_TERMS
 
 
 def _judge_ending(seen: Situation, decision: Decision, rental: Rental, machine: Machine | None) -> None:
@@ -183,7 +205,7 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     if machine is None and _missing_s(seen, last) > limits.missing_s:
         return End(rental, Why.GONE)
     spent_s = (seen.now - rental.since).total_seconds()
-    limit_s = STEPS_S.get(rental.state)
+    limit_s = step_s(rental)
     if limit_s is not None:
         if spent_s > limit_s:
             return End(rental, Why.STUCK, f"{rental.state.value} for more than {limit_s:.0f} s")

@@ -18,12 +18,12 @@ import structlog
 
 from cluster.fleet.books import Books, Deposed
 from cluster.fleet.caps import Caps
-from cluster.fleet.decide import Decision, Listing, Situation, decide
+from cluster.fleet.decide import Decision, End, Listing, Situation, decide
 from cluster.fleet.door import Door, Guest
 from cluster.fleet.ending import Ending
 from cluster.fleet.gates import Breaker, Gates
 from cluster.fleet.ledger import midnight, moved
-from cluster.fleet.limits import Limits
+from cluster.fleet.limits import BIDS_FAILED, Limits
 from cluster.fleet.provider import Provider, ProviderError
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.renting import Renting
@@ -288,9 +288,8 @@ class Fleet:
         for slot_id, wait in decision.waits.items():
             self._slots.wait(slot_id, wait)
         for end in decision.ends:
-            if end.why is Why.WEIGHTS and end.rental.state is not State.ENDING:
-                until = self._now() + timedelta(seconds=self._limits.weights_pause_s)
-                self._gates.report(end.rental.node_type, Wait(Reason.NO_WEIGHTS, end.detail, until))
+            if end.rental.state is not State.ENDING:
+                self._learn(end)
         for move in decision.moves:
             await self._roll.keep(move.rental, move.done)
         for slot in decision.fills:
@@ -301,6 +300,15 @@ class Fleet:
         # One that fails keeps no other: each begins anew with the next pass.
         await self._each(*closings, *ends, *orphans)
         self._slots.forget(frozenset(each.slot_id for each in self._roll.rentals.values() if each.holds_slot))
+
+    def _learn(self, end: End) -> None:
+        """What the way on which a rental ends says of its type."""
+        now, node_type = self._now(), end.rental.node_type
+        if end.why is Why.WEIGHTS:
+            until = now + timedelta(seconds=self._limits.weights_pause_s)
+            self._gates.report(node_type, Wait(Reason.NO_WEIGHTS, end.detail, until))
+        elif end.why in BIDS_FAILED:
+            self._gates.on_demand(node_type, now + timedelta(seconds=self._limits.on_demand_s))
 
     async def _each(self, *work: Coroutine[Any, Any, None]) -> None:
         failed = [each for each in await asyncio.gather(*work, return_exceptions=True) if each is not None]

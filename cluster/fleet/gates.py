@@ -1,7 +1,8 @@
 """What stands in the way of renting for a node type, or for all of them, whatever slots there are.
 
 A *gate* is closed by whoever knows that a node of the type could not work, or by such a node itself. A *pause* is what
-an answer of the provider's asks for. And a type whose nodes fail one after another trips its *breaker*.
+an answer of the provider's asks for. A type whose nodes fail one after another trips its *breaker*. And one for which
+a bid has failed is rented on demand for a while.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ class Gates:
         self._reported: dict[str, Wait] = {}
         self._pauses: dict[str, Wait] = {}
         self._pause: Wait | None = None
+        #: Until when nothing is bid for.
+        self._on_demand: dict[str, datetime] = {}
 
     def close(self, node_type: str, wait: Wait) -> None:
         self._closed[node_type] = wait
@@ -71,6 +74,15 @@ class Gates:
             self._pause = wait
         else:
             self._pauses[node_type] = wait
+
+    def on_demand(self, node_type: str, until: datetime) -> None:
+        """Bids have failed: none is made until then."""
+        self._on_demand[node_type] = until
+
+    def bids(self, node_type: str, now: datetime) -> bool:
+        """Whether they may be made."""
+        until = self._on_demand.get(node_type)
+        return until is None or until <= now
 
     def closed(self, now: datetime) -> Mapping[str, Wait]:
         """The gates, by type."""

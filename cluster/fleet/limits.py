@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from cluster.fleet.rental import State, Why
+from cluster.fleet.rental import Rental, State, Why
 
 _DAY_S = 86400.0
+
+#: After which a type is rented on demand for a while.
+BIDS_FAILED = frozenset({Why.OUTBID, Why.NO_BID})
 
 #: For which a machine is not tried again after it ended like that. Not for what is not its host's doing.
 BLOCKED_S: Mapping[Why, float] = MappingProxyType(
@@ -20,26 +23,32 @@ BLOCKED_S: Mapping[Why, float] = MappingProxyType(
         Why.SILENT: _DAY_S,
         # It is taken until the other's bid falls.
         Why.OUTBID: 3600.0,
+        Why.NO_BID: 3600.0,
         # Whose doing it is nobody can say.
         Why.NEVER_SEEN: 3600.0,
     }
 )
 #: Endings that count against a node type, if the rental had never worked.
-FAILURES = frozenset({*BLOCKED_S, Why.FAILED, Why.GONE})
+FAILURES = frozenset({*BLOCKED_S, Why.FAILED, Why.GONE} - BIDS_FAILED)
+
+#: Of the steps of a start whose length does not depend on the line.
+STEPS_S: Mapping[State, float] = MappingProxyType({State.BOOTING: 180.0, State.INSTALLING: 420.0, State.JOINING: 300.0})
 
 
-#: Of each step of a start; a step that is not named has none.
-STEPS_S: Mapping[State, float] = MappingProxyType(
-    {
-        # Of the pulls that succeed at all, nearly all do within 12 minutes.
-        State.LOADING: 900.0,
-        State.BOOTING: 180.0,
-        State.INSTALLING: 420.0,
-        # 70 GB at the slowest line that is taken, and half as much again.
-        State.WEIGHTS: 900.0,
-        State.JOINING: 300.0,
-    }
-)
+def step_s(rental: Rental) -> float | None:
+    """How long the step may take in which it is; None: for ever."""
+    match rental.state:
+        case State.LOADING:
+            # Unpacking takes as long as fetching. Of the pulls that succeed at all, nearly all do within 12 minutes.
+            return _within(300.0, 2 * rental.fetch_s(rental.image_bytes), 900.0)
+        case State.WEIGHTS:
+            return _within(300.0, 1.5 * rental.fetch_s(rental.start_bytes - rental.image_bytes), 1800.0)
+        case _:
+            return STEPS_S.get(rental.state)
+
+
+def _within(least: float, amount: float, most: float) -> float:
+    return max(least, min(amount, most))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,8 @@ class Limits:
     longest_pause_s: float = 3600.0
     #: For a type, after one of its nodes has said that its weights can't be fetched.
     weights_pause_s: float = 3600.0
+    #: For which a type is rented on demand only, after a bid was outdone or not taken.
+    on_demand_s: float = 3600.0
     #: After an answer of the provider's that refuses; and between two looks at the account's credit.
     account_pause_s: float = 300.0
     #: After one that did not come, unless it says when.

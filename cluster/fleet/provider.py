@@ -65,10 +65,13 @@ class Candidate:
     offer: str
     host: str
     terms: Terms
+    #: Somebody may bid more at any time; its price for the GPUs is what we bid.
+    bid: bool = False
     #: Expected, as in :class:`~cluster.fleet.rental.Rental`.
     start_s: float
     start_bytes: float
     image_bytes: float
+    line_mbps: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,8 @@ class Machine:
     detail: str = ""
     #: Dollars per hour, storage included; None where it does not say.
     usd_per_hour: float | None = None
+    #: Somebody may bid more; None where it does not say.
+    bid: bool | None = None
     #: From when on it costs; None where it does not say.
     begun_at: datetime | None = None
 

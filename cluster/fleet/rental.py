@@ -47,6 +47,7 @@ class Why(Explained):
     NOT_RENTED = "not_rented", "The offer was gone or refused; nothing was paid."
     NEVER_SEEN = "never_seen", "Whether it was rented was not clear, and it has never shown up."
     WRONG_TERMS = "wrong_terms", "It was not what was asked for."
+    NO_BID = "no_bid", "A bid was made for it, and was not taken as one, or not at its price."
     STUCK = "stuck", "It took longer for a step of its start than that may take."
     TOO_SLOW = "too_slow", "At its measured rate it would have taken too long for a step of its start."
     BROKEN = "broken", "Its container can't be started."
@@ -77,10 +78,14 @@ class Rental:
     offer: str
     host: str
     terms: Terms
+    #: Somebody may bid more at any time.
+    bid: bool = False
     #: Expected: seconds to its first job, and bytes that it fetches before, the image's among them.
     start_s: float = 0.0
     start_bytes: float = 0.0
     image_bytes: float = 0.0
+    #: Of its machine, as offered; 0 where that is not known.
+    line_mbps: float = 0.0
     #: The provider's id; None until it is known.
     instance: str | None = None
     #: What the mesh's door knows it by; None: nothing to shut.
@@ -100,6 +105,10 @@ class Rental:
     stretch_at: datetime
     stretch_down: float = 0.0
     stretch_up: float = 0.0
+
+    def fetch_s(self, size_bytes: float) -> float:
+        """At its line's rate; endless where that is not known."""
+        return 8 * size_bytes / (self.line_mbps * 1e6) if self.line_mbps else float("inf")
 
     @property
     def holds_slot(self) -> bool:

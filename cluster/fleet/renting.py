@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from cluster.fleet.caps import Caps
-from cluster.fleet.decide import found
+from cluster.fleet.decide import found, wrong_terms
 from cluster.fleet.door import Door, DoorFull
 from cluster.fleet.ending import Ending
 from cluster.fleet.gates import Gates
@@ -66,6 +66,8 @@ class Renting:
             candidates = await self._provider.candidates(slot.node_type, blocked)
         except ProviderError as error:
             return self._paused(slot.node_type, error)
+        if not self._gates.bids(slot.node_type, self._now()):
+            candidates = [each for each in candidates if not each.bid]
         candidate, wait = self._choice(candidates)
         if candidate is None:
             return wait
@@ -114,8 +116,11 @@ class Renting:
         machine = Machine(id=error.instance, label=rental.label, status=Status.LOADING, begun_at=asked_at)
         rental, done = moved(found(rental, machine, self._now()), State.ENDING, self._now())
         destroyed_at = self._now() if error.destroyed else None
-        await self._roll.keep(replace(ended(rental, Why.WRONG_TERMS, str(error)), destroyed_at=destroyed_at), done)
-        await self._roll.blame(rental, Why.WRONG_TERMS, self._now())
+        why = wrong_terms(rental)
+        await self._roll.keep(replace(ended(rental, why, str(error)), destroyed_at=destroyed_at), done)
+        await self._roll.blame(rental, why, self._now())
+        if rental.bid:
+            self._gates.on_demand(rental.node_type, self._in(self._limits.on_demand_s))
 
     def _choice(self, candidates: Sequence[Candidate]) -> tuple[Candidate | None, Wait | None]:
         there = [each for each in self._roll.rentals.values() if each.holds_slot]
@@ -145,9 +150,11 @@ class Renting:
             offer=candidate.offer,
             host=candidate.host,
             terms=candidate.terms,
+            bid=candidate.bid,
             start_s=candidate.start_s,
             start_bytes=candidate.start_bytes,
             image_bytes=candidate.image_bytes,
+            line_mbps=candidate.line_mbps,
             stretch_at=now,
         )
 

@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -52,9 +53,11 @@ rentals = Table(
     _amount("storage_usd_per_hour"),
     _amount("down_usd_per_gb"),
     _amount("up_usd_per_gb"),
+    Column("bid", Boolean, nullable=False, server_default="false"),
     _amount("start_s"),
     _amount("start_bytes"),
     _amount("image_bytes"),
+    _amount("line_mbps"),
     Column("instance", Text),
     Column("door_key", Text),
     _moment("begun_at"),

@@ -1,5 +1,6 @@
 """What a machine costs for the work at hand, from its first second to its last. All amounts are dollars."""
 
+import math
 from dataclasses import dataclass
 
 from cluster.vast.node_type import NodeType
@@ -8,6 +9,8 @@ from cluster.vast.offer import Offer
 #: Vast's prices of storage are by the month: a twelfth of a year.
 _MONTH_H = 730.0
 _GB = 1e9
+#: How often somebody bids more, as we expect it: Vast publishes nothing of it.
+_OUTBID_PER_HOUR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Cost:
         return sum(parts)
 
 
-def cost(offer: Offer, node: NodeType, work: Work) -> Cost:
+def cost(offer: Offer, node: NodeType, work: Work, bid_usd: float | None = None) -> Cost:
     """The whole cost. It is the sum of what Vast meters, from its price list::
 
         start   = setup + (image + packages + weights) / line
@@ -64,21 +67,24 @@ def cost(offer: Offer, node: NodeType, work: Work) -> Cost:
 
     A start counts as paid from its first second: Vast's pages differ on whether loading is free. And the machine's
     reliability r is taken for the chance that it lasts: then a node is expected to break (1 - r) / r times before
-    one lasts, each time with its start and, since that comes at any moment, half of its work in vain.
+    one lasts, each time with its start and, since that comes at any moment, half of its work in vain. A bid
+    (``bid_usd``, dollars per hour for the GPUs) may be outdone at any moment as well, so its chance is smaller.
     """
     cold_s = work.setup_s + (8 * work.start_bytes / (offer.inet_down_mbps * 1e6) if work.start_bytes else 0.0)
-    gpu = offer.dph_base / 3600
+    all_s = cold_s + work.busy_s + work.idle_s
+    gpu = (offer.dph_base if bid_usd is None else bid_usd) / 3600
     disk = node.disk_gb * offer.storage_cost / _MONTH_H / 3600
     fetching = work.start_bytes / _GB * offer.inet_down_cost
     media = (work.media_in_bytes * offer.inet_down_cost + work.media_out_bytes * offer.inet_up_cost) / _GB
-    breaks = (1 - offer.reliability) / offer.reliability
+    lasts = offer.reliability * (1.0 if bid_usd is None else math.exp(-_OUTBID_PER_HOUR * all_s / 3600))
+    breaks = (1 - lasts) / lasts
     lost = (gpu + disk) * (cold_s + work.busy_s / 2) + fetching + media / 2
     return Cost(
         cold_start_s=cold_s,
         cold_usd=gpu * cold_s,
         busy_usd=gpu * work.busy_s,
         idle_usd=gpu * work.idle_s,
-        storage_usd=disk * (cold_s + work.busy_s + work.idle_s),
+        storage_usd=disk * all_s,
         bandwidth_usd=fetching + media,
         risk_usd=breaks * lost,
     )

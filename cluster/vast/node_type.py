@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from cluster.vast.rental import MAX_BID, MIN_BID
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
@@ -30,12 +32,17 @@ class NodeType:
     #: False: only hosts that Vast has verified, in datacenters that it has vetted. True takes anybody's machine, and
     #: whoever runs one can run code in every Ray process of the cluster, on the head too, and sees all users' media.
     trust_any_host: bool = False
+    #: Dollars per hour that may be bid for its GPUs. None: on demand only, where nobody can take it from us by bidding
+    #: more. A bid's machine is stopped without notice, in the middle of its work, as soon as somebody does.
+    spot_usd_per_hour: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.reliability <= 1:
             raise ValueError("reliability: more than 0, at most 1")
         if not self.inet_down_mbps > 0:
             raise ValueError("inet_down_mbps: more than 0")
+        if self.spot_usd_per_hour is not None and not MIN_BID <= self.spot_usd_per_hour <= MAX_BID:
+            raise ValueError(f"spot_usd_per_hour: {MIN_BID:g} to {MAX_BID:g}")
 
 
 #: LTX-2, which does not fit 40 GB. A card of 80 GB reports between 81,000 and 81,920. The disk takes the 140 GiB of

@@ -39,6 +39,10 @@ class Offer(BaseModel):
     reliability: Amount = Field(le=1)
     #: Seconds for which it can still be rented.
     duration_s: Amount = Field(alias="duration")
+    #: Dollars per hour for the GPUs, from which on a bid is taken.
+    min_bid: Amount | None = None
+    #: It was searched for as one to bid for.
+    is_bid: bool = False
     verification: str | None = None
     #: 1: in a datacenter that Vast has vetted.
     hosting_type: int | None = None

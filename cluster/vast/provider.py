@@ -71,27 +71,27 @@ class VastProvider:
     def __init__(self, client: VastClient, kinds: Mapping[str, Kind], *, clock: Clock | None = None) -> None:
         self._client, self._kinds = client, kinds
         self._clock = clock or SystemClock()
-        self._markets: defaultdict[str, _Market] = defaultdict(_Market)
+        #: By node type, those on demand and those to bid for.
+        self._markets: defaultdict[tuple[str, bool], _Market] = defaultdict(_Market)
         self._unknown: set[str | None] = set()
 
     async def candidates(self, node_type: str, blocked: Collection[str]) -> Sequence[Candidate]:
-        kind, market = self._kinds.get(node_type), self._markets[node_type]
+        kind = self._kinds.get(node_type)
         if kind is None:
             return ()
-        async with market.turn:
-            if self._clock.monotonic() - market.seen_at >= MARKET_S:
-                with _translated():
-                    market.offers = (await pages(fitting(kind.node), self._client.search)).offers
-                market.seen_at = self._clock.monotonic()
-        ranking = rank(market.offers, kind.node, kind.work, {int(each) for each in blocked})
+        offers = await self._offers(kind.node, bid=False)
+        if kind.node.spot_usd_per_hour is not None:
+            offers += await self._offers(kind.node, bid=True)
+        ranking = rank(offers, kind.node, kind.work, {int(each) for each in blocked})
         return [_candidate(each, kind) for each in ranking.kept]
 
     async def rent(self, order: Order) -> Machine:
         kind = self._kinds[order.node_type]
         candidate = order.candidate
         # Whatever comes of it, nobody is to try it once more.
-        market = self._markets[order.node_type]
-        market.offers = tuple(each for each in market.offers if each.id != int(candidate.offer))
+        for bid in (False, True):
+            market = self._markets[order.node_type, bid]
+            market.offers = tuple(each for each in market.offers if each.id != int(candidate.offer))
         with _translated():
             request = RentRequest(
                 offer_id=int(candidate.offer),
@@ -99,6 +99,7 @@ class VastProvider:
                 disk_gb=kind.node.disk_gb,
                 label=order.label,
                 most_usd_per_hour=candidate.terms.usd_per_hour,
+                bid_usd=candidate.terms.gpu_usd_per_hour if candidate.bid else None,
                 args=kind.args,
                 onstart=kind.onstart,
                 env={**kind.env, **order.env},
@@ -117,6 +118,15 @@ class VastProvider:
         with _translated():
             return await self._client.credit()
 
+    async def _offers(self, node: NodeType, *, bid: bool) -> tuple[Offer, ...]:
+        market = self._markets[node.name, bid]
+        async with market.turn:
+            if self._clock.monotonic() - market.seen_at >= MARKET_S:
+                with _translated():
+                    market.offers = (await pages(fitting(node, bid=bid), self._client.search)).offers
+                market.seen_at = self._clock.monotonic()
+        return market.offers
+
     def _machine(self, instance: Instance) -> Machine:
         begun = instance.start_date
         return Machine(
@@ -125,6 +135,7 @@ class VastProvider:
             status=self._status(instance),
             detail=instance.status_msg or "",
             usd_per_hour=instance.dph_total,
+            bid=instance.is_bid,
             begun_at=datetime.fromtimestamp(begun, UTC) if begun is not None and 0 < begun < 1e11 else None,
         )
 
@@ -149,14 +160,16 @@ def _candidate(kept: Kept, kind: Kind) -> Candidate:
         host=str(offer.machine_id),
         terms=Terms(
             # What is said to be the whole is what is held against the rental.
-            gpu_usd_per_hour=max(0.0, offer.dph_total - storage),
+            gpu_usd_per_hour=max(0.0, offer.dph_total - storage) if kept.bid_usd is None else kept.bid_usd,
             storage_usd_per_hour=storage,
             down_usd_per_gb=offer.inet_down_cost,
             up_usd_per_gb=offer.inet_up_cost,
         ),
+        bid=kept.bid_usd is not None,
         start_s=kept.cost.cold_start_s,
         start_bytes=kind.work.start_bytes,
         image_bytes=kind.work.image_bytes,
+        line_mbps=offer.inet_down_mbps,
     )
 
 

@@ -29,6 +29,7 @@ class Drop(Explained):
     LITTLE_MEMORY = "little_memory", "Our share of its host memory is too small."
     SMALL_DISK = "small_disk", "Its disk is too small for weights and image."
     SLOW_LINE = "slow_line", "Its line is too slow to fetch the weights by."
+    DEAR_BID = "dear_bid", "Less than the least bid for it may be bid."
     ENDS_SOON = "ends_soon", "Its host takes it back too soon."
 
 
@@ -64,15 +65,15 @@ class Requirement:
         return f"{_said(self.of(offer))} {sign} {wanted}{self.unit}"
 
 
-def requirements(node: NodeType) -> Sequence[Requirement]:
-    """All of them, those that say most about an offer first."""
-    least, most = node.gpu_ram_mb
+def requirements(node: NodeType, *, bid: bool = False) -> Sequence[Requirement]:
+    """All of them, those that say most about an offer first. ``bid``: of one to bid for."""
+    least, greatest = node.gpu_ram_mb
     found = [
         Requirement(Drop.NOT_FREE, "rentable", "eq", True, lambda offer: offer.rentable is not False),
         Requirement(Drop.OTHER_GPU, "gpu_name", "in", list(node.gpu_names), lambda offer: offer.gpu_name),
         Requirement(Drop.OTHER_GPU, "num_gpus", "eq", node.gpus, lambda offer: offer.num_gpus, " GPUs"),
         Requirement(Drop.GPU_MEMORY, "gpu_ram", "gte", least, lambda offer: offer.gpu_ram_mb, " MB"),
-        Requirement(Drop.GPU_MEMORY, "gpu_ram", "lte", most, lambda offer: offer.gpu_ram_mb, " MB"),
+        Requirement(Drop.GPU_MEMORY, "gpu_ram", "lte", greatest, lambda offer: offer.gpu_ram_mb, " MB"),
     ]
     if not node.trust_any_host:
         found += [
@@ -94,7 +95,14 @@ def requirements(node: NodeType) -> Sequence[Requirement]:
         ),
         Requirement(Drop.ENDS_SOON, "duration", "gte", node.duration_s, lambda offer: offer.duration_s, " s"),
     ]
+    if bid:
+        most = node.spot_usd_per_hour or 0.0
+        found.append(Requirement(Drop.DEAR_BID, "min_bid", "lte", most, _least_bid, " dollars per hour"))
     return found
+
+
+def _least_bid(offer: Offer) -> float:
+    return float("inf") if offer.min_bid is None else offer.min_bid
 
 
 def _said(value: Any) -> str:

@@ -41,7 +41,7 @@ class Market:
     complete: bool = True
 
 
-def market(node: NodeType) -> Query:
+def market(node: NodeType, *, bid: bool = False) -> Query:
     """Every offer with such GPUs that is free now; ``offers.rank`` says why one does not fit."""
     return {
         "gpu_name": {"in": list(node.gpu_names)},
@@ -50,8 +50,8 @@ def market(node: NodeType) -> Query:
         "rented": {"eq": False},
         # Of other markets that Vast shows, too.
         "external": {"eq": False},
-        # On demand: nobody can take it from us by bidding more.
-        "type": "on-demand",
+        # On demand nobody can take it from us by bidding more.
+        "type": "bid" if bid else "on-demand",
         # The price then is the one that the rental will have.
         "allocated_storage": node.disk_gb,
         "order": [["dph_total", "asc"]],
@@ -59,10 +59,10 @@ def market(node: NodeType) -> Query:
     }
 
 
-def fitting(node: NodeType) -> Query:
+def fitting(node: NodeType, *, bid: bool = False) -> Query:
     """Only what meets the node type's requirements, so fewer searches."""
-    query = dict(market(node))
-    for each in requirements(node):
+    query = dict(market(node, bid=bid))
+    for each in requirements(node, bid=bid):
         if each.field:
             query[each.field] = {**query.get(each.field, {}), each.operator: each.value}
     return query

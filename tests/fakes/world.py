@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.fleet.caps import Caps
 from cluster.fleet.door import Admission, DoorFull, Guest
@@ -79,6 +79,8 @@ class World:
     offers: int = 3
     #: Of the day, at which it begins.
     hour: int = 18
+    #: Dollars per hour that may be bid; None: on demand only.
+    spot_usd: float | None = None
     #: By label: nodes that say nothing any more.
     mute: set[str] = field(default_factory=set)
     #: By label: nodes that have work.
@@ -93,7 +95,8 @@ class World:
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
-        self.provider = VastProvider(client, {TYPE: KIND, OTHER: OTHER_KIND}, clock=self.clock)
+        kind = replace(KIND, node=replace(GPU_4090, spot_usd_per_hour=self.spot_usd))
+        self.provider = VastProvider(client, {TYPE: kind, OTHER: OTHER_KIND}, clock=self.clock)
         self.fleet = Fleet(
             self.provider,
             MemoryBooks(self.shelf),

@@ -1,14 +1,17 @@
 """A rental from the wish to its end, and each way on which one may fail."""
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 
-from cluster.fleet.limits import STEPS_S, Limits
+from cluster.fleet.gates import Breaker
+from cluster.fleet.limits import STEPS_S, Limits, step_s
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import Report
+from cluster.fleet.terms import Terms
 from tests.fakes.vast import Scenario
 from tests.fakes.vast_server import Fault
 from tests.fakes.virtual_time import virtual
@@ -92,10 +95,56 @@ async def test_a_machine_that_fails_is_given_back_and_left_alone(plan: Scenario,
     world.vast.scenarios[1001] = plan
     one = await replaced(world, why)
     assert world.shelf.hosts[one.host][0] is why
-    assert world.shelf.breakers["gpu_4090"].failures == 0
+    assert world.shelf.breakers.get("gpu_4090", Breaker()).failures == 0
     bill = world.contract(one.label).bill(world.clock.monotonic())
     late_usd = 12 * one.terms.usd_per_hour / 3600
     assert bill["gpu"] + bill["storage"] == pytest.approx(world.shelf.usd(one.label, bandwidth=False), abs=late_usd)
+
+
+@pytest.mark.parametrize(
+    ("line_mbps", "loading_s", "weights_s"),
+    [
+        # 9 GB of image, 70 GB of packages and weights.
+        (1000.0, 300.0, 840.0),
+        (5000.0, 300.0, 300.0),
+        (300.0, 480.0, 1800.0),
+        (100.0, 900.0, 1800.0),
+        (0.0, 900.0, 1800.0),
+    ],
+)
+def test_a_step_may_take_as_long_as_its_machine_s_line_explains(
+    line_mbps: float, loading_s: float, weights_s: float
+) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    rental = Rental(
+        label="one",
+        slot_id="slot",
+        node_type="gpu",
+        state=State.LOADING,
+        since=now,
+        reserved_at=now,
+        offer="1",
+        host="1",
+        terms=Terms(gpu_usd_per_hour=1, storage_usd_per_hour=0),
+        start_bytes=79e9,
+        image_bytes=9e9,
+        line_mbps=line_mbps,
+        stretch_at=now,
+    )
+    assert step_s(rental) == pytest.approx(loading_s)
+    assert step_s(replace(rental, state=State.WEIGHTS)) == pytest.approx(weights_s)
+    assert step_s(replace(rental, state=State.BUSY)) is None
+
+
+@virtual
+async def test_who_loads_for_longer_than_its_line_explains_is_stuck() -> None:
+    world = await begun()
+    world.vast.scenarios[1001] = Scenario(end="stuck_loading")
+    one = await replaced(world, Why.STUCK)
+    assert one.begun_at is not None
+    assert one.destroyed_at is not None
+    # 6 GB at 1,800 Mb/s explain less than the least that is given.
+    assert 300 < (one.destroyed_at - one.begun_at).total_seconds() < 320
 
 
 @virtual
@@ -111,7 +160,8 @@ async def test_a_node_that_never_says_a_word_is_stuck() -> None:
 @virtual
 async def test_a_node_that_falls_silent_in_its_start_is_replaced() -> None:
     world = await begun()
-    await world.passes(4)
+    await world.passes(3)
+    assert first(world).state is State.INSTALLING
     world.mute.add(first(world).label)
     await replaced(world, Why.SILENT)
 
@@ -122,7 +172,7 @@ async def test_a_step_that_would_take_too_long_is_given_up_before_it_has() -> No
     await world.passes(4)
     one = first(world)
     assert one.state is State.WEIGHTS
-    for left_s, ended in ((600.0, False), (890.0, True)):
+    for left_s, ended in ((270.0, False), (295.0, True)):
         world.fleet.hear(Report(label=one.label, at=world.clock.now(), state=State.WEIGHTS, left_s=left_s))
         world.mute.add(one.label)
         await world.passes(1)

@@ -67,6 +67,7 @@ steps = st.lists(
         st.tuples(st.just("orphan"), st.integers(1, 3)),
         st.tuples(st.just("dearer"), st.integers(0, 19)),
         st.tuples(st.just("busy"), st.integers(0, 3)),
+        st.tuples(st.just("trap"), st.booleans()),
     ),
     min_size=3,
     max_size=14,
@@ -130,12 +131,17 @@ def plant(world: World, number: int) -> int:
 
 
 async def scenario(
-    fleet_caps: Caps, market: Sequence[tuple[Scenario, float]], omits_s: int, hour: int, script: Sequence[Any]
+    fleet_caps: Caps,
+    market: Sequence[tuple[Scenario, float]],
+    omits_s: int,
+    hour: int,
+    spot_usd: float | None,
+    script: Sequence[Any],
 ) -> None:
-    world = World(caps=fleet_caps, limits=LIMITS, offers=0, hour=hour)
+    world = World(caps=fleet_caps, limits=LIMITS, offers=0, hour=hour, spot_usd=spot_usd)
     world.vast.list_omits_s = omits_s
     for number, (plan, price) in enumerate(market, 1):
-        world.vast.offers.append(offer(number, dph_base=price))
+        world.vast.offers.append(offer(number, dph_base=price, min_bid=price / 2))
         world.vast.scenarios[number + 1000] = plan
     watch = Watch(world, Counter(), set())
     strays = 5000
@@ -192,7 +198,10 @@ async def scenario(
                     watch.planted.add(plant(world, strays))
             case "dearer", [which]:
                 # After the fleet has looked at the market.
-                world.vast.offers[which % len(market)]["dph_base"] += 0.05
+                for name in ("dph_base", "min_bid"):
+                    world.vast.offers[which % len(market)][name] += 0.05
+            case "trap", [overlooked]:
+                world.vast.overlooks_bids = overlooked
             case "busy", [nth]:
                 world.busy = {each.label for number, each in enumerate(world.vast.alive) if number % 4 == nth}
     await quiet(world, watch, passes)
@@ -240,7 +249,7 @@ def compare(world: World, contract: Contract, *, exact: bool) -> None:
     per_s = (contract.dph_base + contract.body["disk"] * contract.offer["storage_cost"] / 730) / 3600
     assert booked >= paid - per_s, "the bill holds what the books do not"
     rental = world.shelf.rentals[contract.label]
-    if rental.why is Why.WRONG_TERMS:
+    if rental.why in (Why.WRONG_TERMS, Why.NO_BID):
         # From when on it cost is not known; it was not before it was asked for.
         assert booked <= paid + per_s * world.limits.rent_s
         return
@@ -252,9 +261,14 @@ def compare(world: World, contract: Contract, *, exact: bool) -> None:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(caps, markets, st.integers(0, 45), st.sampled_from([18, 23]), scripts)
+@given(caps, markets, st.integers(0, 45), st.sampled_from([18, 23]), st.none() | st.floats(0.1, 0.6), scripts)
 def test_random_fleets(
-    fleet_caps: Caps, market: list[tuple[Scenario, float]], omits_s: int, hour: int, script: list[Any]
+    fleet_caps: Caps,
+    market: list[tuple[Scenario, float]],
+    omits_s: int,
+    hour: int,
+    spot_usd: float | None,
+    script: list[Any],
 ) -> None:
     with structlog.testing.capture_logs():
-        run(scenario(fleet_caps, market, omits_s, hour, script))
+        run(scenario(fleet_caps, market, omits_s, hour, spot_usd, script))

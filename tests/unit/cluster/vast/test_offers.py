@@ -54,7 +54,33 @@ def test_what_does_not_fit_is_dropped_and_says_why(changes: dict, reason: Drop, 
 def test_every_reason_is_explained_and_seen() -> None:
     assert [reason for reason in Drop if not reason.meaning.endswith(".")] == []
     seen = {reason for _, reason, _ in UNFIT}
-    assert seen | {Drop.BLOCKED} == set(Drop)
+    assert seen | {Drop.BLOCKED, Drop.DEAR_BID} == set(Drop)
+
+
+@pytest.mark.parametrize(
+    ("least", "bid"), [(0.15, 0.18), (0.25, 0.27), (0.27, 0.27), (0.0001, 0.001), (0.28, None), (None, None)]
+)
+def test_a_bid_is_a_fifth_above_the_least_and_never_above_the_cap(least: float | None, bid: float | None) -> None:
+    node = replace(GPU_4090, spot_usd_per_hour=0.27)
+    offer = rtx4090(1, is_bid=True, min_bid=least)
+    found = rank([offer], node, WORK)
+    assert [each.bid_usd for each in found.kept] == ([] if bid is None else [pytest.approx(bid)])
+    assert [each.reason for each in found.dropped] == ([Drop.DEAR_BID] if bid is None else [])
+    assert rank([offer], GPU_4090, WORK).dropped[0].reason is Drop.DEAR_BID
+    assert rank([rtx4090(1, min_bid=least)], node, WORK).kept[0].bid_usd is None
+
+
+def test_a_bid_wins_by_its_whole_cost_with_the_risk_of_being_outdone() -> None:
+    node = replace(GPU_4090, spot_usd_per_hour=1.0)
+    demand = rtx4090(1, dph_base=0.30)
+    for least, first in ((0.15, 2), (0.2499, 1)):
+        kept = rank([demand, rtx4090(2, is_bid=True, min_bid=least)], node, WORK).kept
+        assert kept[0].offer.id == first
+    # At the same price it is worth less, the less the longer the work.
+    same, bid = (cost(demand, node, WORK, bid_usd) for bid_usd in (None, 0.30))
+    longer = cost(demand, node, replace(WORK, busy_s=2 * WORK.busy_s), 0.30)
+    assert same.total_usd - same.risk_usd == pytest.approx(bid.total_usd - bid.risk_usd)
+    assert same.risk_usd < bid.risk_usd < longer.risk_usd
 
 
 def test_a_machine_that_failed_is_not_tried_again() -> None:

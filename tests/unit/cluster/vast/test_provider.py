@@ -1,5 +1,6 @@
 """Vast.ai in the fleet's words."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,12 +26,13 @@ from tests.fakes.world import IMAGE_BYTES, KIND, TYPE, WEIGHT_BYTES
 
 
 class Rig:
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, *, spot_usd: float | None = None, **changes: Any) -> None:
         self.clock = LoopClock()
         self.vast = FakeVast([offer(number, **changes) for number in (1, 2, 3)], self.clock)
         self.server = VastServer(self.vast)
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
-        self.provider = VastProvider(client, {TYPE: KIND}, clock=self.clock)
+        kind = replace(KIND, node=replace(KIND.node, spot_usd_per_hour=spot_usd))
+        self.provider = VastProvider(client, {TYPE: kind}, clock=self.clock)
 
     async def order(self, label: str = "test-1") -> Order:
         best = (await self.provider.candidates(TYPE, ()))[0]
@@ -47,6 +49,7 @@ async def test_candidates_come_by_whole_cost_with_the_prices_that_will_be_billed
     assert (first.offer, first.host, second.offer) == ("2", "1002", "1")
     assert first.terms.gpu_usd_per_hour == pytest.approx(0.36)
     assert first.terms.storage_usd_per_hour == pytest.approx(KIND.node.disk_gb * 0.2 / 730)
+    assert (first.line_mbps, second.line_mbps) == (1800, 1800)
     assert (first.image_bytes, first.start_bytes) == (IMAGE_BYTES, IMAGE_BYTES + WEIGHT_BYTES)
     assert [each.offer for each in await rig.provider.candidates(TYPE, {"1002"})] == ["1"]
     assert await rig.provider.candidates("gpu_b300", ()) == ()
@@ -80,6 +83,20 @@ async def test_what_is_rented_is_what_the_node_type_asks_for() -> None:
     assert rig.vast.alive == []
     assert await rig.provider.machines() == []
     assert await rig.provider.credit() == pytest.approx(25, abs=0.01)
+
+
+@virtual
+async def test_a_bid_is_made_where_it_is_worth_it_and_what_is_rented_says_so() -> None:
+    rig = Rig(spot_usd=0.2)
+    candidates = await rig.provider.candidates(TYPE, ())
+    assert [(each.offer, each.bid) for each in candidates] == [(n, bid) for bid in (True, False) for n in "123"]
+    machine = await rig.provider.rent(await rig.order())
+    (contract,) = rig.vast.alive
+    assert (machine.bid, contract.is_bid, contract.body["price"]) == (True, True, pytest.approx(0.18))
+    assert machine.usd_per_hour == pytest.approx(candidates[0].terms.usd_per_hour)
+    # Neither as a bid nor on demand.
+    assert {each.offer for each in await rig.provider.candidates(TYPE, ())} == {"2", "3"}
+    assert rig.vast.asked["search"] == 2
 
 
 @pytest.mark.parametrize(
