@@ -27,7 +27,8 @@ _FIRST_S = 2.0
 Tags = dict[str, str]
 
 
-class FleetNodeProvider(NodeProvider):
+# Ray has no types.
+class FleetNodeProvider(NodeProvider):  # type: ignore[misc]
     """``provider_config`` names the ``socket``."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:

@@ -175,8 +175,8 @@ class Head:
                 registry,
                 port=options.mesh_port,
                 fixed_answers={HEAD.briefing: briefing.text()},
-                depot=renting and renting.depot,
-                on_report=renting and renting.hear,
+                depot=None if renting is None else renting.depot,
+                on_report=None if renting is None else renting.hear,
             )
             await parts.enter_async_context(hub)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: _tell(hub.stats()))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import structlog
-from cluster.bootstrap.seed import command
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import DirectoryPath, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
 from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig, NodeTypeConfig
+from cluster.bootstrap.seed import command
 from cluster.fleet.caps import Caps
 from cluster.fleet.waiting import Reason
 from cluster.head.attendance import Run
@@ -74,6 +74,8 @@ class RentingSettings(BaseSettings):
     fleet_low_credit_usd: float = Field(5.0, ge=0, allow_inf_nan=False)
     #: How nodes reach the head. Unset: Railway's TCP proxy.
     fleet_hub: str = ""
+    #: Folder of wheels: nodes install from these alone. Unset: from PyPI, what the image lacks.
+    fleet_wheelhouse: DirectoryPath | None = None
 
     @field_validator("vast_image")
     @classmethod
@@ -130,6 +132,7 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
         prefix=settings.fleet_prefix,
         hub=hub,
         low_credit_usd=found.fleet_low_credit_usd,
+        wheelhouse=found.fleet_wheelhouse,
     )
 
 

@@ -40,7 +40,7 @@ PYTHONPATH = os.pathsep.join((str(ROOT), *(path for path in sys.path if path.end
 #: Whom Ray's processes on the head run as; every system has it.
 RAY_USER = "nobody"
 #: What the head's launcher knows and nothing else may.
-LAUNCHERS = {"VAST_API_KEY": "key-of-the-provider"}
+LAUNCHERS = {"HF_TOKEN": "token-of-the-hub"}
 #: What an LTX-2 node and a Wav2Lip node call themselves in ``configs/production.yaml``.
 CLASSES = {"gpu1": "a100", "gpu2": "4090"}
 ENDED = ("completed", "failed", "cancelled")
@@ -78,6 +78,8 @@ class Cluster:
     api: httpx.Client
     dashboard: httpx.Client
     ray_token: str
+    #: More words of the head's command.
+    flags: Sequence[str] = ()
 
     # Machines
 
@@ -88,7 +90,7 @@ class Cluster:
             "REDIS_URL": f"redis://{private}:{REDIS_PORT}",
             "DATABASE_URL": f"postgresql://postgres@{private}:{POSTGRES_PORT}/{DATABASE}",
         }
-        command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER)
+        command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER, *self.flags)
         self.head.boot(command, {**self.environment, **addresses, **LAUNCHERS})
 
     def redeploy(self) -> Container:
@@ -189,8 +191,14 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")) -> Iterator[Cluster]:
-    """Everything up, and these nodes joined."""
+def running(
+    folder: Path,
+    postgres: str,
+    nodes: Sequence[str] = ("gpu1", "gpu2"),
+    flags: Sequence[str] = (),
+    more: Callable[[Network], Mapping[str, str]] = lambda net: {},
+) -> Iterator[Cluster]:
+    """Everything up, and these nodes joined. ``flags`` and ``more`` variables are the head's."""
     folder.chmod(0o755)
     with psycopg.connect(postgres, autocommit=True) as db:
         db.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
@@ -219,6 +227,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
         folder_of_socket = parse_qs(urlsplit(postgres).query)["host"][0]
         net.forward(f"{folder_of_socket}/.s.PGSQL.5432", POSTGRES_PORT, *private)
         net.run("internet", "nft", PRIVATE_NETWORK)
+        environment |= more(net)
         head, gpu1, gpu2 = (Container(net, name, folder / name) for name in ("head", "gpu1", "gpu2"))
         for container in (gpu1, gpu2):
             running_parts.callback(container.kill)
@@ -231,7 +240,7 @@ def running(folder: Path, postgres: str, nodes: Sequence[str] = ("gpu1", "gpu2")
             )
             for port, key in ((HEAD.http, environment["API_KEY"]), (HEAD.dashboard, secrets.ray_token))
         )
-        made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard, secrets.ray_token)
+        made = Cluster(net, head, gpu1, gpu2, environment, api, dashboard, secrets.ray_token, flags)
         running_parts.callback(lambda: made.head.kill())
         try:
             made.boot_head()

@@ -19,18 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.serve._private.constants import REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD
 
+from cluster.autoscaler.configuration import Autoscaling
 from cluster.briefing import BadBriefing, Briefing
 from cluster.environment import ray_environment
 from cluster.head.leader import LEADING, LeadershipLost, leading
 from cluster.head.process import (
     DRAIN_S,
     Application,
-    Autoscaling,
     Head,
-    HeadError,
     PartLost,
     _silence,
-    autoscaling,
     redis_environment,
     redis_flags,
 )
@@ -321,17 +319,10 @@ def test_redis_by_url(url: str, address: str | None, flags: list[str]) -> None:
     assert redis_flags(url) == flags
 
 
-def test_the_autoscaler_runs_only_with_a_provider(tmp_path: Path) -> None:
-    assert autoscaling(None) == Autoscaling()
-    assert autoscaling(ROOT / "configs/cluster.yaml") == Autoscaling()
-    provided = tmp_path / "cluster.yaml"
-    provided.write_text("provider: {type: external, module: a.B}\n")
-    found = autoscaling(provided)
-    assert found.flags == (f"--autoscaling-config={provided}",)
+def test_ray_is_told_of_a_provider() -> None:
+    found = Autoscaling.by(ROOT / "configs/cluster.yaml")
+    assert found.flags == (f"--autoscaling-config={ROOT}/configs/cluster.yaml",)
     assert found.environment["RAY_enable_autoscaler_v2"] == "1"
-    provided.write_text("- no mapping\n")
-    with pytest.raises(HeadError):
-        autoscaling(provided)
 
 
 def test_secrets_of_the_cluster_follow_from_one_and_differ() -> None:

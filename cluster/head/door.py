@@ -1,0 +1,49 @@
+"""The fleet's :class:`~cluster.fleet.door.Door`: invitations to the mesh, and their end."""
+
+from collections.abc import Mapping, Sequence
+
+from cluster.fleet.door import Admission, DoorFull, Guest
+from cluster.mesh.hub import Hub
+from cluster.mesh.identity import HubIdentity, digest
+from cluster.mesh.registry import Node, NodeRegistry, NoFreeSlot
+
+#: Seconds in which a rented machine has to join. Longer than its start may take in all; it is revoked if that fails.
+_INVITED_S = 3 * 3600.0
+
+
+class MeshDoor:
+    """``hub_address`` is how nodes reach the head, ``prefix`` that of the labels of what is rented."""
+
+    def __init__(
+        self, registry: NodeRegistry, identity: HubIdentity, hub: Hub, *, hub_address: str, prefix: str, by_hand: str
+    ) -> None:
+        """``by_hand`` is the type of nodes that nobody here has rented."""
+        self._registry, self._identity, self._hub = registry, identity, hub
+        self._address, self._prefix, self._by_hand = hub_address, prefix, by_hand
+
+    async def admit(self, label: str) -> Admission:
+        invitation = self._identity.invitation()
+        secret_hash = digest(invitation.secret)
+        try:
+            await self._registry.invite(label, secret_hash, _INVITED_S)
+        except NoFreeSlot as error:
+            raise DoorFull from error
+        variables: Mapping[str, str] = {"HUB": self._address, "MESH_TOKEN": invitation.token()}
+        return Admission(secret_hash.hex(), variables)
+
+    async def revoke(self, key: str) -> None:
+        if await self._registry.revoke_token(bytes.fromhex(key)):
+            # Its connections end now, and not when the registry is next read.
+            await self._hub.sync()
+
+    async def guests(self) -> Sequence[Guest]:
+        return [
+            Guest(by_hand_id(node), self._by_hand)
+            for node in await self._registry.nodes()
+            if node.live and not node.name.startswith(f"{self._prefix}-")
+        ]
+
+
+def by_hand_id(node: Node) -> str:
+    """What a node that joined by hand calls itself to Ray; it knows it by its invitation."""
+    return f"hand-{node.token_hash.hex()[:12]}"
