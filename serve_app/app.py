@@ -28,6 +28,7 @@ from serve_app import preflight
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import DRAIN_S, HttpServer
 from serve_app.jobs.database import migrate
+from serve_app.jobs.fleet_size import CALLS_PER_REPLICA, Capacity
 from serve_app.jobs.readiness import ModelHealth
 from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.local.postgres import with_database
@@ -136,9 +137,12 @@ class ServeWorkers:
         self._handles = handles
         self._cluster = cluster
 
-    async def windows(self) -> Mapping[str, int]:
+    async def capacities(self) -> Mapping[str, Capacity]:
         states = await self._cluster.models()
-        return {name: state.max_replicas * state.slots + 1 for name, state in states.items()}
+        return {
+            name: Capacity(running=state.running_replicas, most=state.max_replicas, slots=state.slots)
+            for name, state in states.items()
+        }
 
     async def health(self) -> Mapping[str, ModelHealth]:
         states = await self._cluster.models()
@@ -175,8 +179,7 @@ def build(args: AppArgs) -> serve.Application:
                 "min_replicas": 0,
                 "initial_replicas": 0,
                 "max_replicas": args.max_replicas.get(name, 1),
-                # One computing, one being prepared or encoded beside it.
-                "target_ongoing_requests": 2,
+                "target_ongoing_requests": CALLS_PER_REPLICA,
                 "upscale_delay_s": 0,
                 "downscale_delay_s": settings.max_idle_seconds,
                 "downscale_to_zero_delay_s": settings.max_idle_seconds,

@@ -8,10 +8,12 @@ from serve_app.jobs.database import connect
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.orphans import Orphans
+from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.windows import Windows
 from serve_app.jobs.workers import Workers
 from serve_app.outbound.base import Outbound
 from serve_app.services import Services
@@ -70,5 +72,7 @@ def build_dispatcher(settings: Settings, workers: Workers, cluster: ClusterState
         ),
         orphans=Orphans(services.engine, services.storage),
         readiness=Readiness(services.conditions),
+        windows=Windows(services.engine),
+        outlooks=Outlooks(services.engine),
         lease_s=settings.lease_seconds,
     )

@@ -74,6 +74,7 @@ SPEC = ModelSpec(
         ),
     ),
     timeout_s=1800,
+    expected_run_s=151,
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check},

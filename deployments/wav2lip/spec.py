@@ -112,6 +112,7 @@ SPEC = ModelSpec(
         ),
     ),
     timeout_s=3600,
+    expected_run_s=25,
     engine="deployments.wav2lip.engine:Wav2LipEngine",
     weights_variable="WAV2LIP_MODEL_PATH",
     weights_checks={

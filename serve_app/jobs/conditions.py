@@ -1,6 +1,7 @@
 """Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses.
 
-The dispatcher writes what it sees; the API reads, and so does the store when a deadline passes.
+The dispatcher writes what it sees, the launcher why it rents no machine; the API reads, and so does the store when a
+deadline passes.
 """
 
 from collections.abc import Mapping
@@ -8,13 +9,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.explained import Explained
 from deployments.stage import Stage
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.job import Job, Status
-from serve_app.jobs.tables import conditions
+from serve_app.jobs.tables import conditions, outlooks
 
 
 class WaitCode(Explained):
@@ -22,9 +23,25 @@ class WaitCode(Explained):
 
     MODEL_UNAVAILABLE = (
         "model_unavailable",
-        "Replicas of the model do not start, e.g. for want of its weights; tried again after 1, 2, 4 … 15 minutes.",
+        "Replicas of the model do not start, e.g. for want of its weights; tried again after 1, 2, 4 … 15 minutes, on"
+        " rented machines after an hour.",
     )
     NO_NODE_FITS = "no_node_fits", "No machine has what a replica needs: `needs 2 CPUs, 1 free`."
+    WEIGHTS_UNAVAILABLE = (
+        "weights_unavailable",
+        "The model's weights are not set, not mirrored or not to be had, so no machine is rented for it.",
+    )
+    CAP_REACHED = (
+        "cap_reached",
+        "Another machine would cost more, or be one more, than the operator's caps allow: by the hour, the day, the"
+        " machine or the number. It goes on when there is room.",
+    )
+    NO_MACHINE = (
+        "no_machine",
+        "No machine can be rented at the moment: none that fits is on offer, the last ones failed, or the provider"
+        " does not answer. It goes on by itself.",
+    )
+    NO_CREDIT = "no_credit", "The operator's account with the provider has no credit left for another machine."
     STORAGE_UNAVAILABLE = (
         "storage_unavailable",
         "Our disk is full or our bucket refuses; the job goes on by itself and loses no attempt.",
@@ -32,12 +49,12 @@ class WaitCode(Explained):
     RETRYING = "retrying", "What the attempt before ended with."
 
 
+#: Without the operator nothing becomes of these: neither Serve nor the launcher need be asked.
+HOPELESS = frozenset({WaitCode.MODEL_UNAVAILABLE, WaitCode.WEIGHTS_UNAVAILABLE})
 #: The subject of what concerns the jobs of every model.
 EVERY_MODEL = ""
 #: Seconds after which what nobody has seen again is not believed any more.
 BELIEVED_S = 120
-
-believed = conditions.c.seen_at > in_seconds(-BELIEVED_S)
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,21 @@ class Conditions:
     async def current(self) -> Mapping[str, Condition]:
         """By subject."""
         async with self._engine.connect() as db:
-            rows = await db.execute(
-                select(conditions.c.subject, conditions.c.code, conditions.c.message).where(believed)
-            )
-            return {subject: Condition(code, message) for subject, code, message in rows}
+            return await believed(db)
+
+
+async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
+    """By subject: what was seen lately, by the dispatcher or by the launcher."""
+    found = {row.subject: Condition(row.code, row.message) for row in await db.execute(_SEEN_HERE)}
+    for row in await db.execute(_SAID_BY_LAUNCHER):
+        # It knows why there is no node.
+        if row.model not in found or found[row.model].code == WaitCode.NO_NODE_FITS:
+            found[row.model] = Condition(row.code, row.message)
+    return found
+
+
+_SEEN_HERE = select(conditions).where(conditions.c.seen_at > in_seconds(-BELIEVED_S))
+_SAID_BY_LAUNCHER = select(outlooks).where(outlooks.c.code.is_not(None), outlooks.c.seen_at > in_seconds(-BELIEVED_S))
 
 
 def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:

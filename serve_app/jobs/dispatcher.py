@@ -21,11 +21,13 @@ from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
 from serve_app.jobs.job import Claim
 from serve_app.jobs.orphans import Orphans
+from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.reports import vetted
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.tasks import Tasks, UnreadableJob
+from serve_app.jobs.windows import Windows
 from serve_app.jobs.workers import WorkerDied, Workers, WorkerUnreachable
 from serve_app.outbound.base import OutboundUnavailable
 from serve_app.storage import keys
@@ -76,6 +78,8 @@ class Dispatcher:
         retention: Retention,
         orphans: Orphans,
         readiness: Readiness,
+        windows: Windows,
+        outlooks: Outlooks,
         lease_s: float,
     ) -> None:
         self._database_url = database_url
@@ -87,6 +91,8 @@ class Dispatcher:
         self._retention = retention
         self._orphans = orphans
         self._readiness = readiness
+        self._windows = windows
+        self._outlooks = outlooks
         self._storage_watch = StorageWatch(storage)
         self._make = Tasks(storage, lease_s)
         self._lease_s = lease_s
@@ -294,7 +300,7 @@ class Dispatcher:
         if await self._storage_watch.trouble():
             return 0
         started = 0
-        for model, wanted in (await self._workers.windows()).items():
+        for model, wanted in (await self._windows.of(await self._workers.capacities())).items():
             window = self._readiness.window(model, wanted)
             for claim in await self._store.claim_to_run(model, window) if window else ():
                 self._begin(claim, self._call(claim), intake=False)
@@ -360,7 +366,8 @@ class Dispatcher:
     async def _look(self) -> int:
         """See which models work; take back what waits for one that does not start, so that Serve stops trying."""
         troubles = await self._storage_watch.trouble()
-        for model in await self._readiness.look(await self._workers.health(), troubles):
+        outlooks = await self._outlooks.current()
+        for model in await self._readiness.look(await self._workers.health(), troubles, outlooks):
             works = self._works.items()
             waiting = {lease for lease, work in works if work.held and not work.intake and work.model == model}
             self._let_go(waiting)

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.jobs import metrics
-from serve_app.jobs.conditions import WaitCode, believed
+from serve_app.jobs.conditions import EVERY_MODEL, HOPELESS, believed
 from serve_app.jobs.database import CHANNEL, in_seconds
 from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.retry import delay_before_retry
-from serve_app.jobs.tables import conditions, deliveries, jobs
+from serve_app.jobs.tables import deliveries, jobs
 
 log = structlog.get_logger()
 
@@ -96,10 +96,11 @@ class Endings:
             for entry in job.fault_log
         ]
         message = "; ".join([message, *told])
-        why = select(conditions.c.code, conditions.c.message).where(conditions.c.subject.in_([job.model, ""]), believed)
-        for known, reason in (await db.execute(why.order_by(conditions.c.subject.desc()))).all():
-            if known == WaitCode.MODEL_UNAVAILABLE:
+        current = await believed(db)
+        for condition in (current[subject] for subject in (job.model, EVERY_MODEL) if subject in current):
+            if condition.code in HOPELESS:
                 code = FailureCode.MODEL_UNAVAILABLE
+            reason = condition.message
             message = f"{reason if reason.endswith(('.', '…')) else f'{reason}.'} {message}"
         await self.fail(db, job, code, f"{message}." if not message.endswith(".") else message)
 

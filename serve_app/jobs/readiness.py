@@ -4,7 +4,9 @@ Serve has no pause between two tries to start a replica. One whose constructor f
 then never again until nothing waits for it; where a replica of the same version has run before, it is tried for ever,
 about every other second. On a rented GPU each try is minutes. So when a model does not start, its waiting calls are
 taken back from Serve, which thereby stops and forgets (``scaling.py``), and after a while one call is let through to
-see whether it is better now.
+see whether it is better now. Where machines are rented, that call may rent one: then it is a long while.
+
+A model whose weights the launcher has not got is closed in the same way: no machine will come for its calls.
 """
 
 import time
@@ -13,13 +15,16 @@ from dataclasses import dataclass
 
 import structlog
 
-from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions, WaitCode
+from serve_app.jobs.conditions import EVERY_MODEL, HOPELESS, Condition, Conditions, WaitCode
+from serve_app.jobs.outlooks import Outlook
 
 log = structlog.get_logger()
 
 #: Seconds until a model that does not start is tried again; it doubles.
 FIRST_TRY_S = 60.0
 LAST_TRY_S = 900.0
+#: The same where a try may cost the start of a machine. A new deployment begins anew: all of this is in memory.
+RENTED_TRY_S = 3600.0
 #: A condition that still holds is written again so often, well within ``conditions.BELIEVED_S``.
 REPEAT_S = 20.0
 
@@ -50,21 +55,33 @@ class Readiness:
         self._conditions = conditions
         self._clock = clock
         self._failing: dict[str, _Failing] = {}
+        #: Models for which no machine will be rented.
+        self._hopeless: set[str] = set()
         #: What is written down, and when it was.
         self._written: dict[str, tuple[Condition, float]] = {}
 
     def window(self, model: str, wanted: int) -> int:
         """How many tasks of the model may be in flight."""
         failing = self._failing.get(model)
+        if model in self._hopeless:
+            return 0
         if failing is None:
             return wanted
         return min(wanted, 1) if failing.trying else 0
 
-    async def look(self, models: Mapping[str, ModelHealth], storage_trouble: str | None) -> set[str]:
+    async def look(
+        self, models: Mapping[str, ModelHealth], storage_trouble: str | None, outlooks: Mapping[str, Outlook]
+    ) -> set[str]:
         """Take in how things are. Returns the models that have just turned out not to start."""
         closed = set()
         for model, health in models.items():
-            if self._fails_now(model, health):
+            outlook = outlooks.get(model)
+            if self._fails_now(model, health, rented=outlook is not None):
+                closed.add(model)
+            if health.working or outlook is None or outlook.code not in HOPELESS:
+                self._hopeless.discard(model)
+            elif model not in self._hopeless:
+                self._hopeless.add(model)
                 closed.add(model)
             failing = self._failing.get(model)
             await self._write(model, failing.reason if failing else None if health.working else health.trouble)
@@ -74,19 +91,20 @@ class Readiness:
         await self._write(EVERY_MODEL, refusal or None)
         return closed
 
-    def _fails_now(self, model: str, health: ModelHealth) -> bool:
+    def _fails_now(self, model: str, health: ModelHealth, *, rented: bool) -> bool:
         failing = self._failing.get(model)
         trouble = health.trouble
         if health.working:
             self._failing.pop(model, None)
         elif trouble is not None and trouble.code == WaitCode.MODEL_UNAVAILABLE:
             if failing is None:
-                self._failing[model] = _Failing(trouble, self._clock() + FIRST_TRY_S)
+                self._failing[model] = _Failing(trouble, self._clock() + (RENTED_TRY_S if rented else FIRST_TRY_S))
                 return True
             failing.reason = trouble
             if failing.trying:
                 failing.trying = False
-                failing.again_at = self._clock() + min(FIRST_TRY_S * 2**failing.tries, LAST_TRY_S)
+                pause_s = RENTED_TRY_S if rented else min(FIRST_TRY_S * 2**failing.tries, LAST_TRY_S)
+                failing.again_at = self._clock() + pause_s
                 failing.tries += 1
                 return True
         elif failing is not None and self._clock() >= failing.again_at:

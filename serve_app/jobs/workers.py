@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from deployments.contract import Task
+from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.readiness import ModelHealth
 
 
@@ -16,10 +17,10 @@ class WorkerUnreachable(Exception):
 
 
 class Workers(Protocol):
-    """What takes tasks: one window for each model."""
+    """What takes tasks."""
 
-    async def windows(self) -> Mapping[str, int]:
-        """Tasks that may be in flight, by model: enough to keep every replica busy and to make more start."""
+    async def capacities(self) -> Mapping[str, Capacity]:
+        """By model: how many tasks it can take, and for how many more replicas would start."""
 
     async def health(self) -> Mapping[str, ModelHealth]:
         """Which models work, and what keeps the others from it."""

@@ -14,6 +14,7 @@ from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, 
 from deployments.occupancy import Occupancy
 from deployments.run import Reporter, Run, RunStopped
 from serve_app.jobs.conditions import Condition
+from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.readiness import ModelHealth
 from serve_app.jobs.workers import WorkerDied
 from serve_app.storage.local import LocalStorage
@@ -57,8 +58,8 @@ class FakeWorkers:
         #: The fate of the call once the worker is done.
         self.after: Callable[[Task], Awaitable[None]] = _nothing
 
-    async def windows(self) -> Mapping[str, int]:
-        return self._windows
+    async def capacities(self) -> Mapping[str, Capacity]:
+        return {model: Capacity(running=1, most=1, slots=window - 1) for model, window in self._windows.items()}
 
     async def health(self) -> Mapping[str, ModelHealth]:
         return {model: ModelHealth(model not in self.troubles, self.troubles.get(model)) for model in self._windows}

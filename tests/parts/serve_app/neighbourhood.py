@@ -22,9 +22,11 @@ from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, NewJob
 from serve_app.jobs.orphans import Orphans
+from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.windows import Windows
 from serve_app.outbound.pool import WorkerPool
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, Seen, reply, stalled
@@ -173,6 +175,8 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
                 retention=Retention(engine, storage, RetentionPolicy()),
                 orphans=Orphans(engine, storage),
                 readiness=Readiness(Conditions(engine)),
+                windows=Windows(engine),
+                outlooks=Outlooks(engine),
                 lease_s=30,
             )
             workers.reporter = dispatcher

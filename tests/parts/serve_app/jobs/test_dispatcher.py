@@ -24,10 +24,12 @@ from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.orphans import Orphans
+from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import delay_before_retry
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.windows import Windows
 from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.outbound.base import Outbound, OutboundUnavailable
 from serve_app.outbound.client import SafeClient
@@ -69,6 +71,8 @@ class House:
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
             orphans=Orphans(self.engine, self.storage),
             readiness=Readiness(Conditions(self.engine)),
+            windows=Windows(self.engine),
+            outlooks=Outlooks(self.engine),
             lease_s=LEASE_S,
         )
 
@@ -649,6 +653,25 @@ async def test_calls_for_a_model_that_does_not_start_are_taken_back(house: House
         house.workers.before_start.opened.set()
         job = await house.until_ended(job_id)
     assert (job.status, job.attempt, job.faults) == (Status.COMPLETED, 1, 0)
+
+
+async def test_calls_for_which_no_machine_will_be_rented_are_taken_back(house: House, submit: Any) -> None:
+    """Serve would want a replica, and Ray a node, for as long as one waits."""
+    house.workers.before_start = Stop()
+    outlooks = Outlooks(house.engine)
+    async with house.dispatching():
+        job_id = await submit()
+        await house.workers.before_start.reached.wait()
+        house.workers.troubles["ltx2"] = Condition("no_node_fits", "No node takes a replica of ltx2: needs 1 GPU.")
+        await outlooks.note("ltx2", Outlook(start_s=300, code="weights_unavailable", message="LTX2_WEIGHTS: 403"))
+        job = await house.until(job_id, lambda job: job.lease_token is None)
+        assert (job.status, job.attempt) == (Status.QUEUED, 0)
+        assert await house.conditions() == {"ltx2": Condition("weights_unavailable", "LTX2_WEIGHTS: 403")}
+        await outlooks.note("ltx2", Outlook(start_s=300))
+        house.workers.troubles.clear()
+        house.workers.before_start.opened.set()
+        job = await house.until_ended(job_id)
+    assert (job.status, job.attempt) == (Status.COMPLETED, 1)
 
 
 async def test_jobs_of_a_model_that_does_not_start_fail_at_their_deadline_and_say_why(

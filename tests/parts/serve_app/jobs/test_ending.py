@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments.contract import Lease, Progress, Started, Verdict
 from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import (
@@ -133,6 +134,21 @@ async def test_a_deadline_names_what_stood_in_the_way(store: JobStore, engine: A
     assert job.error_code == "expired"
     assert "needs 1 GPU" in job.error_message
     assert "The object store refuses" in job.error_message
+
+
+@pytest.mark.parametrize(
+    ("code", "ended_as"), [("weights_unavailable", "model_unavailable"), ("cap_reached", "expired")]
+)
+async def test_a_deadline_says_why_no_machine_was_rented(
+    store: JobStore, engine: AsyncEngine, code: str, ended_as: str
+) -> None:
+    await Outlooks(engine).note("ltx2", Outlook(start_s=300, code=code, message="What the launcher says"))
+    job = await waiting(store, expires_after=600)
+    await let_deadline_pass(engine)
+    await store.expire_deadlines()
+    job = await store.get(job.id)
+    assert job.error_code == ended_as
+    assert job.error_message == "What the launcher says. The job did not start before its deadline."
 
 
 # -------------------------------------------------------------------- neighbours of a crash

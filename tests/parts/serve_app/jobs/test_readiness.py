@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
+from serve_app.jobs.outlooks import Outlook
 from serve_app.jobs.readiness import ModelHealth, Readiness
 from tests.parts.serve_app.jobs.samples import execute, fetch
 
@@ -48,10 +49,13 @@ class Watch:
         self.conditions = conditions
         self.readiness = Readiness(self.conditions, self.clock)
 
-    async def sees(self, health: ModelHealth, after_s: float = 0, storage: str | None = None) -> int:
+    async def sees(
+        self, health: ModelHealth, after_s: float = 0, storage: str | None = None, outlook: Outlook | None = None
+    ) -> int:
         """How many tasks may be in flight of 7 that are wanted."""
         self.clock.now += after_s
-        self.closed = await self.readiness.look({"ltx2": health}, storage)
+        outlooks = {} if outlook is None else {"ltx2": outlook}
+        self.closed = await self.readiness.look({"ltx2": health}, storage, outlooks)
         return self.readiness.window("ltx2", 7)
 
     async def written(self) -> Mapping[str, Condition]:
@@ -95,6 +99,38 @@ async def test_serve_is_tried_again_once_it_has_forgotten_with_growing_pauses() 
         assert await watch.sees(FAILS, 1) == 0
         assert watch.closed == {"ltx2"}
     assert pauses == [60, 120, 240, 480, 900, 900, 900]
+
+
+async def test_on_rented_machines_each_try_may_cost_one_so_it_waits_an_hour() -> None:
+    watch = Watch(Remembered())
+    rented = Outlook(start_s=300)
+    for _ in range(3):
+        assert await watch.sees(FAILS, outlook=rented) == 0
+        assert await watch.sees(IDLE, 3599, outlook=rented) == 0
+        assert (await watch.written())["ltx2"] == BROKEN
+        assert await watch.sees(IDLE, 1, outlook=rented) == 1
+
+
+NO_WEIGHTS = Outlook(start_s=300, code="weights_unavailable", message="ltx2: its weights are not mirrored.")
+
+
+async def test_no_call_waits_for_a_machine_that_is_not_rented_for_want_of_weights(watch: Watch) -> None:
+    assert await watch.sees(IDLE, outlook=NO_WEIGHTS) == 0
+    # What was handed over before is taken back, once.
+    assert watch.closed == {"ltx2"}
+    assert await watch.sees(IDLE, 2, outlook=NO_WEIGHTS) == 0
+    assert watch.closed == set()
+    assert await watch.sees(IDLE, 2, outlook=Outlook(start_s=300)) == 7
+
+
+@pytest.mark.parametrize("code", ["cap_reached", "no_machine", "no_credit", "of a newer launcher"])
+async def test_what_passes_by_itself_closes_nothing(watch: Watch, code: str) -> None:
+    """Nobody would see any more that a machine is wanted."""
+    assert await watch.sees(IDLE, outlook=Outlook(start_s=300, code=code, message="x")) == 7
+
+
+async def test_replicas_that_run_have_their_weights(watch: Watch) -> None:
+    assert await watch.sees(OK, outlook=NO_WEIGHTS) == 7
 
 
 async def test_a_model_that_starts_after_all_is_open_again(watch: Watch) -> None:

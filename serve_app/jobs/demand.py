@@ -1,0 +1,43 @@
+"""How much work there is of each model, and how long a job of it takes."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deployments.registry import MODELS
+
+#: Latest videos that a job's time is learnt from.
+LEARNT_FROM = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    #: Jobs that wait or run.
+    backlog: int
+    #: Seconds of the GPU that a job takes: the median of the latest on rented nodes, or what its spec expects.
+    run_s: float
+
+
+async def demands(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Demand]:
+    """By model. A read of few rows."""
+    async with engine.connect() as db:
+        rows = (await db.execute(_DEMANDS, {"models": list(models), "latest": LEARNT_FROM})).all()
+    return {
+        model: Demand(backlog=backlog, run_s=MODELS[model].expected_run_s if learnt is None else learnt)
+        for model, backlog, learnt in rows
+    }
+
+
+_DEMANDS = text(
+    """
+    SELECT model,
+           (SELECT coalesce(sum(n), 0)::bigint FROM job_tally
+             WHERE job_tally.model = asked.model AND status IN ('queued', 'processing')),
+           (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s) FROM (
+               SELECT busy_s FROM runs
+                WHERE runs.model = asked.model AND outcome = 'completed' ORDER BY ended_at DESC LIMIT :latest) latest)
+      FROM unnest(CAST(:models AS text[])) asked (model)
+    """
+)

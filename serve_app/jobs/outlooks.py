@@ -1,0 +1,69 @@
+"""What the launcher, who rents machines, says of each model: why it rents none, how long a start takes, and prices.
+
+A model without an outlook has no rented machines: it is all on this one, or on nodes that somebody joins by hand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from serve_app.jobs.conditions import BELIEVED_S, Condition
+from serve_app.jobs.database import in_seconds
+from serve_app.jobs.tables import outlooks
+
+#: Seconds after which there is no launcher that rents any more. Until then its prices and times hold: while a head
+#: restarts, the fleet must not be taken for one that costs nothing.
+FORGOTTEN_S = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """A row of ``outlooks``; its columns are described in ``tables.py``."""
+
+    start_s: float
+    usd_per_hour_low: float | None = None
+    usd_per_hour_high: float | None = None
+    start_usd: float | None = None
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def condition(self) -> Condition | None:
+        """Why no machine is rented."""
+        return None if self.code is None or self.message is None else Condition(self.code, self.message)
+
+
+class Outlooks:
+    """The table. Every method is one transaction."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def note(self, model: str, outlook: Outlook) -> None:
+        """For the launcher, whose role may write it: at least every half of ``BELIEVED_S``."""
+        row = insert(outlooks).values(model=model, seen_at=func.now(), **asdict(outlook))
+        changed = {column.name: row.excluded[column.name] for column in outlooks.columns if not column.primary_key}
+        async with self._engine.begin() as db:
+            await db.execute(row.on_conflict_do_update(index_elements=["model"], set_=changed))
+
+    async def current(self) -> Mapping[str, Outlook]:
+        """By model. What stands in the way is not believed for as long as the rest."""
+        each = outlooks.c
+        fresh = (each.seen_at > in_seconds(-BELIEVED_S)).label("fresh")
+        query = select(outlooks, fresh).where(each.seen_at > in_seconds(-FORGOTTEN_S))
+        async with self._engine.connect() as db:
+            rows = (await db.execute(query)).all()
+        return {
+            row.model: Outlook(
+                start_s=row.start_s,
+                usd_per_hour_low=row.usd_per_hour_low,
+                usd_per_hour_high=row.usd_per_hour_high,
+                start_usd=row.start_usd,
+                code=row.code if row.fresh else None,
+                message=row.message if row.fresh else None,
+            )
+            for row in rows
+        }
