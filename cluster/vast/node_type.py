@@ -35,6 +35,8 @@ class NodeType:
     #: Dollars per hour that may be bid for its GPUs. None: on demand only, where nobody can take it from us by bidding
     #: more. A bid's machine is stopped without notice, in the middle of its work, as soon as somebody does.
     spot_usd_per_hour: float | None = None
+    #: Two machines may be started for one node where traffic is cheap; who is ready first stays. The other is paid too.
+    race: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.reliability <= 1:
