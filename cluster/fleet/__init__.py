@@ -2,7 +2,7 @@
 
 It runs in the launcher, which alone holds the provider's key, and knows neither Ray nor any provider. A *slot* is a
 node that somebody wishes for; Ray knows it by its id from the wish on. What is rented for it is a *rental*: one at a
-time, and the next one if that fails before it has worked.
+time, and the next one if that fails before it has worked; or two that race, where that costs little.
 
 - ``slots`` are added and dismissed one by one; ``waiting`` says why nothing is rented for one, and ``gates`` what is
   in the way of a whole node type.

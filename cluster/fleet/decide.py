@@ -49,6 +49,8 @@ class Situation:
     rentals: Sequence[Rental]
     #: Labels of those of them that somebody is renting right now: nobody else touches them.
     renting: frozenset[str]
+    #: The same of those beside which a second one may be started.
+    races: frozenset[str]
     #: Ids of slots that somebody is at, reserved or not yet.
     begun: frozenset[str]
     #: None: the provider did not say.
@@ -89,6 +91,8 @@ class Decision:
     #: Their node could work, and is lost: whoever knew it is told so, instead of that it is another one now.
     lost: list[Slot] = field(default_factory=list)
     fills: list[Slot] = field(default_factory=list)
+    #: Those that get a second one beside the one that starts.
+    races: list[tuple[Slot, Rental]] = field(default_factory=list)
     #: By slot: why nothing is rented for it.
     waits: dict[str, Wait] = field(default_factory=dict)
 
@@ -101,10 +105,12 @@ def decide(seen: Situation) -> Decision:
     decision.lost = [slot for slot in seen.slots if slot.id in lost and not slot.dismissed]
     # Of a slot that is not there any more nobody knows: its rental was begun before it went.
     wanted = {slot.id for slot in seen.slots if not slot.dismissed} - lost
-    dear = {each.label for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
+    unwanted = {each.label: Why.DISMISSED for each in seen.rentals if each.slot_id not in wanted}
+    unwanted |= dict.fromkeys(_losers(seen.rentals), Why.LOST_RACE)
+    unwanted |= {each.label: Why.DAY_CAP for each in too_dear(seen.caps, seen.rentals, seen.spent_today_usd)}
     for rental in seen.rentals:
         if rental.label not in seen.renting:
-            _judge(seen, decision, rental, shown.get(rental.label), rental.slot_id in wanted, rental.label in dear)
+            _judge(seen, decision, rental, shown.get(rental.label), unwanted.get(rental.label))
     _fill(seen, decision, wanted)
     return decision
 
@@ -127,9 +133,22 @@ def _shown(seen: Situation, decision: Decision) -> Mapping[str, Machine]:
     return shown
 
 
-def _judge(
-    seen: Situation, decision: Decision, rental: Rental, machine: Machine | None, wanted: bool, dear: bool
-) -> None:
+def _losers(rentals: Sequence[Rental]) -> set[str]:
+    """Labels of all but one for each slot of which one is about to join: Ray must not see two nodes of one name."""
+    running = [each for each in rentals if State.LOADING.place <= each.state.place <= State.BUSY.place]
+    # Who has come furthest, or did so first.
+    running.sort(key=lambda each: (-each.state.place, each.since, each.label))
+    first: dict[str, Rental] = {}
+    for each in running:
+        first.setdefault(each.slot_id, each)
+    return {
+        each.label
+        for each in running
+        if (winner := first[each.slot_id]) is not each and winner.state.place >= State.JOINING.place
+    }
+
+
+def _judge(seen: Situation, decision: Decision, rental: Rental, machine: Machine | None, unwanted: Why | None) -> None:
     if rental.instance is None:
         if machine is None:
             if rental.why is not None or _missing_s(seen, rental.reserved_at) > seen.limits.unclear_s:
@@ -145,10 +164,8 @@ def _judge(
         _judge_ending(seen, decision, rental, machine)
     elif (end := _fault(seen, rental, machine)) is not None:
         decision.ends.append(end)
-    elif dear:
-        decision.ends.append(End(rental, Why.DAY_CAP))
-    elif not wanted:
-        decision.ends.append(End(rental, Why.DISMISSED))
+    elif unwanted is not None:
+        decision.ends.append(End(rental, unwanted))
     elif rental.state is State.LOADING and machine is not None and machine.status is Status.RUNNING:
         decision.moves.append(Move(*moved(rental, State.BOOTING, seen.now)))
 
@@ -224,7 +241,10 @@ def _missing_s(seen: Situation, since: datetime) -> float:
 
 
 def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
-    held = {each.slot_id for each in seen.rentals if each.holds_slot}
+    held: dict[str, list[Rental]] = {}
+    for rental in seen.rentals:
+        if rental.holds_slot:
+            held.setdefault(rental.slot_id, []).append(rental)
     begun = len(seen.begun)
     starting = Counter(each.node_type for each in seen.rentals if each.holds_slot and each.worked_at is None)
     for slot in seen.slots:
@@ -240,4 +260,14 @@ def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
         elif begun < seen.limits.renting:
             decision.fills.append(slot)
             starting[slot.node_type] += 1
+            begun += 1
+    # Only with what those leave that have none.
+    for slot in seen.slots:
+        there = held.get(slot.id, ())
+        if len(there) != 1 or slot.id not in wanted or slot.id in seen.begun or begun >= seen.limits.renting:
+            continue
+        (rental,) = there
+        calm = slot.node_type not in seen.closed and not seen.breakers.get(slot.node_type, Breaker()).failures
+        if calm and rental.label in seen.races and rental.state.place < State.JOINING.place:
+            decision.races.append((slot, rental))
             begun += 1

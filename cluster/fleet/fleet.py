@@ -135,8 +135,16 @@ class Fleet:
 
     def hear(self, report: Report) -> None:
         """A node has said something of itself. Never waits."""
-        if report.label in self._roll.rentals:
-            self._reports[report.label].append(report)
+        rental = self._roll.rentals.get(report.label)
+        if rental is None:
+            return
+        self._reports[report.label].append(report)
+        if report.state.place >= State.JOINING.place and any(
+            each is not rental and each.slot_id == rental.slot_id and each.state is not State.ENDING
+            for each in self._roll.rentals.values()
+        ):
+            # It has won, and the other one must not join as well.
+            self._awake.set()
 
     def by_door(self, key: str) -> Rental | None:
         """Whose admission that is. Never waits."""
@@ -255,6 +263,7 @@ class Fleet:
             slots=self._slots.all,
             rentals=tuple(self._roll.rentals.values()),
             renting=frozenset(theirs),
+            races=frozenset(self._renting.races),
             begun=frozenset(self._tasks.values()),
             listing=listing,
             seen=self._seen,
@@ -294,6 +303,8 @@ class Fleet:
             await self._roll.keep(move.rental, move.done)
         for slot in decision.fills:
             self._tasks[asyncio.create_task(self._rent(slot))] = slot.id
+        for slot, rental in decision.races:
+            self._tasks[asyncio.create_task(self._renting.race(slot, rental))] = slot.id
         ends = (self._ending.give_back(end) for end in decision.ends)
         orphans = (self._ending.orphan(machine) for machine in decision.orphans)
         closings = (self._close(rental) for rental in decision.closings)
@@ -322,6 +333,7 @@ class Fleet:
         await self._ending.close(rental)
         for known in (self._seen, self._last, self._reports):
             known.pop(rental.label, None)
+        self._renting.races.discard(rental.label)
         # What was kept back for it, somebody else may have.
         self._slots.room()
 
@@ -339,7 +351,10 @@ class Fleet:
                 log.error("fleet.renting_failed", slot_id=slot_id, error=type(error).__name__, exc_info=error)
 
     def _held(self) -> Mapping[str, Rental]:
-        return {each.slot_id: each for each in self._roll.rentals.values() if each.holds_slot}
+        """By slot; of two, the one that has come further."""
+        held = [each for each in self._roll.rentals.values() if each.holds_slot]
+        held.sort(key=lambda each: (each.state is not State.ENDING, each.state.place))
+        return {each.slot_id: each for each in held}
 
 
 def _node(slot: Slot, rental: Rental | None) -> Node:

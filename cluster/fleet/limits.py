@@ -1,4 +1,4 @@
-"""How long things may take. Seconds."""
+"""How long things may take, and how often they may fail."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +53,8 @@ def _within(least: float, amount: float, most: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
+    """Seconds, but for what says otherwise."""
+
     #: Without a report, once there was one.
     silence_s: float = 300.0
     #: A rental that is in no list: fresh ones appear late, and lists have gaps.
@@ -73,6 +75,8 @@ class Limits:
     account_pause_s: float = 300.0
     #: After one that did not come, unless it says when.
     retry_s: float = 30.0
+    #: Of what the GPU costs during a start: so much at most may the traffic of one that may lose a race cost.
+    race_traffic: float = 0.1
     #: Between two passes.
     pass_s: float = 10.0
     #: Rentals that are begun at the same time.

@@ -67,6 +67,8 @@ class Candidate:
     terms: Terms
     #: Somebody may bid more at any time; its price for the GPUs is what we bid.
     bid: bool = False
+    #: For a node of its type two may be started, where traffic is cheap.
+    race: bool = False
     #: Expected, as in :class:`~cluster.fleet.rental.Rental`.
     start_s: float
     start_bytes: float

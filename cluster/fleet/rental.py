@@ -43,6 +43,7 @@ class Why(Explained):
     """Why a rental ended."""
 
     DISMISSED = "dismissed", "Nobody wished for it any more."
+    LOST_RACE = "lost_race", "Two were started for one node, and the other one was ready first."
     DAY_CAP = "day_cap", "With it, the day would have cost more than it may."
     NOT_RENTED = "not_rented", "The offer was gone or refused; nothing was paid."
     NEVER_SEEN = "never_seen", "Whether it was rented was not clear, and it has never shown up."
@@ -118,4 +119,5 @@ class Rental:
     @property
     def lost(self) -> bool:
         """It could work, and is going; whoever knows its slot as a node has to hear of it."""
-        return self.worked_at is not None and self.state is State.ENDING and self.why is not Why.ORPHAN
+        others = (Why.ORPHAN, Why.LOST_RACE)
+        return self.worked_at is not None and self.state is State.ENDING and self.why not in others

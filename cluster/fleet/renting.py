@@ -56,21 +56,44 @@ class Renting:
         self._caps, self._limits, self._prefix, self._now = caps, limits, prefix, now
         #: Labels of rentals that are being rented: nobody else may touch them.
         self.labels: set[str] = set()
+        #: The same of those beside which a second one may be rented, once.
+        self.races: set[str] = set()
         #: Offers that somebody is about to reserve.
         self._chosen: set[str] = set()
 
     async def rent(self, slot: Slot) -> Wait | None:
         """Try one candidate. What the slot waits for from now on, if there was none. Raises what books and door do."""
         try:
-            blocked = await self._roll.blocked(self._now())
-            candidates = await self._provider.candidates(slot.node_type, blocked)
+            candidates = await self._candidates(slot)
         except ProviderError as error:
             return self._paused(slot.node_type, error)
-        if not self._gates.bids(slot.node_type, self._now()):
-            candidates = [each for each in candidates if not each.bid]
         candidate, wait = self._choice(candidates)
-        if candidate is None:
-            return wait
+        return wait if candidate is None else await self._reserve(slot, candidate)
+
+    async def race(self, slot: Slot, first: Rental) -> None:
+        """Try one beside it, on another machine and where its traffic is cheap. Raises what books and door do."""
+        self.races.discard(first.label)
+        try:
+            candidates = await self._candidates(slot)
+        except ProviderError as error:
+            self._paused(slot.node_type, error)
+            return
+        cheap = [each for each in candidates if each.host != first.host and self._is_cheap_to_lose(each)]
+        candidate, _ = self._choice(cheap)
+        if candidate is not None:
+            await self._reserve(slot, candidate)
+
+    def _is_cheap_to_lose(self, candidate: Candidate) -> bool:
+        traffic_usd = candidate.terms.traffic_usd(candidate.start_bytes, 0)
+        return traffic_usd < self._limits.race_traffic * candidate.terms.gpu_usd_per_hour * candidate.start_s / 3600
+
+    async def _candidates(self, slot: Slot) -> Sequence[Candidate]:
+        blocked = await self._roll.blocked(self._now())
+        candidates = await self._provider.candidates(slot.node_type, blocked)
+        bids = self._gates.bids(slot.node_type, self._now())
+        return [each for each in candidates if bids or not each.bid]
+
+    async def _reserve(self, slot: Slot, candidate: Candidate) -> Wait | None:
         rental = self._reservation(slot, candidate)
         self.labels.add(rental.label)
         self._chosen.add(rental.offer)
@@ -109,7 +132,14 @@ class Renting:
             await self._ending.close(ended(rental, Why.NOT_RENTED, str(error)))
             return None if isinstance(error, OfferGone) else self._paused(rental.node_type, error)
         await self._roll.keep(found(rental, machine, self._now()))
+        if candidate.race and not self._raced(rental):
+            self.races.add(rental.label)
         return None
+
+    def _raced(self, rental: Rental) -> bool:
+        """It is the second one itself."""
+        others = (each for each in self._roll.rentals.values() if each.label != rental.label)
+        return any(each.slot_id == rental.slot_id and each.holds_slot for each in others)
 
     async def _misrented(self, rental: Rental, error: Misrented, asked_at: datetime) -> None:
         """It has cost something since we asked for it, at the latest."""

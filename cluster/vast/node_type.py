@@ -1,10 +1,12 @@
 """Kinds of machines that are wanted. Their names are those of ``available_node_types`` in configs/cluster.yaml."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
-from cluster.vast.rental import MAX_BID, MIN_BID
+from cluster.vast.rental import MAX_BID, MIN_BID, MIN_DISK_GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class NodeType:
     #: Dollars per hour that may be bid for its GPUs. None: on demand only, where nobody can take it from us by bidding
     #: more. A bid's machine is stopped without notice, in the middle of its work, as soon as somebody does.
     spot_usd_per_hour: float | None = None
+    #: Two machines may be started for one node where traffic is cheap; who is ready first stays. The other is paid too.
+    race: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.reliability <= 1:
@@ -43,6 +47,36 @@ class NodeType:
             raise ValueError("inet_down_mbps: more than 0")
         if self.spot_usd_per_hour is not None and not MIN_BID <= self.spot_usd_per_hour <= MAX_BID:
             raise ValueError(f"spot_usd_per_hour: {MIN_BID:g} to {MAX_BID:g}")
+        if not self.disk_gb >= MIN_DISK_GB:
+            raise ValueError(f"disk_gb: at least {MIN_DISK_GB:g}")
+
+    def with_options(self, options: Mapping[str, Any]) -> "NodeType":
+        """As ``node_config`` of configs/cluster.yaml wants it. Raises ValueError, which names what is wrong."""
+        if unknown := sorted(map(str, options.keys() - _OPTIONS.keys())):
+            raise ValueError(f"{', '.join(unknown)}: unknown; there are {', '.join(_OPTIONS)}")
+        found: dict[str, Any] = {}
+        for name, value in options.items():
+            field, kind = _OPTIONS[name]
+            if kind is bool:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name}: true or false")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name}: a number")
+            found[field] = math.ceil(value * 2**30 / 1e9) if name == "disk_gib" else value
+        return replace(self, **found)
+
+
+#: What ``node_config`` may hold: the field that it sets, and of what kind it is.
+_OPTIONS: Mapping[str, tuple[str, type]] = MappingProxyType(
+    {
+        "disk_gib": ("disk_gb", float),
+        "inet_down_mbps": ("inet_down_mbps", float),
+        "reliability": ("reliability", float),
+        "spot_usd_per_hour": ("spot_usd_per_hour", float),
+        "race": ("race", bool),
+        "trust_any_host": ("trust_any_host", bool),
+    }
+)
 
 
 #: LTX-2, which does not fit 40 GB. A card of 80 GB reports between 81,000 and 81,920. The disk takes the 140 GiB of

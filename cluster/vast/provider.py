@@ -166,6 +166,7 @@ def _candidate(kept: Kept, kind: Kind) -> Candidate:
             up_usd_per_gb=offer.inet_up_cost,
         ),
         bid=kept.bid_usd is not None,
+        race=kind.node.race,
         start_s=kept.cost.cold_start_s,
         start_bytes=kind.work.start_bytes,
         image_bytes=kind.work.image_bytes,

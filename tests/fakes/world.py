@@ -81,6 +81,7 @@ class World:
     hour: int = 18
     #: Dollars per hour that may be bid; None: on demand only.
     spot_usd: float | None = None
+    race: bool = False
     #: By label: nodes that say nothing any more.
     mute: set[str] = field(default_factory=set)
     #: By label: nodes that have work.
@@ -95,7 +96,7 @@ class World:
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
-        kind = replace(KIND, node=replace(GPU_4090, spot_usd_per_hour=self.spot_usd))
+        kind = replace(KIND, node=replace(GPU_4090, spot_usd_per_hour=self.spot_usd, race=self.race))
         self.provider = VastProvider(client, {TYPE: kind, OTHER: OTHER_KIND}, clock=self.clock)
         self.fleet = Fleet(
             self.provider,

@@ -1,5 +1,7 @@
 """Which offers are kept, in which order, and what they cost."""
 
+import itertools
+import re
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -120,7 +122,37 @@ def test_node_types_are_those_of_the_cluster() -> None:
         assert node.name == name
         assert node.cpu_cores >= types[name]["resources"]["CPU"]
         assert node.gpus == types[name]["resources"]["GPU"]
-        assert node.disk_gb * 1e9 >= types[name]["node_config"]["disk_gib"] * 2**30
+        assert node.with_options(types[name]["node_config"]) == node
+
+
+def test_what_the_cluster_s_file_offers_in_comments_is_there() -> None:
+    lines = (ROOT / "configs/cluster.yaml").read_text().splitlines()
+    (begin,) = [number for number, line in enumerate(lines) if "node_config may hold" in line]
+    named: dict[str, object] = {}
+    for line in itertools.takewhile(lambda line: line.lstrip().startswith("#"), lines[begin + 1 :]):
+        if found := re.match(r" *#   (\w+: \S+)", line):
+            named |= yaml.safe_load(found[1])
+    node = GPU_4090.with_options(named)
+    assert (node.disk_gb, node.spot_usd_per_hour, node.race, node.trust_any_host) == (33, 0.25, True, True)
+    assert (node.inet_down_mbps, node.reliability) == (1000, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"disk_gb": 30, "spot": 1, "race": True}, "disk_gb, spot: unknown"),
+        ({"race": "yes"}, "race: true or false"),
+        ({"trust_any_host": 1}, "trust_any_host: true or false"),
+        ({"disk_gib": True}, "disk_gib: a number"),
+        ({"spot_usd_per_hour": "0.3"}, "spot_usd_per_hour: a number"),
+        ({"spot_usd_per_hour": 0}, "spot_usd_per_hour: 0.001 to 128"),
+        ({"reliability": float("nan")}, "reliability: a number"),
+        ({"disk_gib": 4}, "disk_gb: at least 8"),
+    ],
+)
+def test_options_that_can_t_be_are_named(options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        GPU_4090.with_options(options)
 
 
 @pytest.mark.parametrize("name", ["reliability", "inet_down_mbps"])
