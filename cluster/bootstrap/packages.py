@@ -54,8 +54,8 @@ class Environment:
         if nested:
             # The image's Python is itself an environment: what "system" means there is not what it has.
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-            line = f"import site; [site.addsitedir(folder) for folder in {site.getsitepackages()!r}]\n"
-            (self._folder / "lib" / version / "site-packages" / "image.pth").write_text(line)
+            lines = [f"import site; site.addsitedir({folder!r})\n" for folder in site.getsitepackages()]
+            (self._folder / "lib" / version / "site-packages" / "image.pth").write_text("".join(lines))
 
     def install(self, requirement: str, wheel: Path, constraints: Path, *, no_index: bool) -> None:
         """With pip, which takes what it finds and needs: from the wheel's folder, from the index unless there is none

@@ -111,7 +111,7 @@ class HeadDepot:
             requirement=f"{_DISTRIBUTION}[{_EXTRA}]",
             version=distribution.version,
             no_index=self._wheelhouse is not None,
-            environment=assignment.environment,
+            environment=dict(assignment.environment),
             arguments=assignment.arguments,
         )
         return json.dumps(asdict(wanted)).encode()

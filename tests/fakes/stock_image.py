@@ -1,30 +1,25 @@
-"""A folder that is to a bootstrap what a stock image is: a Python with torch and all that comes with it, nothing of ours.
+"""A stock image: a Python with packages, torch and pip among them, and without others, ours above all."""
 
-Its packages are links to those of the Python that runs the tests.
-"""
-
-import subprocess
 import sys
 import sysconfig
+import venv
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
-from cluster.bootstrap.order import normalized
 
-_OURS = "video-api"
-
-
-def stock_image(folder: Path, *, lacking: Collection[str] = ()) -> Path:
-    """Made there; its ``bin/python3`` is the image's. ``lacking``: distributions that it does not have either."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    missing = {normalized(name) for name in (_OURS, *lacking)}
-    hidden: set[str] = set()
-    for distribution in metadata.distributions():
-        if normalized(distribution.metadata["Name"]) in missing:
-            hidden |= {Path(file).parts[0] for file in distribution.files or ()}
-    (packages,) = (folder / "lib").glob("python*/site-packages")
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if entry.name not in hidden and entry.name != "__pycache__":
-            (packages / entry.name).symlink_to(entry)
-    return folder
+def stock_image(folder: Path, without: Collection[str], torch: str | None = None) -> Path:
+    """Its Python, with what this one has but for the distributions ``without``; ``torch``: the version it claims."""
+    missing = {*without, *(["torch"] if torch else [])}
+    left_out = {Path(file).parts[0] for name in missing for file in metadata.files(name) or ()}
+    venv.create(folder, with_pip=False)
+    site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
+        for entry in source.iterdir():
+            if entry.name not in left_out:
+                (site / entry.name).symlink_to(entry)
+    if torch:
+        about = site / f"torch-{torch}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n")
+    return folder / "bin" / "python"
