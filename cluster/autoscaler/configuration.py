@@ -19,6 +19,11 @@ _UNWANTED_S = 60
 #: For which Ray waits for a node that it asked for: how long a start may take, and when it begins, is the fleet's.
 _PATIENCE_S = 7 * 86400
 _PROVIDER = "cluster.autoscaler.provider.FleetNodeProvider"
+#: Of no use to nodes that join by themselves; without them Ray's monitor ends, and with it the head.
+_COMMANDS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+)
 
 
 class BadClusterConfig(ValueError):
@@ -99,6 +104,8 @@ class ClusterConfig:
         }
         return yaml.safe_dump(
             {
+                **{name: [] for name in _COMMANDS},
+                "file_mounts": {},
                 **self.content,
                 "provider": provider,
                 "max_workers": int(self.content.get("max_workers", 2)) + _MOST_BY_HAND,

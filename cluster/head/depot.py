@@ -26,7 +26,7 @@ import cluster.mesh.wire
 from cluster.bootstrap import fault, files, head, image, install, order, packages, progress, speaker, traffic
 from cluster.bootstrap.order import File, Order, normalized
 from cluster.briefing import python_version
-from cluster.head.wheel import archive, wheel_of
+from cluster.head.wheel import archive, installed, wheel_of
 from cluster.mesh.registry import Node
 
 log = structlog.get_logger()
@@ -88,7 +88,7 @@ class HeadDepot:
         return await asyncio.shield(self._making)
 
     def _make(self) -> _Stock:
-        distribution = metadata.distribution(_DISTRIBUTION)
+        distribution = installed(_DISTRIBUTION)
         pins = self._folder / _PINS
         wheel = wheel_of(distribution, _PACKAGES, self._folder)
         pins.write_text(constraints(Path(__file__).parents[2] / _PINS))
@@ -103,7 +103,7 @@ class HeadDepot:
 
     async def _order(self, node: Node, stock: _Stock) -> bytes:
         assignment = await self._describe(node)
-        distribution = metadata.distribution(_DISTRIBUTION)
+        distribution = installed(_DISTRIBUTION)
         wanted = Order(
             files=stock.files,
             python=python_version(),

@@ -161,7 +161,7 @@ class Renting:
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         ended = asyncio.gather(*tasks)
-        self._stack.callback(ended.cancel)
+        self._stack.push_async_callback(_end, ended)
         return ended
 
     async def close(self) -> None:
@@ -268,3 +268,8 @@ async def _forever(name: str, step: Any, pause_s: float) -> NoReturn:
             # The database or the bucket may be away; what is rented goes on.
             log.warning("fleet.loop_failed", loop=name, error=type(error).__name__, reason=str(error))
         await asyncio.sleep(pause_s)
+
+
+async def _end(work: "asyncio.Future[Any]") -> None:
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)

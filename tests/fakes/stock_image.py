@@ -11,7 +11,9 @@ from pathlib import Path
 def stock_image(folder: Path, without: Collection[str], torch: str | None = None) -> Path:
     """Its Python, with what this one has but for the distributions ``without``; ``torch``: the version it claims."""
     missing = {*without, *(["torch"] if torch else [])}
-    left_out = {Path(file).parts[0] for name in missing for file in metadata.files(name) or ()}
+    # One name may be there twice: a source tree has what its build has left, too.
+    found = (each for name in missing for each in metadata.distributions(name=name))
+    left_out = {Path(file).parts[0] for each in found for file in each.files or ()}
     venv.create(folder, with_pip=False)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
 from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, BadClusterConfig, ClusterConfig
 from cluster.autoscaler.exchange import Wishes
@@ -168,6 +169,10 @@ def test_the_cluster_s_yaml_with_our_provider(tmp_path: Path) -> None:
     assert config.node_types["gpu_a100"].labels == {"gpu-class": "a100"}
     made = yaml.safe_load(config.of_fleet(Path("/run/x.sock")))
     assert made["provider"]["socket"] == "/run/x.sock"
+    # As Ray's monitor reads it: what it does not understand ends it, and the whole head.
+    (tmp_path / "made.yaml").write_text(config.of_fleet(Path("/run/x.sock")))
+    read = FileConfigReader(str(tmp_path / "made.yaml"), skip_content_hash=True).get_cached_autoscaling_config()
+    assert read.get_node_type_configs()[TYPE].labels == {"gpu-class": "4090"}
     by_hand = made["available_node_types"][BY_HAND]
     # Ray neither starts one nor ends one.
     assert (by_hand["min_workers"], by_hand["resources"]) == (0, {})

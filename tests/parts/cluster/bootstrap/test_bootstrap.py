@@ -51,9 +51,7 @@ class Head:
         self.said: list[dict[str, Any]] = []
         self.texts: list[str] = []
         self.depot = HeadDepot(describe=self._describe, folder=folder / "depot", wheelhouse=wheelhouse)
-        self.hub = Hub(
-            IDENTITY, self.registry, host="127.0.0.1", port=0, depot=self.depot, on_report=self._hear
-        )
+        self.hub = Hub(IDENTITY, self.registry, host="127.0.0.1", port=0, depot=self.depot, on_report=self._hear)
 
     async def _describe(self, node: Node) -> Assignment:
         # The command ends with its explanation: that the node joins is tested where there is a cluster.
@@ -92,8 +90,12 @@ class Container:
 
     async def __aenter__(self) -> "Container":
         self.process = await asyncio.create_subprocess_exec(
-            *self._command, env=self._environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            cwd="/", start_new_session=True,
+            *self._command,
+            env=self._environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd="/",
+            start_new_session=True,
         )
         return self
 
