@@ -16,7 +16,7 @@ from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.jobs import metrics
-from serve_app.jobs.conditions import Condition, WaitCode
+from serve_app.jobs.conditions import HOPELESS, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services, ServicesOf
 from serve_app.serving.state import ModelState
@@ -177,11 +177,14 @@ def _model(name: str, state: ModelState | None, condition: Condition | None, det
     if state is None:
         return "down"
     if state.running_replicas:
+        if condition is not None:
+            # It works; why no further machine comes for it is worth telling.
+            details[name] = condition.message
         return "ok"
     trouble = condition or state.trouble
     if trouble is not None:
         details[name] = trouble.message
-        return "down" if trouble.code == WaitCode.MODEL_UNAVAILABLE else "waiting"
+        return "down" if trouble.code in HOPELESS else "waiting"
     if state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
         details[name] = state.message.partition("\n")[0] or f"{name} is unhealthy"
         return "down"

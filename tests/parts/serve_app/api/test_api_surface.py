@@ -37,6 +37,7 @@ SECRET = {"x-webhook-secret": "the-worker-secret"}
 PROTECTED = [
     ("POST", "/api/v1/generate"),
     ("GET", "/api/v1/models"),
+    ("GET", "/api/v1/estimate"),
     ("GET", "/api/v1/jobs"),
     ("GET", "/api/v1/jobs/x"),
     ("POST", "/api/v1/jobs/x/cancel"),
