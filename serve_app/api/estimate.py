@@ -61,7 +61,5 @@ async def foreseen(model: str, effort: float, services: Services) -> tuple[float
     found = (await forecasts(services.engine, [model])).get(model)
     if found is None:
         return None, None
-    capacity = await services.capacity(model)
-    return found.eta_s(effort, found.demand.backlog, capacity), found.cost_usd(
-        effort, services.settings.max_idle_seconds
-    )
+    eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
+    return eta_s, found.cost_usd(effort, services.settings.max_idle_seconds)
