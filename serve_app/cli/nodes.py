@@ -34,7 +34,7 @@ def token(
     from cluster.mesh.identity import HubIdentity
     from cluster.mesh.registry import NoFreeSlot, invite
 
-    settings = _settings()
+    settings = settings_beside_head()
     identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
@@ -54,7 +54,7 @@ def token(
 
 def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `video-api nodes`.")]) -> None:
     """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes."""
-    settings = _settings()
+    settings = settings_beside_head()
 
     async def work() -> bool:
         async with _registry(settings) as registry:
@@ -67,7 +67,7 @@ def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `vi
 
 def nodes(ctx: typer.Context) -> None:
     """List the nodes: slot, state, when last seen, traffic since it joined."""
-    found = _run(rows(_settings()))
+    found = _run(rows(settings_beside_head()))
     ctx.obj.show(found, _table(found))
 
 
@@ -113,7 +113,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _settings() -> "Settings":
+def settings_beside_head() -> "Settings":
     """For commands beside a running head, which work on its database with its secrets."""
     from serve_app.preflight import database_fault
 
