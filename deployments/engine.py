@@ -76,8 +76,10 @@ class ModelSpec:
     inputs: tuple[InputSpec, ...]
     #: Longest run in seconds before the attempt counts as failed.
     timeout_s: float
-    #: Seconds of the GPU that a usual job is expected to take, until some have told.
+    #: Seconds of the GPU that a job with default parameters is expected to take, until some have told.
     expected_run_s: float = 60.0
+    #: How many times as long one with these parameters takes, as far as they tell: more than 0.
+    effort: Callable[[Any], float] = lambda params: 1.0
     #: ``module:Class`` of the :class:`Engine`, imported in the replica.
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.

@@ -61,6 +61,8 @@ class Job(TypedDict):
     status: str
     progress: float
     stage: str
+    wait_code: NotRequired[str]
+    wait_reason: NotRequired[str]
     queue_position: NotRequired[int]
     eta_seconds: NotRequired[float]
     result_url: NotRequired[str]
@@ -73,6 +75,8 @@ class Job(TypedDict):
     created_at: str
     started_at: NotRequired[str]
     completed_at: NotRequired[str]
+    cost_usd: NotRequired[float]
+    cost_estimate_usd: NotRequired[dict[str, float]]
 
 
 class Created(TypedDict):
@@ -82,6 +86,8 @@ class Created(TypedDict):
     model: str
     status: str
     created_at: str
+    eta_seconds: NotRequired[float]
+    cost_estimate_usd: NotRequired[dict[str, float]]
 
 
 class JobPage(TypedDict):

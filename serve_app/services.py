@@ -1,13 +1,16 @@
 """The parts that handlers of requests need. They take them as one argument."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
@@ -15,6 +18,10 @@ from serve_app.serving.state import ClusterState
 from serve_app.settings import Settings
 from serve_app.storage.base import MAX_EXPIRY_S, Storage
 
+log = structlog.get_logger()
+
+#: Seconds that Serve has to say how a model does, where that is no more than a help.
+SERVE_S = 1.0
 #: Least seconds that a link in a job's record or a webhook is good for.
 MIN_LINK_S = 300
 
@@ -33,6 +40,19 @@ class Services:
     @property
     def conditions(self) -> Conditions:
         return Conditions(self.engine)
+
+    async def capacity(self, model: str) -> Capacity | None:
+        """Of the model's deployment; None if Serve does not answer at once, or has no such deployment."""
+        try:
+            async with asyncio.timeout(SERVE_S):
+                state = (await self.cluster.models()).get(model)
+        except Exception as error:
+            # Whatever ails Serve, what is asked is in the database, and only an estimate is not.
+            log.warning("serve_silent", error=repr(error))
+            return None
+        if state is None:
+            return None
+        return Capacity(running=state.running_replicas, most=state.max_replicas, slots=state.slots)
 
     async def result_url(self, job: Job) -> str | None:
         """Where the finished video can be fetched: the public bucket if there is one, else a link that is good for as

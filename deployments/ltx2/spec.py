@@ -13,6 +13,8 @@ DEFAULT_PROMPT = "A smooth cinematic video"
 MAX_VIDEO_PIXELS = 1920 * 1088 * 121
 #: Width and height where the client names none.
 DEFAULT_SIZE = (1024, 576)
+#: 30 to 50 steps of three forwards against 8 of one are 12 to 20 times the work.
+QUALITY_EFFORT = 15.0
 DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
 
 
@@ -63,6 +65,14 @@ class LTX2Params(Params):
         return height
 
 
+def effort(params: LTX2Params) -> float:
+    """By pixels of all frames and by recipe; the first second of a video costs as much as the tenth."""
+    width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
+    pixels = width * height * num_frames(params.duration, params.fps)
+    usual = DEFAULT_SIZE[0] * DEFAULT_SIZE[1] * num_frames(5, 24)
+    return pixels / usual * (QUALITY_EFFORT if params.recipe == "quality" else 1.0)
+
+
 SPEC = ModelSpec(
     name="ltx2",
     title="LTX-2 image to video",
@@ -75,6 +85,7 @@ SPEC = ModelSpec(
     ),
     timeout_s=1800,
     expected_run_s=151,
+    effort=effort,
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check},

@@ -10,7 +10,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app import __version__
-from serve_app.api import files, generate, health, jobs, presign, problems, webhooks
+from serve_app.api import estimate, files, generate, health, jobs, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
@@ -42,7 +42,7 @@ def create_asgi(services: Services) -> ASGIApp:
     )
     app.state.services = services
     problems.install(app)
-    routers = [part.router for part in (generate, jobs, presign, webhooks, health, files)]
+    routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files)]
     for router in routers:
         app.include_router(router)
     _publish(app)

@@ -17,6 +17,7 @@ from serve_app.api.errors import (
     Unauthorized,
     UploadMissing,
 )
+from serve_app.api.estimate import foreseen
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
     "/generate",
     status_code=201,
     operation_id="generate",
+    response_model_exclude_none=True,
     responses=documented(
         Unauthorized, InvalidRequest, UploadMissing, JobNotFound, JobNotUploading, PayloadTooLarge, RequestTimeout
     ),
@@ -41,12 +43,22 @@ async def generate(request: Annotated[GenerateRequest, Body()], services: Servic
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
     assert isinstance(request, GenerateOptions)
     uploads = await _uploads(request, services)
-    job = await services.store.submit(new_job(request, uploads, current_request_id()), request.job_id)
+    new = new_job(request, uploads, current_request_id())
+    # Before: once the job is on disk, nothing may come between it and the answer.
+    eta, cost = await foreseen(new.model, new.effort, services)
+    job = await services.store.submit(new, request.job_id)
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")
     log.info("accepted", job_id=job.id, model=job.model)
-    return Created(job_id=job.id, model=job.model, status=job.status, created_at=job.created_at)
+    return Created(
+        job_id=job.id,
+        model=job.model,
+        status=job.status,
+        created_at=job.created_at,
+        eta_seconds=eta,
+        cost_estimate_usd=cost,
+    )
 
 
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Generic, TypeVar
 
 import structlog
@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
-from serve_app.jobs import metrics
-from serve_app.jobs.conditions import Condition, WaitCode
+from serve_app.jobs import fleet_metrics, metrics
+from serve_app.jobs.conditions import HOPELESS, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services, ServicesOf
 from serve_app.serving.state import ModelState
@@ -31,6 +31,8 @@ T = TypeVar("T")
 CHECK_TIMEOUT_S = 5.0
 #: Seconds for which an answer is shown to others: anybody may ask, and as often as they like.
 FRESH_S = 1.0
+#: The same for sums over all that was ever rented, which take longer the more that is.
+BILLS_S = 60.0
 
 
 class Shared(Generic[T]):
@@ -39,21 +41,26 @@ class Shared(Generic[T]):
     Nobody waits for the next one while the last is not two seconds old.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> None:
-        """``timeout_s``: after so long there is none; None: what it asks of is bounded itself."""
+    def __init__(
+        self, ask: Callable[[], Awaitable[T]], timeout_s: float | None = None, *, fresh_s: float | None = None
+    ) -> None:
+        """``timeout_s``: after so long there is none; None: what it asks of is bounded itself. ``fresh_s``: it is asked
+        for once in so long, if not in ``FRESH_S``."""
         self._ask = ask
         self._timeout_s = timeout_s
+        self._own_fresh_s = fresh_s
         self._asking: asyncio.Task[T] | None = None
         self._last: asyncio.Task[T] | None = None
         #: When the last answer, or the lack of one, came.
         self._since = 0.0
 
     async def get(self) -> T:
+        fresh_s = FRESH_S if self._own_fresh_s is None else self._own_fresh_s
         age = time.monotonic() - self._since
-        if self._asking is None or (self._asking.done() and age >= FRESH_S):
+        if self._asking is None or (self._asking.done() and age >= fresh_s):
             self._last, self._asking = self._asking, asyncio.create_task(self._bounded())
             self._asking.add_done_callback(_retrieve)
-        if self._last is not None and not self._asking.done() and age < 2 * FRESH_S:
+        if self._last is not None and not self._asking.done() and age < 2 * fresh_s:
             return self._last.result()
         # Whoever gives up must not take the answer from the others.
         return await asyncio.shield(self._asking)
@@ -83,6 +90,7 @@ class Checks:
         # A database that hangs can't be waited for, not even until what asks it is cancelled.
         self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
         self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
+        self._bills = Shared(self._totals, CHECK_TIMEOUT_S, fresh_s=BILLS_S)
 
     async def _health(self) -> Response:
         details: dict[str, str] = {}
@@ -111,11 +119,16 @@ class Checks:
 
     async def _metrics(self) -> Response:
         depths = await self._counts.get()
+        bills = await self._bills.get()
         async with self._services.engine.connect() as db:
-            families = list(await metrics.collect(db, depths))
+            families = [*await metrics.collect(db, depths), *await fleet_metrics.collect(db), *bills]
         registry = CollectorRegistry()
         registry.register(_Collected(families))
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _totals(self) -> Sequence[Metric]:
+        async with self._services.engine.connect() as db:
+            return await fleet_metrics.totals(db)
 
 
 async def _checks(request: Request, services: ServicesOf) -> Checks:
@@ -177,11 +190,14 @@ def _model(name: str, state: ModelState | None, condition: Condition | None, det
     if state is None:
         return "down"
     if state.running_replicas:
+        if condition is not None:
+            # It works; why no further machine comes for it is worth telling.
+            details[name] = condition.message
         return "ok"
     trouble = condition or state.trouble
     if trouble is not None:
         details[name] = trouble.message
-        return "down" if trouble.code == WaitCode.MODEL_UNAVAILABLE else "waiting"
+        return "down" if trouble.code in HOPELESS else "waiting"
     if state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
         details[name] = state.message.partition("\n")[0] or f"{name} is unhealthy"
         return "down"

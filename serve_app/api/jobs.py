@@ -11,6 +11,8 @@ from serve_app.api.errors import InvalidRequest, JobNotFinished, JobNotFound, Un
 from serve_app.api.problems import documented
 from serve_app.api.schemas import JobPage, JobView, QueryText
 from serve_app.jobs.conditions import why_waiting
+from serve_app.jobs.costs import costs_of
+from serve_app.jobs.forecast import forecasts
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services, ServicesOf
 
@@ -29,12 +31,20 @@ JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered
 
 async def view(job: Job, services: Services) -> JobView:
     place = await services.queue.place(job)
+    cost = (await costs_of(services.engine, [job])).get(job.id)
+    found = None if cost is not None else (await forecasts(services.engine, [job.model])).get(job.model)
+    eta = None if place is None else place.eta_seconds
+    if place is not None and eta is None and found is not None:
+        # None works on it yet: machines have to start.
+        eta = found.eta_s(job.effort, place.position, await services.capacity(job.model))
     return JobView.of(
         job,
         result_url=await services.result_url(job),
         position=None if place is None else place.position,
-        eta=None if place is None else place.eta_seconds,
+        eta=eta,
         waits=None if job.status.terminal else why_waiting(job, await services.conditions.current()),
+        cost_usd=cost,
+        estimate=None if found is None else found.cost_usd(job.effort, services.settings.max_idle_seconds),
     )
 
 
@@ -74,6 +84,9 @@ async def list_jobs(
         position = (last.created_at, last.id)
     found = await services.store.list(status=status, model=model, user_id=user_id, after=position, limit=limit + 1)
     current = await services.conditions.current()
+    costs = await costs_of(services.engine, found)
+    estimates = await forecasts(services.engine, {job.model for job in found})
+    idle_s = services.settings.max_idle_seconds
     # A page of positions in the queue would cost a count per row; a single job has it.
     data = [
         JobView.of(
@@ -82,6 +95,12 @@ async def list_jobs(
             position=None,
             eta=None,
             waits=why_waiting(job, current),
+            cost_usd=costs.get(job.id),
+            estimate=(
+                estimates[job.model].cost_usd(job.effort, idle_s)
+                if job.model in estimates and job.id not in costs
+                else None
+            ),
         )
         for job in found[:limit]
     ]

@@ -14,6 +14,7 @@ from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
+from serve_app.jobs.forecast import CostRange
 from serve_app.jobs.job import Job, NewJob, Status
 
 #: Also a folder's name in the object store, so nothing but a UUID will do.
@@ -85,10 +86,12 @@ def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: st
     spec = MODELS[name]
     params = {field: getattr(request, field) for field in spec.params.model_fields}
     urls = {item.name: getattr(request, f"{item.name}_url") for item in spec.inputs}
+    # Through the schema once more: plain JSON values, as the engine will read them.
+    checked = spec.params.model_validate(params)
     return NewJob(
         model=name,
-        # Through the schema once more: plain JSON values, as the engine will read them.
-        params=spec.params.model_validate(params).model_dump(mode="json"),
+        params=checked.model_dump(mode="json"),
+        effort=spec.effort(checked),
         sources={input_name: str(url) for input_name, url in urls.items() if url is not None},
         uploads=uploads,
         user_id=request.user_id,
@@ -99,6 +102,15 @@ def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: st
     )
 
 
+Eta = Annotated[
+    float | None, Field(description="Seconds until the video is done, as far as that is known; absent when unknown.")
+]
+CostEstimate = Annotated[
+    CostRange | None,
+    Field(description="What it may cost, by present offers; absent where no machines are rented or prices known."),
+]
+
+
 class Created(BaseModel):
     """The job is on disk."""
 
@@ -106,6 +118,19 @@ class Created(BaseModel):
     model: str
     status: Status
     created_at: datetime
+    eta_seconds: Eta = None
+    cost_estimate_usd: CostEstimate = None
+
+
+class EstimateView(BaseModel):
+    """What a job would be up against if it were submitted now."""
+
+    model: str
+    jobs_ahead: int = Field(description="Jobs of this model that wait or run.")
+    eta_seconds: Eta = None
+    cost_estimate_usd: CostEstimate = None
+    wait_code: str | None = Field(None, description="What would keep it from running, as in a job.")
+    wait_reason: str | None = Field(None, description="The same in words.")
 
 
 class JobView(BaseModel):
@@ -117,9 +142,7 @@ class JobView(BaseModel):
     progress: float = Field(description="0 to 100; never goes back.")
     stage: str = Field(description=f"What is happening.\n\n{table('stage')}")
     wait_code: str | None = Field(
-        None,
-        description="What keeps it from running besides the line: `model_unavailable`, `no_node_fits`, "
-        "`storage_unavailable` or `retrying`.",
+        None, description=f"What keeps it from running besides the line.\n\n{table('wait_code')}"
     )
     wait_reason: str | None = Field(None, description="The same in words.")
     queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
@@ -138,7 +161,12 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(
+        None,
+        description="Dollars: its share of what its machines have cost. There once they have been given back; absent "
+        "where none are rented.",
+    )
+    cost_estimate_usd: CostEstimate = None
 
     @classmethod
     def of(
@@ -149,6 +177,8 @@ class JobView(BaseModel):
         position: int | None,
         eta: float | None,
         waits: Condition | None = None,
+        cost_usd: float | None = None,
+        estimate: CostRange | None = None,
     ) -> "JobView":
         stage = job.stage
         if job.cancel_requested_at and not job.status.terminal:
@@ -176,6 +206,8 @@ class JobView(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             completed_at=job.completed_at,
+            cost_usd=cost_usd,
+            cost_estimate_usd=estimate,
         )
 
 

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import display, doctor, head, node, node_access, nodes, offers, weights
+from serve_app.cli import costs, display, doctor, head, node, node_access, nodes, offers, weights
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -325,6 +325,7 @@ app.command()(head.head)
 app.command()(nodes.nodes)
 app.command()(doctor.doctor)
 app.command()(offers.offers)
+app.command()(costs.costs)
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
 for command in (node.join, node_access.token, node_access.revoke):
     node_commands.command()(command)

@@ -13,8 +13,9 @@ from serve_app.client import Job, ModelInfo
 
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 _ORDER = (
-    "job_id", "model", "status", "stage", "progress", "queue_position", "eta_seconds", "attempt", "error_code",
-    "error_message", "result_url", "media", "notes", "user_id", "cost_usd", "created_at", "started_at", "completed_at",
+    "job_id", "model", "status", "stage", "progress", "wait_reason", "queue_position", "eta_seconds", "attempt",
+    "error_code", "error_message", "result_url", "media", "notes", "user_id", "cost_usd", "cost_estimate_usd",
+    "created_at", "started_at", "completed_at",
 )  # fmt: skip
 
 
@@ -34,6 +35,10 @@ def job(found: Job) -> RenderableType:
             value = moment(value)
         elif name == "eta_seconds":
             value = f"about {duration(value)}"
+        elif name == "cost_usd":
+            value = f"${value:.4f}"
+        elif name == "cost_estimate_usd":
+            value = f"${value['low']:.4f} to ${value['high']:.4f}"
         elif isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         style = _COLOURS.get(found["status"], "") if name == "status" else ""

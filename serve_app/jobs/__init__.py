@@ -4,6 +4,8 @@
 service's own role. ``claim.py`` says whose job is next and leases it, ``rows.py`` reads and renews under a lease,
 ``retry.py`` whether there is another attempt, ``reports.py`` what a worker may say, ``tasks.py`` what it is sent.
 ``dispatcher.py`` runs all loops over ``workers.py``; ``readiness.py`` and ``conditions.py`` know why jobs wait,
-``queue.py`` how long. ``deliveries.py`` and ``delivery_queue.py`` are webhooks, ``metrics.py`` the counters;
+``queue.py`` how long. ``fleet_size.py`` says how many machines the work is worth, ``windows.py`` asks for them, by
+``outlooks.py`` (the launcher's word) and ``demand.py``; ``forecast.py`` and ``costs.py`` tell times and dollars.
+``deliveries.py`` and ``delivery_queue.py`` are webhooks, ``metrics.py`` and ``fleet_metrics.py`` the counters;
 ``retention.py`` and ``orphans.py`` delete. The rules in a list: ``docs/jobs.md``.
 """

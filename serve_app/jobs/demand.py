@@ -18,16 +18,23 @@ class Demand:
     backlog: int
     #: Seconds of the GPU that a job takes: the median of the latest on rented nodes, or what its spec expects.
     run_s: float
+    #: The same for one whose effort is 1.
+    unit_s: float
 
 
 async def demands(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Demand]:
     """By model. A read of few rows."""
     async with engine.connect() as db:
         rows = (await db.execute(_DEMANDS, {"models": list(models), "latest": LEARNT_FROM})).all()
-    return {
-        model: Demand(backlog=backlog, run_s=MODELS[model].expected_run_s if learnt is None else learnt)
-        for model, backlog, learnt in rows
-    }
+    found = {}
+    for model, backlog, run_s, unit_s in rows:
+        expected_s = MODELS[model].expected_run_s
+        found[model] = Demand(
+            backlog=backlog,
+            run_s=expected_s if run_s is None else run_s,
+            unit_s=expected_s if unit_s is None else unit_s,
+        )
+    return found
 
 
 _DEMANDS = text(
@@ -35,9 +42,13 @@ _DEMANDS = text(
     SELECT model,
            (SELECT coalesce(sum(n), 0)::bigint FROM job_tally
              WHERE job_tally.model = asked.model AND status IN ('queued', 'processing')),
-           (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s) FROM (
-               SELECT busy_s FROM runs
-                WHERE runs.model = asked.model AND outcome = 'completed' ORDER BY ended_at DESC LIMIT :latest) latest)
+           learnt.run_s, learnt.unit_s
       FROM unnest(CAST(:models AS text[])) asked (model)
+     CROSS JOIN LATERAL (
+         SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s) AS run_s,
+                percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s / nullif(effort, 0)) AS unit_s
+           FROM (SELECT busy_s, effort FROM runs
+                  WHERE runs.model = asked.model AND outcome = 'completed'
+                  ORDER BY ended_at DESC LIMIT :latest) latest) learnt
     """
 )

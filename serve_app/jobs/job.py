@@ -59,6 +59,8 @@ class NewJob:
     webhook_url: str | None = None
     request_id: str = ""
     priority: int = 0
+    #: See ``ModelSpec.effort``.
+    effort: float = 1.0
     #: Seconds from now in which the job has to start.
     expires_after: float | None = None
 
@@ -77,6 +79,8 @@ class Job:
     progress: float
     priority: int
     params: Mapping[str, Any]
+    #: See ``ModelSpec.effort``.
+    effort: float
     sources: Mapping[str, str]
     uploads: Mapping[str, str]
     #: As intake stored them (:class:`~serve_app.intake.inputs.StoredInput` by name); None until then. Not parsed here:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from serve_app.jobs.conditions import BELIEVED_S, Condition
 from serve_app.jobs.database import in_seconds
@@ -51,19 +51,25 @@ class Outlooks:
 
     async def current(self) -> Mapping[str, Outlook]:
         """By model. What stands in the way is not believed for as long as the rest."""
-        each = outlooks.c
-        fresh = (each.seen_at > in_seconds(-BELIEVED_S)).label("fresh")
-        query = select(outlooks, fresh).where(each.seen_at > in_seconds(-FORGOTTEN_S))
         async with self._engine.connect() as db:
-            rows = (await db.execute(query)).all()
-        return {
-            row.model: Outlook(
-                start_s=row.start_s,
-                usd_per_hour_low=row.usd_per_hour_low,
-                usd_per_hour_high=row.usd_per_hour_high,
-                start_usd=row.start_usd,
-                code=row.code if row.fresh else None,
-                message=row.message if row.fresh else None,
-            )
-            for row in rows
-        }
+            return await known(db)
+
+
+async def known(db: AsyncConnection) -> Mapping[str, Outlook]:
+    """See :meth:`Outlooks.current`."""
+    return {
+        row.model: Outlook(
+            start_s=row.start_s,
+            usd_per_hour_low=row.usd_per_hour_low,
+            usd_per_hour_high=row.usd_per_hour_high,
+            start_usd=row.start_usd,
+            code=row.code if row.fresh else None,
+            message=row.message if row.fresh else None,
+        )
+        for row in await db.execute(_KNOWN)
+    }
+
+
+_KNOWN = select(outlooks, (outlooks.c.seen_at > in_seconds(-BELIEVED_S)).label("fresh")).where(
+    outlooks.c.seen_at > in_seconds(-FORGOTTEN_S)
+)

@@ -90,6 +90,7 @@ class JobStore:
             "stage": Stage.QUEUED,
             "model": new.model,
             "params": dict(new.params),
+            "effort": new.effort,
             "sources": dict(new.sources),
             "uploads": dict(new.uploads),
             "user_id": new.user_id,

@@ -48,6 +48,8 @@ jobs = Table(
     Column("progress", Double, nullable=False, server_default="0"),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("params", JSONB, nullable=False, server_default="{}"),
+    #: How much of the GPU's time its parameters ask for: 1 is a job of the model that leaves all at their defaults.
+    Column("effort", Double, nullable=False, server_default="1"),
     Column("sources", JSONB, nullable=False, server_default="{}"),
     Column("uploads", JSONB, nullable=False, server_default="{}"),
     #: Null until intake has verified and stored every input.
@@ -261,6 +263,8 @@ runs = Table(
     Column("model", Text, nullable=False),
     #: Ray's cloud instance id, which is the id of the fleet's slot.
     Column("node", Text, nullable=False),
+    #: The job's.
+    Column("effort", Double, nullable=False),
     #: Null while it goes on.
     _timestamp("ended_at"),
     #: Seconds for which the GPU was this attempt's: as reported, else all of them.

@@ -27,8 +27,8 @@ $$;
 
 CREATE FUNCTION begin_run() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO runs (job_id, attempt, started_at, model, node)
-    VALUES (NEW.id, NEW.attempt, now(), NEW.model, NEW.node);
+    INSERT INTO runs (job_id, attempt, started_at, model, node, effort)
+    VALUES (NEW.id, NEW.attempt, now(), NEW.model, NEW.node, NEW.effort);
     RETURN NULL;
 END $$;
 
@@ -137,6 +137,7 @@ def _moment(name: str, **options: object) -> "sa.Column[object]":
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("node", sa.Text(), server_default="", nullable=False))
+    op.add_column("jobs", sa.Column("effort", sa.Double(), server_default="1", nullable=False))
     op.create_index("rentals_of_slot", "rentals", ["slot_id"])
     op.create_table(
         "runs",
@@ -145,6 +146,7 @@ def upgrade() -> None:
         _moment("started_at", nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("effort", sa.Double(), nullable=False),
         _moment("ended_at", nullable=True),
         sa.Column("busy_s", sa.Double(), nullable=True),
         sa.Column("outcome", sa.Text(), nullable=True),
@@ -190,4 +192,5 @@ def downgrade() -> None:
     op.drop_table("outlooks")
     op.drop_table("runs")
     op.drop_index("rentals_of_slot", table_name="rentals")
+    op.drop_column("jobs", "effort")
     op.drop_column("jobs", "node")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +13,16 @@ from unittest.mock import patch
 import httpx
 import pytest
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
+from prometheus_client.core import Metric
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from standardwebhooks import Webhook
 
 from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
+from serve_app.jobs import fleet_metrics
 from serve_app.jobs.conditions import Condition
 from serve_app.jobs.database import connect
+from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
@@ -37,6 +40,7 @@ SECRET = {"x-webhook-secret": "the-worker-secret"}
 PROTECTED = [
     ("POST", "/api/v1/generate"),
     ("GET", "/api/v1/models"),
+    ("GET", "/api/v1/estimate"),
     ("GET", "/api/v1/jobs"),
     ("GET", "/api/v1/jobs/x"),
     ("POST", "/api/v1/jobs/x/cancel"),
@@ -485,6 +489,53 @@ async def test_metrics_are_open(anyone: httpx.AsyncClient, services: Services) -
     lines = answer.text.splitlines()
     assert 'video_jobs_total{code="",model="ltx2",status="completed"} 1.0' in lines
     assert 'video_queue_depth{model="ltx2",status="processing"} 1.0' in lines
+
+
+async def test_metrics_and_health_tell_of_rented_machines(anyone: httpx.AsyncClient, services: Services) -> None:
+    outlook = Outlook(start_s=300, code="cap_reached", message="$1.20 of $1.00 per hour")
+    await Outlooks(services.engine).note("ltx2", outlook)
+    lines = (await anyone.get("/metrics")).text.splitlines()
+    assert 'video_waits{code="cap_reached",model="ltx2"} 1.0' in lines
+    assert "# TYPE video_node_cost_usd_total counter" in lines
+    health = (await anyone.get("/health")).json()
+    assert (health["models"]["ltx2"], health["details"]["ltx2"]) == ("waiting", "$1.20 of $1.00 per hour")
+
+
+async def test_a_model_that_works_says_why_it_gets_no_further_machine(
+    anyone: httpx.AsyncClient, services: Services, cluster: FakeCluster
+) -> None:
+    cluster.states["ltx2"] = replace(cluster.states["ltx2"], running_replicas=1)
+    outlook = Outlook(start_s=300, code="cap_reached", message="2 of 2 nodes")
+    await Outlooks(services.engine).note("ltx2", outlook)
+    answer = await anyone.get("/health")
+    health = answer.json()
+    assert (answer.status_code, health["models"]["ltx2"], health["details"]) == (200, "ok", {"ltx2": "2 of 2 nodes"})
+
+
+async def test_a_model_without_weights_is_down(anyone: httpx.AsyncClient, services: Services) -> None:
+    outlook = Outlook(start_s=300, code="weights_unavailable", message="LTX2_WEIGHTS is not set")
+    await Outlooks(services.engine).note("ltx2", outlook)
+    health = (await anyone.get("/health")).json()
+    assert (health["models"]["ltx2"], health["details"]["ltx2"]) == ("down", "LTX2_WEIGHTS is not set")
+
+
+async def test_sums_over_all_bills_are_asked_for_once_a_minute(
+    anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take longer the more was ever rented, and anybody may ask."""
+    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
+    asked = 0
+    totals = fleet_metrics.totals
+
+    async def counted(db: AsyncConnection) -> Sequence[Metric]:
+        nonlocal asked
+        asked += 1
+        return await totals(db)
+
+    monkeypatch.setattr(fleet_metrics, "totals", counted)
+    for _ in range(3):
+        assert (await anyone.get("/metrics")).status_code == 200
+    assert asked == 1
 
 
 # -------------------------------------------------------------------- schema

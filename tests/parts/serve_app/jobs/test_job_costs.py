@@ -84,7 +84,7 @@ def fill(db: psycopg.Connection, fleet: Fleet) -> None:
         end = None if run.busy_s is None else NOW
         how = None if run.busy_s is None else "failed"
         db.execute(
-            "INSERT INTO runs VALUES (%s, %s, %s, 'ltx2', %s, %s, %s, %s)",
+            "INSERT INTO runs VALUES (%s, %s, %s, 'ltx2', %s, 1, %s, %s, %s)",
             (run.job, attempt, NOW, run.node, end, run.busy_s, how),
         )
     for job, ended in fleet.ended.items():
@@ -205,7 +205,7 @@ def test_the_cost_of_one_job_is_found_without_adding_up_all(db: psycopg.Connecti
         " FROM generate_series(1, 3000) n"
     )
     db.execute(
-        "INSERT INTO runs SELECT n, 1, now(), 'ltx2', 1 + n / 10, now(), 1, 'completed'"
+        "INSERT INTO runs SELECT n, 1, now(), 'ltx2', 1 + n / 10, 1, now(), 1, 'completed'"
         " FROM generate_series(1, 20000) n"
     )
     for relation in ("rentals", "node_costs", "runs", "jobs"):

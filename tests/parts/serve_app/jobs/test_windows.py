@@ -24,7 +24,8 @@ async def learn(engine: AsyncEngine, *seconds: float, model: str = "ltx2", outco
     for number, busy_s in enumerate(seconds):
         await execute(
             engine,
-            "INSERT INTO runs SELECT :id, 1, now(), :model, 'slot', now() + make_interval(secs => :n), :busy, :outcome",
+            "INSERT INTO runs SELECT :id, 1, now(), :model, 'slot', 2, now() + make_interval(secs => :n), :busy,"
+            " :outcome",
             id=f"{outcome} {number}",
             model=model,
             n=number,
@@ -113,6 +114,8 @@ async def test_a_job_s_time_is_the_middle_of_the_latest_videos(store: JobStore, 
     assert await run_s() == 100
     await execute(engine, "DELETE FROM runs WHERE busy_s = 100")
     assert await run_s() == 140
+    # All of them asked for twice as much as usual.
+    assert (await demands(engine, ["ltx2"]))["ltx2"].unit_s == 70
 
 
 async def test_the_backlog_is_what_waits_and_what_runs(store: JobStore, engine: AsyncEngine) -> None:

@@ -1,0 +1,65 @@
+"""``GET /api/v1/estimate``: when a video would be done, and what it would cost."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from deployments.registry import MODELS
+from serve_app.api.auth import ApiKey
+from serve_app.api.errors import InvalidRequest, Unauthorized
+from serve_app.api.problems import documented
+from serve_app.api.schemas import EstimateView
+from serve_app.jobs.conditions import EVERY_MODEL
+from serve_app.jobs.forecast import CostRange, forecasts
+from serve_app.services import Services, ServicesOf
+
+router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
+
+
+@router.get(
+    "/estimate",
+    operation_id="estimate",
+    response_model_exclude_none=True,
+    responses=documented(Unauthorized, InvalidRequest),
+)
+async def estimate(
+    request: Request, services: ServicesOf, model: Annotated[str, Query(description="See `GET /api/v1/models`.")]
+) -> EstimateView:
+    """What a job would cost and how long it would take if it were submitted now. Nothing is submitted.
+
+    Parameters of `generate` may be given in the query, e.g. `?model=ltx2&duration=10&recipe=quality`; those that are
+    not have their defaults.
+    """
+    if model not in MODELS:
+        raise InvalidRequest(f"model: unknown; there are {', '.join(MODELS)}.", param="model")
+    spec = MODELS[model]
+    given = {name: value for name, value in request.query_params.items() if name != "model"}
+    try:
+        params = spec.params.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors()]
+        ) from error
+    counts = (await services.queue.counts()).get(model, {})
+    current = await services.conditions.current()
+    condition = current.get(EVERY_MODEL) or current.get(model)
+    eta, cost = await foreseen(model, spec.effort(params), services)
+    return EstimateView(
+        model=model,
+        jobs_ahead=counts.get("queued", 0) + counts.get("processing", 0),
+        eta_seconds=eta,
+        cost_estimate_usd=cost,
+        wait_code=condition and condition.code,
+        wait_reason=condition and condition.message,
+    )
+
+
+async def foreseen(model: str, effort: float, services: Services) -> tuple[float | None, CostRange | None]:
+    """Seconds and dollars for one more job; None: not known."""
+    found = (await forecasts(services.engine, [model])).get(model)
+    if found is None:
+        return None, None
+    eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
+    return eta_s, found.cost_usd(effort, services.settings.max_idle_seconds)
