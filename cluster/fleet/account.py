@@ -1,8 +1,9 @@
 """What the provider says of our account: what is left to spend, and what it has charged."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
@@ -15,6 +16,9 @@ from cluster.fleet.waiting import Reason, Wait
 
 log = structlog.get_logger()
 
+#: Told of what happens: a name, and facts that go with it. Never waits, and never raises.
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
 #: After midnight UTC: by then the day before is charged.
 _CHARGED_AFTER = timedelta(hours=6)
 #: After a failure.
@@ -24,8 +28,12 @@ _AGAIN = timedelta(hours=1)
 class Account:
     """Looked at by each pass, which asks the provider now and then."""
 
-    def __init__(self, provider: Provider, books: Books, limits: Limits, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, provider: Provider, books: Books, limits: Limits, now: Callable[[], datetime], on_event: OnEvent
+    ) -> None:
         self._provider, self._books, self._limits, self._now = provider, books, limits, now
+        self._on_event = on_event
+        self._low = False
         #: Dollars left to spend; None: not known yet.
         self.credit_usd: float | None = None
         #: Of the last comparison with the charges, those that differ.
@@ -62,7 +70,19 @@ class Account:
             self.credit_usd = await self._provider.credit()
         except ProviderError as error:
             log.warning("fleet.credit_unknown", reason=str(error))
+        else:
+            self._tell(self.credit_usd)
         self._credit_wanted_at = self._now() + timedelta(seconds=self._limits.account_pause_s)
+
+    def _tell(self, credit_usd: float) -> None:
+        """Once when it falls below the limit, and once when it is back."""
+        limit_usd = self._limits.low_credit_usd
+        if (credit_usd < limit_usd) is self._low:
+            return
+        self._low = not self._low
+        name = "credit_low" if self._low else "credit_back"
+        log.warning(f"fleet.{name}", credit_usd=credit_usd, limit_usd=limit_usd)
+        self._on_event(name, {"credit_usd": credit_usd, "limit_usd": limit_usd})
 
     async def _compare(self) -> None:
         now = self._now()

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from cluster.fleet.account import Account
+from cluster.fleet.account import Account, OnEvent
 from cluster.fleet.books import Books, Deposed
 from cluster.fleet.caps import Caps
 from cluster.fleet.decide import Decision, End, Listing, Situation, decide
@@ -44,6 +44,10 @@ def system_now() -> datetime:
     return datetime.now(UTC)
 
 
+def nobody(name: str, facts: Mapping[str, Any]) -> None:
+    """Hears of nothing."""
+
+
 class Fleet:
     """Begin with :meth:`start`; then :meth:`run`, or :meth:`reconcile` again and again; :meth:`close` at the end.
 
@@ -60,8 +64,13 @@ class Fleet:
         limits: Limits | None = None,
         prefix: str,
         now: Callable[[], datetime] = system_now,
+        on_event: OnEvent = nobody,
     ) -> None:
-        """``prefix`` is this deployment's alone: what is unknown and has a label that begins with it is destroyed."""
+        """``prefix`` is this deployment's alone: what is unknown and has a label that begins with it is destroyed.
+
+        ``on_event`` hears ``credit_low`` and ``credit_back``, with ``credit_usd`` and ``limit_usd``: once each, and
+        anew after a restart.
+        """
         self._provider, self._door, self._caps, self._now = provider, door, caps, now
         self._limits = limits or Limits()
         self._prefix = prefix
@@ -80,7 +89,7 @@ class Fleet:
             now=now,
         )
         self._guests: Sequence[Guest] = ()
-        self._account = Account(provider, books, self._limits, now)
+        self._account = Account(provider, books, self._limits, now, on_event)
         #: By label.
         self._reports: defaultdict[str, deque[Report]] = defaultdict(lambda: deque(maxlen=_REPORTS))
         self._seen: dict[str, datetime] = {}

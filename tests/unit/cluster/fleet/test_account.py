@@ -1,4 +1,4 @@
-"""What the provider says of the account: its charges beside the ledger."""
+"""What the provider says of the account: what is left to spend, and its charges beside the ledger."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cluster.fleet.books import Deposed
+from cluster.fleet.limits import Limits
 from cluster.fleet.reconcile import Booked, compare
 from tests.fakes.books import MemoryBooks
 from tests.fakes.vast import Scenario
@@ -47,6 +48,24 @@ def test_what_is_in_no_charge_is_waited_for_and_then_was_free() -> None:
     assert (found.charged_usd, found.differs) == (0.0, True)
     (free,) = compare([booked(0.0, ended_days_ago=3.1)], {}, NOW)
     assert not free.differs
+
+
+@virtual
+async def test_low_credit_is_told_once_and_once_that_it_is_back() -> None:
+    world = World(limits=Limits(low_credit_usd=7.0))
+    await world.start()
+    for deposit in (9.0, 6.5, 6.0, 5.0, 8.0, 9.0, 6.0):
+        world.vast.deposit = deposit
+        await world.passes(32)
+    assert world.events == [
+        ("credit_low", {"credit_usd": 6.5, "limit_usd": 7.0}),
+        ("credit_back", {"credit_usd": 8.0, "limit_usd": 7.0}),
+        ("credit_low", {"credit_usd": 6.0, "limit_usd": 7.0}),
+    ]
+    # Not to know is no news.
+    world.server.fail("account", *[Fault()] * 8)
+    await world.passes(40)
+    assert len(world.events) == 3
 
 
 async def spent(count: int = 2) -> World:
