@@ -10,7 +10,8 @@ time, and the next one if that fails before it has worked; or two that race, whe
 - ``provider`` is all that is asked of whoever rents out machines; ``cluster.vast.provider`` is the one there is.
 - ``door`` is all that is asked of the mesh: let a node in, shut it out.
 - ``decide`` looks at everything once and says what is to be done; it does nothing. ``limits`` are its numbers.
-- ``caps`` say what may be spent, ``ledger`` what was, by the second.
+- ``caps`` say what may be spent, ``ledger`` what was, by the second; ``account`` is what the provider says of both,
+  and ``reconcile`` holds its charges against the ledger.
 - ``books`` keep all that in PostgreSQL (``tables``), where only the head that leads may write.
 - ``fleet`` carries it out, pass after pass.
 """

@@ -7,13 +7,14 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cluster.fleet.caps import Caps, room
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, midnight
+from cluster.fleet.reconcile import Booked
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.tables import blocked_hosts, breakers, fleet_terms, node_costs, rentals
 from cluster.fleet.terms import Terms
@@ -53,6 +54,14 @@ class Books(Protocol):
 
     async def cold_starts(self, most: int) -> Mapping[str, Sequence[float]]:
         """By node type: seconds from the reservation to the first moment of work, of so many at most, newest first."""
+        ...
+
+    async def uncharged(self, before: datetime) -> Sequence[Booked]:
+        """What was rented and ended before then, and of which it is not known yet what was charged for it."""
+        ...
+
+    async def charge(self, usd: Mapping[str, float]) -> None:
+        """What was charged for rentals, by label."""
         ...
 
     async def spent(self, since: datetime) -> float:
@@ -119,6 +128,20 @@ class PostgresBooks:
                 found[row.node_type].append(float(row.seconds))
         return found
 
+    async def uncharged(self, before: datetime) -> Sequence[Booked]:
+        each, cost = rentals.c, node_costs.c
+        usd = func.coalesce(func.sum(cost.gpu_usd + cost.storage_usd + cost.bandwidth_usd), 0.0)
+        query = select(each.label, each.instance, each.begun_at, each.ended_at, usd.label("usd"))
+        query = query.select_from(rentals.outerjoin(node_costs)).group_by(each.label)
+        query = query.where(each.charged_usd.is_(None), each.instance.is_not(None), each.ended_at < before)
+        async with self._engine.connect() as db:
+            return [Booked(**row._mapping) for row in await db.execute(query.order_by(each.ended_at))]
+
+    async def charge(self, usd: Mapping[str, float]) -> None:
+        async with self._writing() as db:
+            for label, amount in usd.items():
+                await db.execute(update(rentals).where(rentals.c.label == label).values(charged_usd=amount))
+
     async def spent(self, since: datetime) -> float:
         async with self._engine.connect() as db:
             return await _spent(db, since)
@@ -184,6 +207,8 @@ def _row(rental: Rental) -> dict[str, Any]:
 
 def _rental(row: Any) -> Rental:
     found = dict(row._mapping)
+    # The provider's, and no part of a rental's life.
+    del found["charged_usd"]
     terms = Terms(**{name: found.pop(name) for name in _PRICES})
     why = found.pop("why")
     return Rental(**{**found, "state": State(found["state"])}, terms=terms, why=None if why is None else Why(why))

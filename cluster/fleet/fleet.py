@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import structlog
 
+from cluster.fleet.account import Account, OnEvent
 from cluster.fleet.books import Books, Deposed
 from cluster.fleet.caps import Caps
 from cluster.fleet.decide import Decision, End, Listing, Situation, decide
@@ -25,6 +26,7 @@ from cluster.fleet.gates import Breaker, Gates
 from cluster.fleet.ledger import midnight, moved
 from cluster.fleet.limits import BIDS_FAILED, Limits
 from cluster.fleet.provider import Provider, ProviderError
+from cluster.fleet.reconcile import Compared
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.renting import Renting
 from cluster.fleet.report import Report
@@ -40,6 +42,10 @@ _REPORTS = 64
 
 def system_now() -> datetime:
     return datetime.now(UTC)
+
+
+def nobody(name: str, facts: Mapping[str, Any]) -> None:
+    """Hears of nothing."""
 
 
 class Fleet:
@@ -58,8 +64,13 @@ class Fleet:
         limits: Limits | None = None,
         prefix: str,
         now: Callable[[], datetime] = system_now,
+        on_event: OnEvent = nobody,
     ) -> None:
-        """``prefix`` is this deployment's alone: what is unknown and has a label that begins with it is destroyed."""
+        """``prefix`` is this deployment's alone: what is unknown and has a label that begins with it is destroyed.
+
+        ``on_event`` hears ``credit_low`` and ``credit_back``, with ``credit_usd`` and ``limit_usd``: once each, and
+        anew after a restart.
+        """
         self._provider, self._door, self._caps, self._now = provider, door, caps, now
         self._limits = limits or Limits()
         self._prefix = prefix
@@ -78,9 +89,7 @@ class Fleet:
             now=now,
         )
         self._guests: Sequence[Guest] = ()
-        #: Dollars that the provider's account has left; None: not known yet.
-        self.credit_usd: float | None = None
-        self._credit_wanted_at = now()
+        self._account = Account(provider, books, self._limits, now, on_event)
         #: By label.
         self._reports: defaultdict[str, deque[Report]] = defaultdict(lambda: deque(maxlen=_REPORTS))
         self._seen: dict[str, datetime] = {}
@@ -101,6 +110,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Whatever is being rented stays as it is in the books, and whoever comes next resolves it."""
+        await self._account.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -169,6 +179,16 @@ class Fleet:
         slots = {each.node_type: each.waiting for each in reversed(self._slots.all) if each.waiting is not None}
         return {**slots, **self._closed(self._now())}
 
+    @property
+    def credit_usd(self) -> float | None:
+        """Dollars that the provider's account has left; None: not known yet."""
+        return self._account.credit_usd
+
+    @property
+    def differences(self) -> Sequence[Compared]:
+        """Rentals for which the provider has charged something else than the books say, of the last comparison."""
+        return self._account.differences
+
     def cold_start_s(self, node_type: str) -> float | None:
         """Seconds from the decision to rent to the first moment of work: the median of late; None: there was none."""
         starts = self._roll.cold_starts.get(node_type)
@@ -195,21 +215,12 @@ class Fleet:
         """One pass. Raises what the books and the door do."""
         self._reap()
         self._guests = await self._door.guests()
-        await self._look_at_credit()
+        await self._account.look()
         listing = await self._list()
         for label in tuple(self._reports):
             if label not in self._renting.labels:
                 await self._listen(label)
         await self._carry_out(decide(await self._situation(listing)))
-
-    async def _look_at_credit(self) -> None:
-        if self._now() < self._credit_wanted_at:
-            return
-        try:
-            self.credit_usd = await self._provider.credit()
-        except ProviderError as error:
-            log.warning("fleet.credit_unknown", reason=str(error))
-        self._credit_wanted_at = self._now() + timedelta(seconds=self._limits.account_pause_s)
 
     async def _list(self) -> Listing | None:
         asked_at = self._now()
@@ -273,7 +284,8 @@ class Fleet:
 
     def _closed(self, now: datetime) -> Mapping[str, Wait]:
         """By type: what is in the way of all of its slots."""
-        gates, broke = self._gates.closed(now), self._broke()
+        gates = self._gates.closed(now)
+        broke = self._account.broke(sum(each.terms.usd_per_hour for each in self._roll.rentals.values()))
         types = {*self._caps.nodes, *gates, *(slot.node_type for slot in self._slots.all)}
         found = {
             each: gates.get(each)
@@ -283,13 +295,6 @@ class Fleet:
             for each in types
         }
         return {node_type: wait for node_type, wait in found.items() if wait is not None}
-
-    def _broke(self) -> Wait | None:
-        hour_usd = sum(each.terms.usd_per_hour for each in self._roll.rentals.values())
-        # Without credit the provider stops what runs, in the middle of its work.
-        if self.credit_usd is not None and self.credit_usd <= hour_usd:
-            return Wait(Reason.NO_CREDIT, f"${self.credit_usd:.2f} left", self._credit_wanted_at)
-        return None
 
     async def _carry_out(self, decision: Decision) -> None:
         for slot in decision.lost:

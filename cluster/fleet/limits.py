@@ -61,6 +61,8 @@ class Limits:
     missing_s: float = 60.0
     #: From the reservation on, until what is in no list was not rented: ``rent_s``, then ``missing_s``, and a rest.
     unclear_s: float = 360.0
+    #: Dollars; whoever has less left is told so.
+    low_credit_usd: float = 5.0
     #: For one call that rents.
     rent_s: float = 240.0
     #: Failures of a type in a row before it pauses, and the first pause, which doubles up to the longest.

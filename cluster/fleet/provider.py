@@ -127,3 +127,7 @@ class Provider(Protocol):
     async def credit(self) -> float:
         """Dollars left to spend."""
         ...
+
+    async def charges(self, since: datetime) -> Mapping[str, float] | None:
+        """Dollars charged since that day began (UTC), by instance, gone ones too. None: this provider does not say."""
+        ...

@@ -71,6 +71,8 @@ rentals = Table(
     _moment("stretch_at", there=True),
     _amount("stretch_down"),
     _amount("stretch_up"),
+    #: By the provider itself; null until it has said so.
+    Column("charged_usd", Double),
     CheckConstraint("(state = 'ended') = (ended_at IS NOT NULL)", name="rentals_end_is_dated"),
     CheckConstraint("state NOT IN ('ending', 'ended') OR why IS NOT NULL", name="rentals_end_has_a_reason"),
     CheckConstraint("(instance IS NULL) = (begun_at IS NULL)", name="rentals_begin_is_dated"),

@@ -1,4 +1,4 @@
-"""A client of Vast's REST API: what can be rented, renting it, what is rented, giving it back, what is left to spend.
+"""A client of Vast's REST API: what can be rented, renting it, what is rented, giving it back, what that costs.
 
 ::
 
@@ -8,6 +8,10 @@
         await vast.destroy(instance.id)
 """
 
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,6 +32,9 @@ log = structlog.get_logger()
 
 #: Instances per page: Vast's limit.
 _PAGE = 25
+#: The same of charges.
+_CHARGES_PAGE = 100
+_DAY_S = 86400
 #: Pages after which a list that still goes on is taken for one that turns in circles.
 _MOST_PAGES = 200
 
@@ -139,6 +146,30 @@ class VastClient:
             raise Unavailable("Vast's answer names no credit.")
         return float(credit)
 
+    async def charges(self, since: datetime, until: datetime) -> Mapping[int, float]:
+        """Dollars by instance, gone ones too, of the days (UTC) on which these moments are and those between them.
+
+        Vast rounds them, and the last hours may be missing.
+        """
+        begin, end = since.timestamp() // _DAY_S * _DAY_S, (until.timestamp() // _DAY_S + 1) * _DAY_S - 1
+        days = {"day": {"gte": int(begin), "lte": int(end)}, "type": {"in": ["instance"]}}
+        found: defaultdict[int, float] = defaultdict(float)
+        params = {"select_filters": json.dumps(days), "limit": str(_CHARGES_PAGE)}
+        tokens: set[str] = set()
+        for _ in range(_MOST_PAGES):
+            answer = await self._exchange.repeatable(Endpoint.CHARGES, "GET", "/api/v0/charges/", params=params)
+            for record in _records(answer, "results"):
+                instance_id, usd = _charge(record)
+                found[instance_id] += usd
+            token = (answer.data or {}).get("next_token")
+            if not token:
+                return found
+            if str(token) in tokens:
+                break
+            tokens.add(str(token))
+            params = {**params, "after_token": str(token)}
+        raise Unavailable("Vast's list of charges does not end.")
+
 
 class _Unreadable(Exception):
     """Names the fields at fault, not what is in them: a record may hold anything."""
@@ -158,6 +189,16 @@ def _instance(record: Any) -> Instance:
     except _Unreadable as error:
         # Passing it over would hide a machine that costs money.
         raise Unavailable(f"A record of an instance can't be read ({error}).") from None
+
+
+def _charge(record: Any) -> tuple[int, float]:
+    """Whose it is, and dollars."""
+    try:
+        number = str(record["source"]).removeprefix("instance-")
+        return int(number), float(record["amount"])
+    except (KeyError, TypeError, ValueError):
+        # Passing it over would make a sum that is too small.
+        raise Unavailable("A record of a charge can't be read.") from None
 
 
 def _records(answer: Answer, name: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """When the next request may go out. Vast wants an interval between requests to each endpoint, by key and address.
 
 What it wants is in its documentation (seconds): list and show 1 to 2, destroy 3, create 4.5 and 12 after one that came
-too early. For search and the account it gives none.
+too early. For search, the account and charges it gives none.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ class Endpoint(StrEnum):
     SHOW = "show"
     DESTROY = "destroy"
     ACCOUNT = "account"
+    CHARGES = "charges"
 
 
 #: Seconds from the end of a request to the next one of its kind.
@@ -31,6 +32,7 @@ INTERVALS_S: Mapping[Endpoint, float] = {
     Endpoint.SHOW: 2.0,
     Endpoint.DESTROY: 3.2,
     Endpoint.ACCOUNT: 2.0,
+    Endpoint.CHARGES: 2.0,
 }
 
 

@@ -118,6 +118,11 @@ class VastProvider:
         with _translated():
             return await self._client.credit()
 
+    async def charges(self, since: datetime) -> Mapping[str, float]:
+        with _translated():
+            charges = await self._client.charges(since, self._clock.now())
+        return {str(instance): usd for instance, usd in charges.items()}
+
     async def _offers(self, node: NodeType, *, bid: bool) -> tuple[Offer, ...]:
         market = self._markets[node.name, bid]
         async with market.turn:

@@ -9,6 +9,7 @@ from cluster.fleet.books import Deposed
 from cluster.fleet.caps import Caps, room
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, midnight
+from cluster.fleet.reconcile import Booked
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.waiting import Wait
 
@@ -22,6 +23,8 @@ class Shelf:
         self.stretches: dict[tuple[str, datetime], Stretch] = {}
         self.hosts: dict[str, tuple[Why, datetime]] = {}
         self.breakers: dict[str, Breaker] = {}
+        #: Dollars, by label.
+        self.charged: dict[str, float] = {}
 
     def usd(self, label: str, *, bandwidth: bool = True) -> float:
         """What one rental has cost."""
@@ -71,6 +74,24 @@ class MemoryBooks:
             if each.worked_at is not None and len(found[each.node_type]) < most:
                 found[each.node_type].append((each.worked_at - each.reserved_at).total_seconds())
         return found
+
+    async def uncharged(self, before: datetime) -> Sequence[Booked]:
+        return [
+            Booked(
+                label=each.label,
+                instance=each.instance,
+                begun_at=each.begun_at,
+                ended_at=each.ended_at,
+                usd=self.shelf.usd(each.label),
+            )
+            for each in sorted(self.shelf.rentals.values(), key=lambda each: each.ended_at or before)
+            if each.instance is not None and each.begun_at is not None and each.label not in self.shelf.charged
+            if each.ended_at is not None and each.ended_at < before
+        ]
+
+    async def charge(self, usd: Mapping[str, float]) -> None:
+        self._check()
+        self.shelf.charged.update(usd)
 
     async def spent(self, since: datetime) -> float:
         done = [each for each in self.shelf.stretches.values() if each.begun_at >= since]

@@ -19,8 +19,9 @@ KEY = "account-key-of-the-test"
 #: Offers in an answer, whatever limit is asked for.
 SEARCH_CAP = 64
 LIST_CAP = 25
+CHARGES_CAP = 100
 #: Seconds between two requests that Vast's documentation wants, by endpoint.
-PACING_S = {"search": 1.0, "rent": 4.5, "list": 1.0, "show": 1.0, "destroy": 3.0, "account": 1.0}
+PACING_S = {"search": 1.0, "rent": 4.5, "list": 1.0, "show": 1.0, "destroy": 3.0, "account": 1.0, "charges": 1.0}
 _MONTH_S = 730 * 3600
 _OPERATORS = {
     **{"eq": operator.eq, "neq": operator.ne, "gt": operator.gt, "gte": operator.ge},
@@ -121,6 +122,8 @@ class Contract:
     #: Beside the image's.
     bytes_down: float = 0.0
     bytes_up: float = 0.0
+    #: What is charged for it and was not to be expected.
+    surcharge_usd: float = 0.0
 
     def age(self, now: float) -> float:
         return (now if self.ended is None else self.ended) - self.begun
@@ -157,6 +160,20 @@ class Contract:
             "gpu": self.dph_base * gpu_s / 3600,
             "storage": disk * self.offer["storage_cost"] * age / _MONTH_S,
             "bandwidth": traffic / 1e9,
+        }
+
+    def charged(self, now: float) -> dict[str, Any]:
+        """As the API shows its bill."""
+        names = {"gpu": "gpu", "storage": "disk", "bandwidth": "bwd"}
+        items = [
+            {"type": names[meter], "source": None, "amount": round(usd, 3), "metadata": {}, "items": []}
+            for meter, usd in self.bill(now).items()
+        ]
+        return {
+            **{"start": self.start_date, "end": self.start_date + self.age(now), "type": "instance"},
+            **{"source": f"instance-{self.id}", "description": f"Instance {self.id} Charges"},
+            **{"amount": round(sum(self.bill(now).values()) + self.surcharge_usd, 3)},
+            **{"metadata": {"label": self.label}, "items": items},
         }
 
     def record(self, now: float) -> dict[str, Any]:
@@ -310,6 +327,20 @@ class FakeVast:
         if self.hosts is not None:
             self.hosts.end(contract)
         return {"success": True}
+
+    def charges(self, filters: Mapping[str, Any], limit: int, after: int) -> dict[str, Any]:
+        """A row for each contract: what its meters have counted, in thousandths of dollars. Days are whole ones."""
+        day, kinds = filters.get("day", {}), filters.get("type", {}).get("in", ["instance"])
+        if day.keys() != {"gte", "lte"} or kinds != ["instance"]:
+            raise Wrong(400, "invalid_args", "select_filters: day.gte and day.lte are required")
+        now = self.clock.monotonic()
+        mine = [each for each in self.contracts.values() if day["gte"] <= each.start_date <= day["lte"]]
+        page = [each for each in mine if each.id > after][: min(limit, CHARGES_CAP)]
+        more = bool(page) and page[-1].id < mine[-1].id
+        return {
+            **{"success": True, "count": len(page), "total": len(mine)},
+            **{"next_token": str(page[-1].id) if more else None, "results": [each.charged(now) for each in page]},
+        }
 
     def account(self) -> dict[str, Any]:
         return {"id": 7, "email": "me@example.com", "credit": self.credit(), "balance": 0.0, "ssh_key": ""}

@@ -146,6 +146,9 @@ class VastServer:
                 return self.vast.show(number)
             case "destroy":
                 return self.vast.destroy(number)
+            case "charges":
+                filters = json.loads(query.get("select_filters", "{}"))
+                return self.vast.charges(filters, int(query.get("limit", "20")), int(query.get("after_token", "0")))
             case _:
                 return self.vast.account()
 
@@ -163,4 +166,5 @@ def _endpoint(method: str, path: str) -> str | None:
         ("GET", "api", "v0", "instances", True): "show",
         ("DELETE", "api", "v0", "instances", True): "destroy",
         ("GET", "api", "v0", "users", False): "account",
+        ("GET", "api", "v0", "charges", False): "charges",
     }.get((*kind, number))

@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster.fleet.caps import Caps
 from cluster.fleet.door import Admission, DoorFull, Guest
@@ -93,6 +94,7 @@ class World:
         self.server = VastServer(self.vast)
         self.shelf, self.door = Shelf(), MemoryDoor()
         self._numbers = itertools.count(1)
+        self.events: list[tuple[str, Mapping[str, Any]]] = []
 
     async def start(self) -> Fleet:
         client = connect(VastClient(KEY, "http://vast.test", clock=self.clock), self.server)
@@ -106,6 +108,7 @@ class World:
             limits=self.limits,
             prefix=PREFIX,
             now=self.clock.now,
+            on_event=lambda name, facts: self.events.append((name, facts)),
         )
         await self.fleet.start()
         return self.fleet

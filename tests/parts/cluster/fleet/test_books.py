@@ -14,6 +14,7 @@ from cluster.fleet.books import Books, Deposed, PostgresBooks
 from cluster.fleet.caps import Caps
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import moved, so_far
+from cluster.fleet.reconcile import Booked
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.terms import Terms
 from cluster.fleet.waiting import Reason
@@ -124,6 +125,31 @@ async def test_how_long_starts_took_is_known_by_type_and_the_last_ones_only(book
     assert await another().cold_starts(2) == {"gpu": [400.0, 300.0], "other": [200.0]}
 
 
+async def test_what_was_charged_is_asked_for_once_it_has_ended_and_until_it_is_known(
+    books: Books, another: Another
+) -> None:
+    ended = {"state": State.ENDED, "why": Why.DISMISSED, "begun_at": NOW, "destroyed_at": later(3600)}
+    for number in (1, 2, 3):
+        rental = replace(reservation(number), instance=str(number), begun_at=NOW, state=State.IDLE)
+        roomy = replace(CAPS, usd_per_hour=9)
+        assert await books.reserve(reservation(number), roomy) is None
+        # The third runs on; the second costs nothing.
+        if number < 3:
+            _, done = so_far(rental, later(3600))
+            await books.write([replace(rental, ended_at=later(3600 + number), **ended)], done if number == 1 else ())
+    assert await another().uncharged(later(3601)) == []
+    first, second = await another().uncharged(later(7200))
+    assert first == Booked(label="test-1", instance="1", begun_at=NOW, ended_at=later(3601), usd=pytest.approx(0.4))
+    assert (second.label, second.usd) == ("test-2", 0)
+    await books.charge({"test-1": 0.41, "test-2": 0.0})
+    assert await another().uncharged(later(7200)) == []
+    # It is no part of the rental itself.
+    found = await another().find("test-1")
+    assert found is not None
+    await books.write([found])
+    assert await another().uncharged(later(7200)) == []
+
+
 async def test_machines_that_failed_and_types_that_pause_are_remembered(books: Books, another: Another) -> None:
     await books.block("1", Why.STUCK, later(10))
     await books.block("2", Why.OFFLINE, later(1000))
@@ -145,6 +171,7 @@ async def test_who_was_replaced_writes_no_more(books: Books, another: Another) -
         books.write([replace(rental, door_key="mine")]),
         books.block("1", Why.STUCK, later(10)),
         books.set_breaker("gpu", Breaker(9)),
+        books.charge({rental.label: 1.0}),
         another().write([rental]),
     ):
         with pytest.raises(Deposed):

@@ -29,12 +29,14 @@ async def call(client: VastClient, endpoint: str) -> Any:
         "show": lambda: client.show(9001),
         "destroy": lambda: client.destroy(9001),
         "account": client.credit,
+        "charges": lambda: client.charges(DAY, DAY),
         "rent": lambda: client.rent(request()),
     }
     return await calls[endpoint]()
 
 
-REPEATED = ("search", "list", "show", "destroy", "account")
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
+REPEATED = ("search", "list", "show", "destroy", "account", "charges")
 ALL = (*REPEATED, "rent")
 
 
@@ -59,6 +61,41 @@ async def test_a_machine_is_found_rented_seen_and_given_back(
     assert await client.show(instance.id) is None
     assert await client.instances() == ()
     assert await client.credit() == pytest.approx(25 - sum(server.vast.bill()[9001].values()))
+
+
+async def test_charges_are_by_instance_over_whole_days_and_pages(
+    client: VastClient, server: VastServer, clock: VirtualClock
+) -> None:
+    body = {"client_id": "me", "image": "x", "disk": 33, "label": "x", "runtype": "args", "env": {}}
+    server.vast.offers = [offer(number) for number in range(1, 251)]
+    server.vast.deposit = 1000
+    for number in range(1, 251):
+        server.vast.rent(number, body)
+    clock.seconds += 3600
+    today = clock.now()
+    found = await client.charges(today, today)
+    assert found == {
+        number: pytest.approx(sum(meters.values()), abs=0.001) for number, meters in server.vast.bill().items()
+    }
+    assert server.vast.asked["charges"] == 3
+    clock.seconds += 86400
+    assert await client.charges(clock.now(), clock.now()) == {}
+    assert len(await client.charges(today, clock.now())) == 250
+
+
+@pytest.mark.parametrize("row", [{"source": "instance-7"}, {"amount": 1}, {"source": "volume-7", "amount": 1}, 7])
+async def test_a_charge_that_can_t_be_read_is_not_passed_over(
+    client: VastClient, server: VastServer, row: object
+) -> None:
+    server.fail("charges", Fault(status=200, body=json.dumps({"success": True, "results": [row]}).encode()))
+    with pytest.raises(Unavailable, match="a charge can't be read"):
+        await client.charges(DAY, DAY)
+
+
+async def test_charges_of_several_days_are_one_sum(client: VastClient, server: VastServer) -> None:
+    rows = [{"source": "instance-7", "amount": usd} for usd in (0.5, "0.25")]
+    server.fail("charges", Fault(status=200, body=json.dumps({"success": True, "results": rows}).encode()))
+    assert await client.charges(DAY, DAY) == {7: 0.75}
 
 
 async def test_what_is_sent_is_what_was_asked_for(client: VastClient, server: VastServer) -> None:
