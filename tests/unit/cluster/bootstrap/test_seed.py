@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 from cluster.bootstrap import process_one, seed
+from cluster.mesh.identity import HubIdentity
 from cluster.mesh.wire import Content, Fetch, Reason, Refused, encode
 
 
@@ -13,6 +14,8 @@ def test_it_fits_beside_other_arguments() -> None:
     # Vast.ai takes 4,096 characters of arguments and start-up script together.
     assert sum(map(len, seed.command())) <= 3500
     assert seed.command()[:2] == ("python3", "-c")
+    # Nor more than 255 in a value of the environment.
+    assert len(HubIdentity.derived(bytes(32)).invitation().token()) <= 255
 
 
 def test_it_is_the_program_without_what_only_readers_need() -> None:
