@@ -12,7 +12,7 @@ def stock_image(folder: Path, without: Collection[str], torch: str | None = None
     """Its Python, with what this one has but for the distributions ``without``; ``torch``: the version it claims."""
     missing = {*without, *(["torch"] if torch else [])}
     left_out = {Path(file).parts[0] for name in missing for file in metadata.files(name) or ()}
-    venv.create(folder, with_pip=False)
+    venv.create(folder, symlinks=True, with_pip=False)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
         for entry in source.iterdir():
