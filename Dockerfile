@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Two images from one file, so that Python, Ray and our code are the same in both:
 #   docker build --target head .   the CPU head: no torch
-#   docker build --target gpu .    a GPU node; what it runs is `video-api node join`
+#   docker build --target gpu .    a GPU node; what it runs is `video-api node join`, or what a head that rents machines says
 # Layers go from what never changes to what always does: a new version of our code is the last few megabytes.
 
 FROM python:3.11-slim-bookworm AS base
@@ -27,7 +27,8 @@ RUN pip install --no-deps -e .
 # Credentials and weights. The folder dies with the machine, as it should. Root, since that is whose rented machines' disks
 # and devices are; what is secret stays in the launcher all the same, see cluster/isolation.py.
 ENV VIDEO_API_DATA_DIR=/data
-ENTRYPOINT ["video-api", "node", "join", "--state", "/data"]
+# No entry point: rented machines are given another command (cluster/bootstrap), and providers put it behind that.
+CMD ["video-api", "node", "join", "--state", "/data"]
 
 FROM base AS head
 COPY pyproject.toml constraints.txt ./

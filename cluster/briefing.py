@@ -6,7 +6,9 @@ The hub says it to nodes, on a port that no socket listens on, here or there: wh
 import asyncio
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Self
 
 import ray
@@ -34,12 +36,20 @@ class Briefing:
     token: str = field(repr=False)
     #: Of this repository. Empty: a head from before it was told.
     version: str = ""
+    #: By class of GPU, what the autoscaler calls nodes that have it. Empty: there is none, or it is an older head.
+    node_types: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of_this_head(cls, token: str, version: str) -> Self:
+    def of_this_head(cls, token: str, version: str, node_types: Mapping[str, str] = MappingProxyType({})) -> Self:
         """As this process is, whose code is of ``version``."""
-        address = f"{HEAD.address}:{HEAD.gcs}"
-        return cls(ray=ray.__version__, python=python_version(), address=address, token=token, version=version)
+        return cls(
+            ray=ray.__version__,
+            python=python_version(),
+            address=f"{HEAD.address}:{HEAD.gcs}",
+            token=token,
+            version=version,
+            node_types=dict(node_types),
+        )
 
     @classmethod
     def parse(cls, text: bytes) -> Self:

@@ -50,7 +50,8 @@ class Environment:
         nested = sys.prefix != sys.base_prefix
         # The image's pip is seen, too: that saves seconds, and Debian's Python has none to give.
         with_pip = importlib.util.find_spec("pip") is None
-        venv.create(self._folder, system_site_packages=not nested, with_pip=with_pip)
+        # Links: a copied interpreter does not always find its libraries.
+        venv.create(self._folder, system_site_packages=not nested, symlinks=True, with_pip=with_pip)
         if nested:
             # The image's Python is itself an environment: what "system" means there is not what it has.
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"

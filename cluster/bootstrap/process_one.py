@@ -43,16 +43,23 @@ def fetch(hub: str, token: str, name: str) -> bytes:
     ):
         if hashlib.sha256(line.getpeercert(True) or b"").digest() != trusted[:32]:
             raise OSError("another hub answers")
-        # The frame Fetch of cluster.mesh.wire, from the first byte on.
-        line.sendall(struct.pack("!2sBBH32sQ", b"vm", 1, 12, 40 + len(name), trusted[32:], 0) + name.encode())
-        answer = line.makefile("rb").read()
-    # Content, and all of it.
+        line.sendall(question(trusted[32:], name))
+        return content(line.makefile("rb").read())
+
+
+def question(secret: bytes, name: str) -> bytes:
+    """The frame Fetch of :mod:`cluster.mesh.wire`, from the first byte on."""
+    return struct.pack("!2sBBH32sQ", b"vm", 1, 12, 40 + len(name), secret, 0) + name.encode()
+
+
+def content(answer: bytes) -> bytes:
+    """What follows a whole frame Content. Raises as :func:`fetch`: for Refused, or if it was cut."""
     if answer[3:4] == b"\x0d" and int.from_bytes(answer[6:14], "big") == len(answer) - 14:
         return answer[14:]
-    # Refused, and not for a passing reason.
+    # But for a passing reason.
     if answer[3:4] == b"\x0b" and answer[6:7] not in (b"", b"\x06"):
-        raise ValueError("the head refused")
-    raise OSError("cut")
+        raise ValueError("the head refuses")
+    raise OSError("the head can't answer now")
 
 
 def on_signal(*_: object) -> None:
@@ -70,9 +77,9 @@ def run(state: str) -> int:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            content = fetch(os.environ["HUB"], os.environ["MESH_TOKEN"], "install.pyz")
+            second = fetch(os.environ["HUB"], os.environ["MESH_TOKEN"], "install.pyz")
             with open(program + ".new", "wb") as file:
-                file.write(content)
+                file.write(second)
             os.replace(program + ".new", program)
             break
         except OSError as error:

@@ -23,8 +23,8 @@ class Speaker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # Not waited for: it may wait for a head that is away.
         self._stop.set()
-        self._thread.join()
 
     def say(self) -> None:
         """Once, now. That nobody hears it is no reason to stop."""

@@ -28,6 +28,14 @@ class WeightsError(Exception):
     """The weights cannot be had; the message says which file and why."""
 
 
+class WeightsRefused(WeightsError):
+    """Their store does not give them to anybody, whichever machine asks: a link too old, no such file, a gate."""
+
+
+#: What a store answers then.
+REFUSALS = frozenset((401, 403, 404))
+
+
 class WeightFile(BaseModel):
     """One file of a checkpoint."""
 
@@ -73,7 +81,8 @@ async def fetch(
     """Make ``folder`` hold exactly what the manifest names; what is there already and right is not fetched again.
 
     Raises:
-        WeightsError: a file is refused, or is not what the manifest says even after another try.
+        WeightsRefused: the store does not give a file to anybody.
+        WeightsError: a file cannot be had, or is not what the manifest says even after another try.
     """
     meter = _Meter(manifest.total_bytes, on_progress)
     async with httpx.AsyncClient(timeout=httpx.Timeout(30.0), trust_env=False, transport=transport) as client:
@@ -89,11 +98,24 @@ async def fetch(
 
 
 def fetch_from_hub(repository: str, folder: Path) -> None:
-    """The same from a model hub: ``owner/name`` or ``owner/name@revision``. It resumes and verifies by itself."""
+    """The same from a model hub: ``owner/name`` or ``owner/name@revision``. It resumes and verifies by itself.
+
+    Raises WeightsError if the hub says no.
+    """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = repository.partition("@")
-    snapshot_download(name, revision=revision or None, local_dir=folder)
+    try:
+        snapshot_download(name, revision=revision or None, local_dir=folder)
+    except HfHubHTTPError as error:
+        raise failed(repository, error.response.status_code, "") from error
+
+
+def failed(what: str, status: int, hint: str) -> WeightsError:
+    """The error for a store's answer. The link is signed: it stays out of the message."""
+    kind = WeightsRefused if status in REFUSALS else WeightsError
+    return kind(f"{what}: the store answered {status}{hint}")
 
 
 @dataclass
@@ -173,8 +195,7 @@ class _Download:
     async def _get(self, begin: int, end: int) -> bytes:
         response = await self._client.get(self._file.url, headers={"range": f"bytes={begin}-{end}"})
         if response.is_client_error:
-            # The link is signed: it stays out of the message.
-            raise WeightsError(f"{self._file.path}: the store answered {response.status_code}; is the link too old?")
+            raise failed(self._file.path, response.status_code, "; is the link too old?")
         response.raise_for_status()
         data = response.content
         if response.status_code == 200 and len(data) == self._file.size:

@@ -25,11 +25,12 @@ from cluster.environment import inherited, ray_environment
 from cluster.isolation import Unsafe
 from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import HubAddress
-from cluster.mesh.identity import Credentials
-from cluster.mesh.invitation import BadInvitation
+from cluster.mesh.identity import Credentials, digest
+from cluster.mesh.invitation import BadInvitation, Invitation
 from cluster.node import machine, weights
-from cluster.node.download import WeightsError
+from cluster.node.download import WeightsError, WeightsRefused
 from cluster.node.machine import Unfit
+from cluster.node.reporter import IDLE, JOINING, REFUSED_WEIGHTS, WEIGHTS, Reporter
 from cluster.ray_process import RAY_FOLDER, RayProcess, slot_flags
 
 log = structlog.get_logger()
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 OK, FAULT, REFUSED = 0, 1, 3
 #: Pauses between attempts of what the head may not be ready for.
 RETRY_S = 2.0
+#: Pauses between two looks whether Ray is up.
+LOOK_S = 0.5
 #: A Ray that ran for less than this before it ended is started again after a growing pause, up to the second number.
 STABLE_S, MOST_PAUSE_S = 60.0, 30.0
 
@@ -74,6 +77,9 @@ class NodeOptions:
     drain_s: float = 30.0
     #: More variables that the models on this node get.
     variables: frozenset[str] = frozenset()
+    #: What the autoscaler calls this machine, and its type. Empty: nobody has rented it, and the briefing says.
+    instance: str = ""
+    node_type: str = ""
     #: Shell command, run at any end with the reason in ``NODE_END_REASON``.
     end_command: str = ""
 
@@ -81,6 +87,15 @@ class NodeOptions:
     def credentials(self) -> Path:
         """One file per invitation: a new token makes a new node."""
         return self.state / f"node-{hashlib.sha256(self.token.encode()).hexdigest()[:12]}.json"
+
+    def known_as(self, briefing: Briefing, labels: Mapping[str, str]) -> dict[str, str]:
+        """The variables that tell Ray's autoscaler which machine this is, and of which type; none if the head has no
+        type for it. A machine that joined by hand is called by its token's hash, which the registry has, too."""
+        node_type = self.node_type or briefing.node_types.get(labels.get(machine.GPU_CLASS, ""))
+        if not node_type:
+            return {}
+        instance = self.instance or f"hand-{digest(Invitation.parse(self.token).secret).hex()[:12]}"
+        return {"RAY_CLOUD_INSTANCE_ID": instance, "RAY_NODE_TYPE_NAME": node_type}
 
 
 def run(options: NodeOptions) -> int:
@@ -202,16 +217,42 @@ class Node:
 
     async def _keep_ray(self, gpus: int, labels: Mapping[str, str]) -> None:
         """Ray in this slot, started again whenever it ends."""
-        options, loop = self._options, asyncio.get_running_loop()
-        variables: dict[str, str] = {}
-        # Before gigabytes are fetched for nothing.
+        assert self._agent is not None
+        # Before gigabytes are fetched for nothing, and before anything is said that only a head of this version knows.
         await self._brief()
-        for checkpoint in weights.wanted(os.environ, options.state / "weights"):
-            variables |= await weights.provide(checkpoint)
-            self._good_at = loop.time()
+        reporter = Reporter(self._agent.report)
+        reporting = asyncio.create_task(reporter.run())
+        try:
+            variables = await self._provide_weights(reporter)
+            await self._run_ray(gpus, labels, variables, reporter)
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+    async def _provide_weights(self, reporter: Reporter) -> dict[str, str]:
+        """The variables that say where they are. Raises WeightsError, which the head is told."""
+        variables: dict[str, str] = {}
+        try:
+            for checkpoint in weights.wanted(os.environ, self._options.state / "weights"):
+                reporter.begin(WEIGHTS)
+                variables |= await weights.provide(checkpoint, reporter.measure)
+                self._good_at = asyncio.get_running_loop().time()
+        except WeightsRefused as error:
+            reporter.fail(f"{REFUSED_WEIGHTS}{error}")
+            raise
+        except WeightsError as error:
+            reporter.fail(f"cannot fetch the weights: {error}")
+            raise
+        return variables
+
+    async def _run_ray(
+        self, gpus: int, labels: Mapping[str, str], variables: Mapping[str, str], reporter: Reporter
+    ) -> None:
+        options, loop = self._options, asyncio.get_running_loop()
         pause = 1.0
         while True:
             # A head of another version may have come meanwhile.
+            reporter.begin(JOINING)
             briefing = await self._brief()
             begun = loop.time()
             self._ray = await RayProcess.start(
@@ -220,17 +261,34 @@ class Node:
                     **inherited(os.environ, options.variables),
                     **variables,
                     **ray_environment(briefing.token, options.drain_s),
+                    **options.known_as(briefing, labels),
                 },
                 temp_dir=options.temp_dir,
                 drain_s=options.drain_s,
             )
+            rising = asyncio.create_task(self._tell_when_up(reporter))
             try:
                 status = await asyncio.shield(self._ray.exited)
             finally:
+                rising.cancel()
+                await asyncio.gather(rising, return_exceptions=True)
                 await self._ray.stop()
             pause = 1.0 if loop.time() - begun > STABLE_S else min(pause * 2, MOST_PAUSE_S)
             log.warning("node.ray_ended", status=status, again_in_s=pause)
             await asyncio.sleep(pause)
+
+    async def _tell_when_up(self, reporter: Reporter) -> None:
+        """Ray listens here once it is up."""
+        assert self._agent is not None
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(self._agent.slot.address, self._agent.slot.node_manager)
+            except OSError:
+                await asyncio.sleep(LOOK_S)
+            else:
+                writer.close()
+                reporter.begin(IDLE)
+                return
 
     def _flags(self, briefing: Briefing, gpus: int, labels: Mapping[str, str]) -> list[str]:
         options = self._options

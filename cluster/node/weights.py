@@ -15,7 +15,7 @@ import httpx
 import structlog
 from pydantic import ValidationError
 
-from cluster.node.download import Manifest, WeightsError, fetch, fetch_from_hub
+from cluster.node.download import Manifest, OnProgress, WeightsError, failed, fetch, fetch_from_hub
 
 log = structlog.get_logger()
 
@@ -47,11 +47,11 @@ def wanted(environment: Mapping[str, str], folder: Path) -> tuple[Checkpoint, ..
     return tuple(found)
 
 
-async def provide(checkpoint: Checkpoint) -> dict[str, str]:
+async def provide(checkpoint: Checkpoint, on_progress: OnProgress = lambda done, total: None) -> dict[str, str]:
     """Make the weights be there; the variable that says where. Raises WeightsError."""
     begun = time.monotonic()
     if checkpoint.source.startswith(("http://", "https://")):
-        await fetch(await _manifest(checkpoint), checkpoint.folder, _Progress(checkpoint.model))
+        await fetch(await _manifest(checkpoint), checkpoint.folder, _Progress(checkpoint.model, on_progress))
     else:
         await asyncio.to_thread(fetch_from_hub, checkpoint.source, checkpoint.folder)
     files = [path for path in checkpoint.folder.iterdir() if not path.name.startswith(".")]
@@ -67,20 +67,21 @@ async def _manifest(checkpoint: Checkpoint) -> Manifest:
             answer.raise_for_status()
         return Manifest.model_validate_json(answer.content)
     except httpx.HTTPStatusError as error:
-        # The link is signed: it stays out of the message.
-        raise WeightsError(f"{checkpoint.model}: the manifest's store answered {error.response.status_code}") from None
+        raise failed(f"{checkpoint.model}'s manifest", error.response.status_code, "") from None
     except (httpx.HTTPError, ValidationError) as error:
         raise WeightsError(f"{checkpoint.model}: no manifest: {type(error).__name__}") from None
 
 
 class _Progress:
-    """Says how far it is, now and then."""
+    """Logs how far it is, now and then."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, on_progress: OnProgress) -> None:
         self._model = model
+        self._on_progress = on_progress
         self._said = 0.0
 
     def __call__(self, done: int, total: int) -> None:
+        self._on_progress(done, total)
         now = time.monotonic()
         if now - self._said >= _SAY_S:
             self._said = now

@@ -38,6 +38,11 @@ EndCommand = Annotated[
     str, typer.Option(envvar="NODE_END_COMMAND", help="Run at the end, e.g. to give the machine back.")
 ]
 
+Instance = Annotated[
+    str, typer.Option(hidden=True, help="What the autoscaler calls this machine: said by the head that rented it.")
+]
+NodeType = Annotated[str, typer.Option(hidden=True, help="Of which of the autoscaler's types it is: likewise.")]
+
 _HERE = socket.gethostname()
 
 
@@ -56,6 +61,8 @@ def join(
     patience: Patience = 900.0,
     drain: Drain = 30.0,
     end_command: EndCommand = "",
+    instance: Instance = "",
+    node_type: NodeType = "",
     pass_env: PassEnv = None,
 ) -> None:
     """Make this machine a node of a cluster, until SIGTERM. It needs a way out to the head's TCP port, and by
@@ -97,6 +104,8 @@ def join(
         drain_s=drain,
         variables=frozenset(passed(pass_env or []) | model_variables()),
         end_command=end_command,
+        instance=instance,
+        node_type=node_type,
     )
     raise typer.Exit(run_as_init(partial(run, options)))
 

@@ -14,7 +14,7 @@ def stock_image(folder: Path, without: Collection[str], torch: str | None = None
     # One name may be there twice: a source tree has what its build has left, too.
     found = (each for name in missing for each in metadata.distributions(name=name))
     left_out = {Path(file).parts[0] for each in found for file in each.files or ()}
-    venv.create(folder, with_pip=False)
+    venv.create(folder, symlinks=True, with_pip=False)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for source in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
         for entry in source.iterdir():

@@ -261,6 +261,14 @@ def test_what_a_later_head_tells_besides_does_not_hide_its_version() -> None:
     assert heard.mismatch("1.2.3") == "video-api is 1.2.3 here and 2.0.0 there"
 
 
+def test_a_head_tells_what_its_autoscaler_calls_nodes_and_an_older_one_does_not() -> None:
+    told = Briefing.of_this_head("t", "1.2.3", {"a100": "gpu_a100"})
+    assert Briefing.parse(told.text()).node_types == {"a100": "gpu_a100"}
+    older = json.loads(told.text())
+    del older["node_types"]
+    assert Briefing.parse(json.dumps(older).encode()).node_types == {}
+
+
 @pytest.mark.parametrize("text", [b"", b'{"ray": "2', b"[]", b"{}", b'{"ray": "2", "odd": 1}', b"\xff"])
 def test_nonsense_instead_of_a_briefing_is_an_error_to_retry(text: bytes) -> None:
     with pytest.raises(BadBriefing):

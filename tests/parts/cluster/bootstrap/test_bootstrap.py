@@ -4,9 +4,12 @@ import asyncio
 import json
 import os
 import queue
+import shutil
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -16,6 +19,9 @@ from typing import Any
 import pytest
 
 from cluster.bootstrap import seed
+from cluster.bootstrap.files import Files
+from cluster.bootstrap.head import Head as LineToHead
+from cluster.bootstrap.order import Order
 from cluster.head.depot import Assignment, HeadDepot
 from cluster.head.wheel import wheel_of
 from cluster.mesh.hub import Hub
@@ -77,10 +83,22 @@ async def running_head(folder: Path, wheelhouse: Path) -> AsyncIterator[Head]:
 class Container:
     """The seed as the container's command, and what it prints."""
 
-    def __init__(self, image: Path, state: Path, port: int, invitation: Invitation, *, source: str = "", **more: str):
-        self._command = [str(image), "-c", source or seed.command()[2]]
+    def __init__(
+        self,
+        image: Path,
+        state: Path,
+        port: int,
+        invitation: Invitation,
+        *,
+        source: str = "",
+        within: Sequence[str] = (),
+        **more: str,
+    ) -> None:
+        self._command = [*within, str(image), "-c", source or seed.command()[2]]
         self._environment = {
             "PATH": os.environ["PATH"],
+            # Nothing that this machine offers besides.
+            "PIP_CONFIG_FILE": os.devnull,
             "HUB": f"127.0.0.1:{port}",
             "MESH_TOKEN": invitation.token(),
             "STATE": str(state),
@@ -178,13 +196,13 @@ async def test_a_container_that_is_restarted_fetches_again_until_its_node_has_jo
         made = (state / "environment" / "pyvenv.cfg").stat().st_mtime_ns
         async with Container(image, state, head.hub.port, invitation) as container:
             status, output = await container.end()
-        assert (status, "Processing" in output, "the head refuse" in output) == (0, False, False)
+        assert (status, "Processing" in output, "no config.json" in output) == (0, False, False)
         # Joined: now the token opens nothing more.
         await head.registry.redeem(digest(invitation.secret), bytes(32), "")
         await head.hub.sync()
         async with Container(image, state, head.hub.port, invitation) as container:
             status, output = await container.end()
-        assert (status, "the head refuse" in output) == (0, True)
+        assert (status, "no config.json: the head refuses: bad_token" in output) == (0, True)
         assert "Usage: video-api node join" in output
         assert (state / "environment" / "pyvenv.cfg").stat().st_mtime_ns == made
         # And with the head away.
@@ -195,3 +213,172 @@ async def test_a_container_that_is_restarted_fetches_again_until_its_node_has_jo
 def installed(environment: Path) -> set[str]:
     """Distributions that are in it and not in the image below."""
     return {path.name.partition("-")[0] for path in environment.glob("lib/python*/site-packages/*.dist-info")}
+
+
+async def test_nothing_is_sent_to_somebody_else(tmp_path: Path, image: Path) -> None:
+    stranger = HubIdentity.derived(b"somebody else's.................")
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.put_nowait(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0, ssl=stranger.server_context())
+    port = server.sockets[0].getsockname()[1]
+    async with server, Container(image, tmp_path, port, IDENTITY.invitation(), source=impatient()) as container:
+        status, output = await container.end()
+        assert await received.get() == b""
+    assert (status, "another hub answers" in output) == (1, True)
+
+
+async def test_a_machine_whose_head_is_away_is_given_back(tmp_path: Path, image: Path) -> None:
+    with provider() as (url, asked):
+        more = {"END_URL": f"{url}/me", "END_KEY_VARIABLE": "MINE", "MINE": "another key"}
+        async with Container(image, tmp_path, 9, IDENTITY.invitation(), source=impatient(), **more):
+            assert await asyncio.to_thread(asked.get, timeout=100) == ("/me", "Bearer another key")
+
+
+async def test_an_image_with_another_torch_fetches_nothing_large(tmp_path: Path, wheelhouse: Path) -> None:
+    image = stock_image(tmp_path / "image", ["video-api", "structlog"], torch="2.0.1+cu118")
+    async with running_head(tmp_path, wheelhouse) as head:
+        async with Container(image, tmp_path / "state", head.hub.port, await head.invite()) as container:
+            status, _ = await container.end()
+        assert status == 1
+        assert "the image has torch 2.0.1, the head wants" in head.said[-1]["fault"]
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"install.pyz", "config.json"}
+
+
+async def test_an_image_of_ours_joins_at_once(tmp_path: Path, wheelhouse: Path) -> None:
+    image = image_of_ours(tmp_path)
+    async with running_head(tmp_path, wheelhouse) as head:
+        async with Container(image, tmp_path / "state", head.hub.port, await head.invite()) as container:
+            status, output = await container.end()
+        assert (status, "Usage: video-api node join" in output) == (0, True)
+        assert set(head.said[-1]["phases"]) == {"fetching"}
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"install.pyz", "config.json"}
+
+
+async def test_opencv_without_the_system_s_libraries_is_replaced(tmp_path: Path, wheelhouse: Path) -> None:
+    version = metadata.version("opencv-python")
+    image = stock_image(tmp_path / "image", ["video-api", "opencv-python"])
+    (site,) = (tmp_path / "image").glob("lib/python*/site-packages")
+    broken = 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n'
+    write_distribution(site, "opencv-python", version, "cv2", broken)
+    whole = tmp_path / "whole"
+    write_distribution(whole, "opencv-python-headless", version, "cv2", "")
+    wheels = tmp_path / "wheels"
+    (headless,) = metadata.distributions(path=[str(whole)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(whole)
+        patch.delitem(sys.modules, "cv2", raising=False)
+        wheel_of(headless, ["cv2"], wheels)
+    async with running_head(tmp_path, wheels) as head:
+        async with Container(image, tmp_path / "state", head.hub.port, await head.invite()) as container:
+            status, _ = await container.end()
+        assert (status, head.said[-1]["fault"]) == (0, "")
+    assert installed(tmp_path / "state" / "environment") == {"opencv_python_headless", "video_api"}
+
+
+async def test_a_line_that_is_cut_is_gone_on_with(tmp_path: Path) -> None:
+    content = os.urandom(2_000_000)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "large-1.0-py3-none-any.whl").write_bytes(content)
+    carried = 0
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """To the hub and back, 600,000 bytes of it."""
+        nonlocal carried
+        hub_reader, hub_writer = await asyncio.open_connection("127.0.0.1", head.hub.port)
+
+        async def there() -> None:
+            while data := await reader.read(65536):
+                hub_writer.write(data)
+
+        going, left = asyncio.create_task(there()), 600_000
+        while left > 0 and (data := await hub_reader.read(min(left, 65536))):
+            left -= len(data)
+            carried += len(data)
+            writer.write(data)
+        for each in (writer, hub_writer):
+            each.close()
+        going.cancel()
+
+    async with running_head(tmp_path, wheels) as head:
+        server = await asyncio.start_server(cut, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        invitation = await head.invite()
+        progress: list[tuple[int, int]] = []
+        files = Files(
+            LineToHead(f"127.0.0.1:{port}", invitation.token()), tmp_path / "files", lambda *now: progress.append(now)
+        )
+        text = await head.depot.open(await head.registry.find(digest(invitation.secret)), "config.json")
+        wanted = [file for file in Order.parse(text).files if file.name.startswith("large")]
+        async with server:
+            await asyncio.to_thread(files.fetch, wanted)
+            # What is there is not fetched again, and what was spoilt is.
+            before = carried
+            await asyncio.to_thread(files.fetch, wanted)
+            assert carried == before
+            (tmp_path / "files" / wanted[0].name).write_bytes(bytes(len(content)))
+            await asyncio.to_thread(files.fetch, wanted)
+    assert (tmp_path / "files" / wanted[0].name).read_bytes() == content
+    assert progress[-1] == (len(content), len(content))
+    # Each byte once, and a little around it, for each of the two times.
+    assert before < 1.1 * len(content)
+    assert max(done for done, _ in progress) == len(content)
+
+
+STAGE = """
+import os, signal, subprocess, sys, time
+# Leaves an orphan behind, which ends at once and is process 1's to reap.
+subprocess.run(["sh", "-c", "sleep 0.1 & echo"], stdout=subprocess.DEVNULL)
+time.sleep(0.5)
+states = [open(f"/proc/{p}/stat").read().split()[2] for p in os.listdir("/proc") if p.isdigit()]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print("zombies", states.count("Z"), "key", os.environ.get("CONTAINER_API_KEY"), flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root for process namespaces")
+async def test_process_1_reaps_strangers_passes_signals_on_and_keeps_its_key(tmp_path: Path, image: Path) -> None:
+    # The head is away: what was kept runs.
+    (tmp_path / "install.pyz").write_text(STAGE)
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
+    async with Container(image, tmp_path, 9, IDENTITY.invitation(), within=unshare) as container:
+        while not (line := await container.process.stdout.readline()).startswith(b"zombies"):
+            assert line
+        assert line == b"zombies 0 key None\n"
+        os.kill(only_child(container.process.pid), signal.SIGTERM)
+        assert (await container.end())[0] == 7
+
+
+def only_child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def image_of_ours(folder: Path) -> Path:
+    """Its Python: one that has this version installed."""
+    image = stock_image(folder / "image", ["video-api"])
+    wheel = wheel_of(metadata.distribution("video-api"), ["cluster", "deployments", "serve_app"], folder)
+    command = [image, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", wheel]
+    subprocess.run(command, check=True)
+    return image
+
+
+def impatient() -> str:
+    """The seed, for a test that doesn't wait ten minutes for a head."""
+    source = seed.command()[2]
+    assert source.count("\nPATIENCE = 600\n") == 1
+    return source.replace("\nPATIENCE = 600\n", "\nPATIENCE = 0\n")
+
+
+def write_distribution(site: Path, name: str, version: str, package: str, source: str) -> None:
+    """One package, as if it were installed there."""
+    about = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (site / package).mkdir()
+    (site / package / "__init__.py").write_text(source)

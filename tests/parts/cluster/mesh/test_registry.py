@@ -152,3 +152,23 @@ async def test_migrations_make_the_table(engine: AsyncEngine) -> None:
 
     async with engine.connect() as db:
         assert await db.run_sync(differences) == []
+
+
+async def test_whoever_was_invited_is_found_and_revoked_by_its_token(registries: Registries) -> None:
+    registry, hasty = registries
+    await registry.invite("x", TOKENS[0], 60)
+    await registry.redeem(TOKENS[0], KEY, "")
+    found = await registry.find(TOKENS[0])
+    assert found is not None
+    assert (found.slot, found.key_hash) == (2, KEY)
+    assert await registry.find(TOKENS[1]) is None
+    assert await registry.revoke_token(TOKENS[0])
+    assert not await registry.revoke_token(TOKENS[0])
+    assert not await registry.revoke_token(TOKENS[1])
+    # The slot is another's: that one stays.
+    assert await hasty.invite("y", TOKENS[1], 60) == 2
+    assert not await registry.revoke_token(TOKENS[0])
+    assert await registry.find(TOKENS[0]) is None
+    found = await registry.find(TOKENS[1])
+    assert found is not None
+    assert found.revoked_at is None

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cluster.briefing import Briefing
@@ -18,7 +19,7 @@ from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity
 from cluster.mesh.invitation import Invitation
 from cluster.node import weights
-from cluster.node.download import WeightsError
+from cluster.node.download import Manifest, WeightFile, WeightsError, WeightsRefused, fetch
 from cluster.node.machine import Unfit
 from cluster.node.process import briefed
 from cluster.node.weights import Checkpoint
@@ -146,6 +147,24 @@ async def test_weights_by_manifest(tmp_path: Path, count: int) -> None:
     # A checkpoint of one file is that file, of several their folder.
     assert found == {"WAV2LIP_MODEL_PATH": str(folder / "0.pth" if count == 1 else folder)}
     assert (folder / "0.pth").read_bytes() == (source / "0.pth").read_bytes()
+
+
+@pytest.mark.parametrize(("status", "refused"), [(401, True), (403, True), (404, True), (410, False)])
+async def test_weights_that_nobody_gets_are_told_apart(tmp_path: Path, status: int, refused: bool) -> None:
+    class Store(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(status)
+
+    file = WeightFile(path="x", size=1, sha256="0" * 64, url="http://store/x?signature=secret")
+    with pytest.raises(WeightsError) as error:
+        await fetch(Manifest(files=(file,)), tmp_path, transport=Store())
+    assert isinstance(error.value, WeightsRefused) == refused
+    assert "secret" not in str(error.value)
+
+
+async def test_a_manifest_that_nobody_gets_is_told_apart(tmp_path: Path) -> None:
+    with HttpPeer() as peer, pytest.raises(WeightsRefused, match="LTX2's manifest: the store answered 404"):
+        await weights.provide(Checkpoint("LTX2", f"{peer.url}/missing", tmp_path))
 
 
 async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) -> None:
