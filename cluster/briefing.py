@@ -6,9 +6,7 @@ The hub says it to nodes, on a port that no socket listens on, here or there: wh
 import asyncio
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from types import MappingProxyType
 from typing import Self
 
 import ray
@@ -36,11 +34,11 @@ class Briefing:
     token: str = field(repr=False)
     #: Of this repository. Empty: a head from before it was told.
     version: str = ""
-    #: By class of GPU, what the autoscaler calls nodes that have it. Empty: there is none, or it is an older head.
-    node_types: Mapping[str, str] = field(default_factory=dict)
+    #: What the autoscaler calls nodes that nobody has rented. Empty: there is none, or it is an older head.
+    by_hand: str = ""
 
     @classmethod
-    def of_this_head(cls, token: str, version: str, node_types: Mapping[str, str] = MappingProxyType({})) -> Self:
+    def of_this_head(cls, token: str, version: str, by_hand: str = "") -> Self:
         """As this process is, whose code is of ``version``."""
         return cls(
             ray=ray.__version__,
@@ -48,7 +46,7 @@ class Briefing:
             address=f"{HEAD.address}:{HEAD.gcs}",
             token=token,
             version=version,
-            node_types=dict(node_types),
+            by_hand=by_hand,
         )
 
     @classmethod

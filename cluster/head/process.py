@@ -24,7 +24,7 @@ import structlog
 import uvloop
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cluster.autoscaler.configuration import Autoscaling
+from cluster.autoscaler.configuration import BY_HAND, Autoscaling
 from cluster.briefing import Briefing
 from cluster.environment import ray_environment
 from cluster.ghosts import lay_revoked
@@ -168,7 +168,8 @@ class Head:
             parts.push_async_callback(engine.dispose)
             identity = HubIdentity.derived(options.mesh_secret)
             registry = PostgresRegistry(engine, count=self._application.count)
-            briefing = Briefing.of_this_head(options.ray_token, options.version)
+            by_hand = "" if options.renting is None else BY_HAND
+            briefing = Briefing.of_this_head(options.ray_token, options.version, by_hand)
             renting = None if options.renting is None else Renting(options.renting, engine, registry, identity)
             hub = Hub(
                 identity,

@@ -88,10 +88,10 @@ class NodeOptions:
         """One file per invitation: a new token makes a new node."""
         return self.state / f"node-{hashlib.sha256(self.token.encode()).hexdigest()[:12]}.json"
 
-    def known_as(self, briefing: Briefing, labels: Mapping[str, str]) -> dict[str, str]:
-        """The variables that tell Ray's autoscaler which machine this is, and of which type; none if the head has no
-        type for it. A machine that joined by hand is called by its token's hash, which the registry has, too."""
-        node_type = self.node_type or briefing.node_types.get(labels.get(machine.GPU_CLASS, ""))
+    def known_as(self, briefing: Briefing) -> dict[str, str]:
+        """The variables that tell Ray's autoscaler which machine this is, and of which type; none where there is no
+        autoscaler. A machine that joined by hand is called by its token's hash, which the registry has, too."""
+        node_type = self.node_type or briefing.by_hand
         if not node_type:
             return {}
         instance = self.instance or f"hand-{digest(Invitation.parse(self.token).secret).hex()[:12]}"
@@ -261,7 +261,7 @@ class Node:
                     **inherited(os.environ, options.variables),
                     **variables,
                     **ray_environment(briefing.token, options.drain_s),
-                    **options.known_as(briefing, labels),
+                    **options.known_as(briefing),
                 },
                 temp_dir=options.temp_dir,
                 drain_s=options.drain_s,

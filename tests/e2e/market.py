@@ -22,7 +22,7 @@ API_PORT = 8443
 #: What ``nvidia-smi`` says in them, by the GPU that an offer names.
 _DRIVERS = {"A100 SXM4": "NVIDIA A100-SXM4-80GB, 81920", "RTX 4090": "NVIDIA GeForce RTX 4090, 24564"}
 #: Folders that a container has on its own disk.
-_OWN = (Path("/root/video-api"), Path("/tmp/ray"))
+_OWN = (Path("/root/video-api"), Path("/tmp/ray"), Path(f"/tmp/video-api-{os.geteuid()}"))
 
 
 @dataclass

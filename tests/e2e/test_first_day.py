@@ -4,11 +4,16 @@ One head, in this order; each test leaves the market empty.
 """
 
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
@@ -22,78 +27,132 @@ from tests.fakes.stock_image import stock_image
 from tests.fakes.vast import KEY, a100, offer
 
 SHORT = {"duration": 1, "width": 192, "height": 128}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("samples")
-    made = {kind: samples.make(kind, folder) for kind in ("image", "video", "audio")}
-    return {kind: path for kind, path in made.items() if path is not None}
-
-
 #: Seconds without work after which a replica leaves, and after that its node.
 IDLE_S, NODE_IDLE_S = 5, 10
+INPUTS = {"ltx2": ("image",), "wav2lip": ("video", "audio")}
+
+
+@dataclass
+class Day:
+    cluster: Cluster
+    market: Market
+    inputs: dict[str, Path]
+
+    def submit(self, model: str, **params: Any) -> str:
+        return self.cluster.submit(model, {kind: self.inputs[kind] for kind in INPUTS[model]}, **params)
+
+    def wait(self, *job_ids: str, timeout_s: float = 240) -> list[dict[str, Any]]:
+        """They have ended. Tells everything if they don't."""
+        try:
+            return [self.cluster.wait(job_id, timeout_s=timeout_s) for job_id in job_ids]
+        except AssertionError:
+            print(self.told())
+            raise
+
+    def phases(self) -> list[str]:
+        return [row["phase"] for row in self.cluster.command("nodes") if row["phase"]]
+
+    def empty(self) -> None:
+        """All is given back, and the books of it are closed."""
+        wait_until("no machine", lambda: self.market.vast.alive == [], 150)
+        wait_until("closed books", lambda: self.phases() == [], 120)
+
+    def query(self, text: str, *values: object) -> list[Any]:
+        with psycopg.connect(self.cluster.environment["DATABASE_URL"]) as db:
+            return db.execute(text, values).fetchall()
+
+    def told(self) -> str:
+        """Everything that was said."""
+        logs = {"head": self.cluster.head.log(), **{str(key): log for key, log in self.market.logs().items()}}
+        return "\n".join(f"--- {name}\n{log[-6000:]}" for name, log in logs.items())
 
 
 @pytest.fixture(scope="module")
-def day(postgres: str) -> Iterator[tuple[Cluster, Market]]:
+def day(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     """A head that may rent, and nothing else."""
     if reason := missing():
         pytest.skip(reason)
+    made = {kind: samples.make(kind, tmp_path_factory.mktemp("samples")) for kind in ("image", "video", "audio")}
     with (
         tempfile.TemporaryDirectory(prefix="va-", dir="/var/tmp", ignore_cleanup_errors=True) as name,
-        ExitStack() as open_,
+        ExitStack() as opened,
     ):
         folder = Path(name)
         folder.chmod(0o755)
         image = stock_image(folder / "image", ["video-api", "structlog"]).parents[1]
         wheel_of(metadata.distribution("structlog"), ["structlog"], folder / "wheelhouse")
-        cluster_yaml = folder / "cluster.yaml"
         wanted = yaml.safe_load((ROOT / "configs/cluster.yaml").read_text())
         for each in wanted["available_node_types"].values():
             each["idle_timeout_s"] = NODE_IDLE_S
-        cluster_yaml.write_text(yaml.safe_dump(wanted))
-        made: list[Market] = []
+        (folder / "cluster.yaml").write_text(yaml.safe_dump(wanted))
+        markets: list[Market] = []
 
         def more(net: Network) -> dict[str, str]:
-            made.append(open_.enter_context(market(net, folder, image, [a100(1), a100(2), offer(3), offer(4)])))
+            offers = [a100(1), a100(2), offer(3), offer(4)]
+            markets.append(opened.enter_context(market(net, folder, image, offers)))
             return {
                 "VAST_API_KEY": KEY,
-                "VAST_URL": made[0].url,
+                "VAST_URL": markets[0].url,
                 "FLEET_HUB": f"{net.hub_address('gpu1')}:{PUBLIC_PORT}",
                 "FLEET_WHEELHOUSE": str(folder / "wheelhouse"),
                 "MAX_IDLE_SECONDS": str(IDLE_S),
             }
 
-        with running(folder, postgres, nodes=(), flags=("--cluster", str(cluster_yaml)), more=more) as cluster:
-            yield cluster, made[0]
+        flags = ("--cluster", str(folder / "cluster.yaml"))
+        with running(folder, postgres, nodes=(), flags=flags, more=more) as cluster:
+            yield Day(cluster, markets[0], {kind: path for kind, path in made.items() if path is not None})
 
 
-def works(day: tuple[Cluster, Market], most: int = 1) -> bool:
-    """Fails the test at once if one has failed."""
-    cluster, there = day
-    if len(there.vast.contracts) > most:
-        pytest.fail(f"{len(there.vast.contracts)} machines were rented")
-    return any(row["phase"] in ("idle", "busy") for row in cluster.command("nodes"))
+def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
+    assert day.market.vast.alive == []
+    begun = time.monotonic()
+    job_id = day.submit("ltx2", **SHORT)
+    waiting = day.cluster.job(job_id)
+    assert waiting["status"] == "queued"
+    assert waiting["cost_estimate_usd"] > 0
+    seen: dict[str, float] = {}
 
+    def ended() -> bool:
+        assert len(day.market.vast.contracts) <= 1, "a machine has failed"
+        for phase in day.phases():
+            seen.setdefault(phase, time.monotonic() - begun)
+        return day.cluster.job(job_id)["status"] in ("completed", "failed")
 
-def told(day: tuple[Cluster, Market]) -> str:
-    """Everything that was said, for a test that fails."""
-    cluster, there = day
-    logs = {"head": cluster.head.log(), **{str(number): log for number, log in there.logs().items()}}
-    return "\n".join(f"--- {name}\n{log[-6000:]}" for name, log in logs.items())
-
-
-def test_from_no_gpu_to_a_video_and_back_to_none(day: tuple[Cluster, Market], inputs: dict[str, Path]) -> None:
-    cluster, there = day
-    assert there.vast.alive == []
-    job_id = cluster.submit("ltx2", {"image": inputs["image"]}, **SHORT)
     try:
-        wait_until("a machine that works", lambda: works(day), 120)
-        job = cluster.wait(job_id, timeout_s=120)
-    except (AssertionError, pytest.fail.Exception):
-        print(told(day))
+        wait_until("the video", ended, 240)
+    except AssertionError:
+        print(day.told())
         raise
+    (job,) = day.wait(job_id)
     assert (job["status"], job["attempt"]) == ("completed", 1), job
-    assert cluster.api.get(job["result_url"]).content[4:8] == b"ftyp"
-    wait_until("no machine", lambda: there.vast.alive == [], 120)
+    assert day.cluster.api.get(job["result_url"]).content[4:8] == b"ftyp"
+    print(f"video after {time.monotonic() - begun:.1f} s; first seen at:", {k: round(v, 1) for k, v in seen.items()})
+    assert {"installing", "joining", "busy"} <= seen.keys()
+    day.empty()
+
+
+def test_twenty_jobs_of_both_models_and_a_bill_to_the_cent(day: Day) -> None:
+    jobs = [day.submit("ltx2", **SHORT) for _ in range(10)] + [day.submit("wav2lip") for _ in range(10)]
+    ended = day.wait(*jobs, timeout_s=400)
+    assert {job["status"] for job in ended} == {"completed"}, ended
+    day.empty()
+    assert_the_bill_is_the_ledger(day)
+    cost = sum(day.cluster.job(job_id)["cost_usd"] for job_id in jobs)
+    assert cost > 0
+
+
+def assert_the_bill_is_the_ledger(day: Day) -> None:
+    """Per machine, within a second of its price; and what jobs cost, with what no job carries, is all of it."""
+    ledger: defaultdict[str, float] = defaultdict(float)
+    total = "gpu_usd + storage_usd + bandwidth_usd"
+    rows = day.query(f"SELECT instance, sum({total}) FROM node_costs JOIN rentals USING (label) GROUP BY instance")
+    for instance, usd in rows:
+        ledger[instance] += usd
+    bill = {str(number): sum(meters.values()) for number, meters in day.market.vast.bill().items()}
+    assert ledger.keys() == bill.keys()
+    for number, contract in day.market.vast.contracts.items():
+        second = (contract.dph_base + 0.1) / 3600
+        assert ledger[str(number)] == pytest.approx(bill[str(number)], abs=second), day.market.vast.bill()[number]
+    ((jobs,),) = day.query("SELECT coalesce(sum(cost_usd), 0) FROM job_costs")
+    costs = day.cluster.command("costs")
+    assert jobs + costs["total"]["unattributed_usd"] == pytest.approx(sum(ledger.values()))

@@ -262,11 +262,11 @@ def test_what_a_later_head_tells_besides_does_not_hide_its_version() -> None:
 
 
 def test_a_head_tells_what_its_autoscaler_calls_nodes_and_an_older_one_does_not() -> None:
-    told = Briefing.of_this_head("t", "1.2.3", {"a100": "gpu_a100"})
-    assert Briefing.parse(told.text()).node_types == {"a100": "gpu_a100"}
+    told = Briefing.of_this_head("t", "1.2.3", "by_hand")
+    assert Briefing.parse(told.text()).by_hand == "by_hand"
     older = json.loads(told.text())
-    del older["node_types"]
-    assert Briefing.parse(json.dumps(older).encode()).node_types == {}
+    del older["by_hand"]
+    assert Briefing.parse(json.dumps(older).encode()).by_hand == ""
 
 
 @pytest.mark.parametrize("text", [b"", b'{"ray": "2', b"[]", b"{}", b'{"ray": "2", "odd": 1}', b"\xff"])

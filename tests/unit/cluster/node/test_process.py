@@ -1,10 +1,9 @@
 """What a node is called, and what it says of itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cluster.briefing import Briefing
 from cluster.mesh.dialer import HubAddress
@@ -14,7 +13,7 @@ from cluster.node.process import NodeOptions
 from cluster.node.reporter import IDLE, JOINING, REFUSED_WEIGHTS, WEIGHTS, Reporter
 
 SECRET = b"s" * 32
-BRIEFING = Briefing(ray="2", python="3.11", address="127.77.0.1:1", token="t", node_types={"a100": "gpu_a100"})
+BRIEFING = Briefing(ray="2", python="3.11", address="127.77.0.1:1", token="t", by_hand="by_hand")
 
 
 def options(**more: Any) -> NodeOptions:
@@ -25,20 +24,19 @@ def options(**more: Any) -> NodeOptions:
 def test_a_rented_machine_is_called_what_its_renter_says() -> None:
     rented = options(instance="slot-7", node_type="gpu_4090")
     expected = {"RAY_CLOUD_INSTANCE_ID": "slot-7", "RAY_NODE_TYPE_NAME": "gpu_4090"}
-    assert rented.known_as(BRIEFING, {"gpu-class": "a100"}) == expected
+    assert rented.known_as(BRIEFING) == expected
 
 
 def test_one_that_joined_by_hand_is_called_by_what_the_registry_knows_of_it() -> None:
-    known = options().known_as(BRIEFING, {"gpu-class": "a100"})
+    known = options().known_as(BRIEFING)
     assert known == {
         "RAY_CLOUD_INSTANCE_ID": f"hand-{digest(SECRET).hex()[:12]}",
-        "RAY_NODE_TYPE_NAME": "gpu_a100",
+        "RAY_NODE_TYPE_NAME": "by_hand",
     }
 
 
-@pytest.mark.parametrize("labels", [{}, {"gpu-class": "4090"}])
-def test_a_machine_of_no_type_of_the_autoscaler_s_is_none_of_its_machines(labels: dict[str, str]) -> None:
-    assert options().known_as(BRIEFING, labels) == {}
+def test_without_an_autoscaler_it_is_called_nothing() -> None:
+    assert options().known_as(replace(BRIEFING, by_hand="")) == {}
 
 
 def test_each_step_is_said_when_it_begins_and_the_fault_at_the_end() -> None:
