@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 #: The head runs what is ours; a GPU node must never be asked to. ``ray start --head`` gives itself this resource.
 ON_HEAD = {"node:__internal_head__": 0.001}
+#: Seconds without work after which a replica leaves, where nothing else is said.
+MAX_IDLE_S = 300.0
 #: Of the dispatcher, for what blocks.
 THREADS = 24
 
@@ -56,10 +58,12 @@ class AppArgs(BaseModel):
     host: str = "127.0.0.1"
     #: Most replicas by model; 1 where nothing is said.
     max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    #: Seconds without work after which a replica leaves, by model; MAX_IDLE_SECONDS goes before.
+    max_idle: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
-    @field_validator("max_replicas")
+    @field_validator("max_replicas", "max_idle")
     @classmethod
-    def _known(cls, value: Mapping[str, int]) -> Mapping[str, int]:
+    def _known(cls, value: Mapping[str, float]) -> Mapping[str, float]:
         if unknown := value.keys() - MODELS.keys():
             raise ValueError(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
         return value
@@ -181,8 +185,8 @@ def build(args: AppArgs) -> serve.Application:
                 "max_replicas": args.max_replicas.get(name, 1),
                 "target_ongoing_requests": CALLS_PER_REPLICA,
                 "upscale_delay_s": 0,
-                "downscale_delay_s": settings.max_idle_seconds,
-                "downscale_to_zero_delay_s": settings.max_idle_seconds,
+                "downscale_delay_s": (idle_s := settings.max_idle_seconds or args.max_idle.get(name, MAX_IDLE_S)),
+                "downscale_to_zero_delay_s": idle_s,
                 "policy": {"policy_function": POLICY},
             },
         ).bind(name, allow_random_weights=local or settings.allow_random_weights)

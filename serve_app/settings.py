@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     #: In production a model without weights is refused; its videos would be noise. True lets it run, for tests.
     allow_random_weights: bool = False
 
-    #: A replica without work for this long is stopped.
-    max_idle_seconds: int = Field(300, ge=1)
+    #: A replica without work for this long is stopped. Unset: as the Serve YAML has it for its model.
+    max_idle_seconds: int | None = Field(None, ge=1)
 
     completed_retention_hours: float = Field(24, gt=0)
     completed_retention_count: int = Field(1000, ge=1)

@@ -27,6 +27,7 @@ from cluster.autoscaler.server import WishServer, users
 from cluster.fleet.books import PostgresBooks
 from cluster.fleet.caps import Caps
 from cluster.fleet.fleet import Fleet
+from cluster.fleet.limits import Limits
 from cluster.fleet.provider import Candidate, Provider, ProviderError
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.report import Report
@@ -122,6 +123,7 @@ class Renting:
         self._attended: dict[str, Change] = {}
         #: By type: the last look at the market.
         self._markets: dict[str, Sequence[Candidate]] = {}
+        self._alerts: set[asyncio.Task[None]] = set()
         self._stack = AsyncExitStack()
         folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="video-api-")))
         #: For the hub.
@@ -143,7 +145,9 @@ class Renting:
             PostgresBooks(self._engine),
             door,
             caps=options.caps,
+            limits=Limits(low_credit_usd=options.low_credit_usd),
             prefix=options.prefix,
+            on_event=self._tell_somebody,
         )
         await fleet.start()
         self._stack.push_async_callback(fleet.close)
@@ -198,6 +202,11 @@ class Renting:
 
     def _rental(self, node: Node) -> Rental | None:
         return None if self._fleet is None else self._fleet.by_door(node.token_hash.hex())
+
+    def _tell_somebody(self, name: str, facts: Mapping[str, Any]) -> None:
+        task = asyncio.create_task(self._options.service.alert(name, facts))
+        self._alerts.add(task)
+        task.add_done_callback(self._alerts.discard)
 
     # ---------------------------------------------------------------- loops
 

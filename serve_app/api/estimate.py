@@ -62,4 +62,4 @@ async def foreseen(model: str, effort: float, services: Services) -> tuple[float
     if found is None:
         return None, None
     eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
-    return eta_s, found.cost_usd(effort, services.settings.max_idle_seconds)
+    return eta_s, found.cost_usd(effort)

@@ -44,7 +44,7 @@ async def view(job: Job, services: Services) -> JobView:
         eta=eta,
         waits=None if job.status.terminal else why_waiting(job, await services.conditions.current()),
         cost_usd=cost,
-        estimate=None if found is None else found.cost_usd(job.effort, services.settings.max_idle_seconds),
+        estimate=None if found is None else found.cost_usd(job.effort),
     )
 
 
@@ -86,7 +86,6 @@ async def list_jobs(
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
     estimates = await forecasts(services.engine, {job.model for job in found})
-    idle_s = services.settings.max_idle_seconds
     # A page of positions in the queue would cost a count per row; a single job has it.
     data = [
         JobView.of(
@@ -97,9 +96,7 @@ async def list_jobs(
             waits=why_waiting(job, current),
             cost_usd=costs.get(job.id),
             estimate=(
-                estimates[job.model].cost_usd(job.effort, idle_s)
-                if job.model in estimates and job.id not in costs
-                else None
+                estimates[job.model].cost_usd(job.effort) if job.model in estimates and job.id not in costs else None
             ),
         )
         for job in found[:limit]

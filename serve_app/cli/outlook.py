@@ -20,6 +20,7 @@ CODES: Mapping[Reason, WaitCode] = MappingProxyType(
         Reason.PROVIDER: WaitCode.NO_MACHINE,
         Reason.DOOR: WaitCode.NO_MACHINE,
         Reason.NO_CREDIT: WaitCode.NO_CREDIT,
+        Reason.NO_WEIGHTS: WaitCode.WEIGHTS_UNAVAILABLE,
     }
 )
 

@@ -13,14 +13,12 @@ import structlog
 from pydantic import DirectoryPath, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import or_, select
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
 from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig, NodeTypeConfig
 from cluster.bootstrap.seed import command
 from cluster.fleet.caps import Caps
-from cluster.fleet.waiting import Reason
 from cluster.head.attendance import Run
 from cluster.head.renting import Outlook, RentingOptions
 from cluster.mesh.dialer import HubAddress
@@ -30,11 +28,13 @@ from cluster.vast.node_type import NODE_TYPES
 from cluster.vast.provider import Kind, VastProvider
 from deployments.registry import MODELS
 from serve_app.cli.node_access import railway_proxy
+from serve_app.cli.outlook import condition_of
 from serve_app.cli.supply import Supply
 from serve_app.cli.terminal import UsageProblem
 from serve_app.cli.work import USES
-from serve_app.jobs.conditions import WaitCode
-from serve_app.jobs.tables import outlooks, runs
+from serve_app.jobs import outlooks
+from serve_app.jobs.outlooks import Outlooks
+from serve_app.jobs.tables import runs
 
 if TYPE_CHECKING:
     from serve_app.settings import Settings
@@ -48,12 +48,6 @@ IMAGE = (
 )
 #: Jobs that a node is expected to do: its whole cost is weighed by them.
 _JOBS = 20
-#: What a job's JSON says while it waits for that.
-_CODES: Mapping[Reason, WaitCode] = {
-    Reason.NO_WEIGHTS: WaitCode.WEIGHTS_UNAVAILABLE,
-    Reason.NO_CREDIT: WaitCode.NO_CREDIT,
-    **dict.fromkeys((Reason.NODES_CAP, Reason.PRICE_CAP, Reason.HOUR_CAP, Reason.DAY_CAP), WaitCode.CAP_REACHED),
-}
 
 
 class RentingSettings(BaseSettings):
@@ -190,15 +184,10 @@ class Service:
             return [Run(node=node, begun_at=begun, ended_at=ended) for node, begun, ended in await db.execute(query)]
 
     async def publish(self, engine: AsyncEngine, found: Mapping[str, Outlook]) -> None:
-        rows = [
-            {"model": model, "seen_at": datetime.now(UTC), **_row(node_type, outlook)}
-            for node_type, outlook in found.items()
-            for model in self._models[node_type]
-        ]
-        row = insert(outlooks).values(rows)
-        changed = {name: row.excluded[name] for name in rows[0] if name != "model"}
-        async with engine.begin() as db:
-            await db.execute(row.on_conflict_do_update(index_elements=["model"], set_=changed))
+        told = Outlooks(engine)
+        for node_type, outlook in found.items():
+            for model in self._models[node_type]:
+                await told.note(model, _told(node_type, outlook))
 
     async def alert(self, name: str, facts: Mapping[str, Any]) -> None:
         """To API_WEBHOOK_URL, signed as all webhooks are; only in the log without one, or if nobody takes it."""
@@ -221,18 +210,18 @@ class Service:
             log.warning("fleet.alert_not_taken", alert=name, reason=type(error).__name__)
 
 
-def _row(node_type: str, outlook: Outlook) -> Mapping[str, Any]:
-    wait = outlook.wait
+def _told(node_type: str, outlook: Outlook) -> outlooks.Outlook:
+    condition = None if outlook.wait is None else condition_of(outlook.wait)
     low, high = outlook.usd_per_hour or (None, None)
     start_s = outlook.start_s or _expected_s(node_type)
-    return {
-        "code": None if wait is None else _CODES.get(wait.reason, WaitCode.NO_MACHINE).value,
-        "message": None if wait is None else f"{wait.reason.meaning} {wait.detail}".strip(),
-        "start_s": start_s,
-        "usd_per_hour_low": low,
-        "usd_per_hour_high": high,
-        "start_usd": None if high is None else high * start_s / 3600 + outlook.traffic_usd,
-    }
+    return outlooks.Outlook(
+        start_s=start_s,
+        usd_per_hour_low=low,
+        usd_per_hour_high=high,
+        start_usd=None if high is None else high * start_s / 3600 + outlook.traffic_usd,
+        code=condition and condition.code,
+        message=condition and condition.message,
+    )
 
 
 def _expected_s(node_type: str) -> float:

@@ -21,6 +21,9 @@ class Use:
     setup_s: float
     #: Of one job, on the GPU.
     job_s: float
+    #: Without work before it is given back: ``max_idle`` of configs/production.yaml, and ``idle_timeout_s`` of
+    #: configs/cluster.yaml after it.
+    idle_s: float
     media_in_bytes: float
     media_out_bytes: float
 
@@ -35,22 +38,32 @@ class Use:
             media_out_bytes=jobs * self.media_out_bytes,
             setup_s=self.setup_s,
             busy_s=jobs * self.job_s * _RETRIES,
-            idle_s=_IDLE_S,
+            idle_s=self.idle_s,
         )
 
 
 #: Attempts for a job that succeeds.
 _RETRIES = 1.03
-#: ``idle_timeout_minutes`` of configs/cluster.yaml.
-_IDLE_S = 300.0
 #: By node type: LTX-2 with its text encoder, and Wav2Lip.
 USES: Mapping[str, Use] = MappingProxyType(
     {
         "gpu_a100": Use(
-            image_bytes=4e9, weight_bytes=70e9, setup_s=120, job_s=151, media_in_bytes=2e6, media_out_bytes=10e6
+            image_bytes=4e9,
+            weight_bytes=70e9,
+            setup_s=120,
+            job_s=151,
+            idle_s=420,
+            media_in_bytes=2e6,
+            media_out_bytes=10e6,
         ),
         "gpu_4090": Use(
-            image_bytes=4e9, weight_bytes=0.5e9, setup_s=60, job_s=25.2, media_in_bytes=20e6, media_out_bytes=10e6
+            image_bytes=4e9,
+            weight_bytes=0.5e9,
+            setup_s=60,
+            job_s=25.2,
+            idle_s=150,
+            media_in_bytes=20e6,
+            media_out_bytes=10e6,
         ),
     }
 )

@@ -25,12 +25,13 @@ class Forecast:
     outlook: Outlook
     demand: Demand
 
-    def cost_usd(self, effort: float, idle_s: float) -> CostRange | None:
-        """The machine that is started for it alone waits ``idle_s`` for another. None: the launcher knows no price."""
+    def cost_usd(self, effort: float) -> CostRange | None:
+        """From a machine that works anyway to one that is started for it alone, and waits for another job as long as a
+        start takes (configs/production.yaml says why). None: the launcher knows no price."""
         said, run_s = self.outlook, self.demand.unit_s * effort
         if said.usd_per_hour_low is None or said.usd_per_hour_high is None or said.start_usd is None:
             return None
-        alone = said.start_usd + said.usd_per_hour_high * (run_s + idle_s) / 3600
+        alone = said.start_usd + said.usd_per_hour_high * (run_s + said.start_s) / 3600
         return CostRange(low=said.usd_per_hour_low * run_s / 3600, high=alone)
 
     def eta_s(self, effort: float, ahead: int, capacity: Capacity | None) -> float | None:
