@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -67,6 +67,9 @@ bench-hostile: $(STAMP)  ## What hostile clients cost everybody else
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py
+
+bench-fleet: $(STAMP)  ## $ a video, and waits, by how many nodes are wished for; virtual time, two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/fleet.py
 
 bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what they can
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/neighbours.py

@@ -18,11 +18,14 @@ PAUSE_S = 2.0
 class Files:
     """A folder of what one head hands out."""
 
-    def __init__(self, head: Head, folder: Path, on_progress: Callable[[int, int], None]) -> None:
-        """``on_progress(done, total)`` in bytes."""
+    def __init__(
+        self, head: Head, folder: Path, on_progress: Callable[[int, int], None], pause_s: float = PAUSE_S
+    ) -> None:
+        """``on_progress(done, total)`` in bytes; ``pause_s`` between two attempts."""
         self.folder = folder
         self._head = head
         self._on_progress = on_progress
+        self._pause_s = pause_s
         self._heard_at = time.monotonic()
         self._done = self._total = 0
 
@@ -82,7 +85,7 @@ class Files:
         if time.monotonic() - self._heard_at > PATIENCE_S:
             raise Fault(f"{file.name}: {error}") from error
         print(f"bootstrap: {file.name}: {error}", flush=True)
-        time.sleep(PAUSE_S)
+        time.sleep(self._pause_s)
 
 
 def _is(path: Path, file: File) -> bool:

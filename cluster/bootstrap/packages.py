@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cluster.bootstrap.fault import Fault
 
-#: Not for programs that are installed, nor for what installs them.
-_SECRET = ("MESH_TOKEN",)
+#: Not for what installs programs: a secret, and pins of the image's own that some images force on pip.
+_NOT_FOR_PIP = ("MESH_TOKEN", "PIP_CONSTRAINT")
 #: A library of the system that OpenCV's wheel wants, and images without a desktop don't have.
 _NO_LIBRARY = re.compile(r"lib\S+: cannot open shared object file")
 _WITH_DESKTOP, _WITHOUT = "opencv-python", "opencv-python-headless"
@@ -119,5 +119,5 @@ def without_links(text: str) -> str:
 
 
 def _environment() -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _SECRET}
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_PIP}
     return {**kept, "PIP_ROOT_USER_ACTION": "ignore"}

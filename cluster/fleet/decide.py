@@ -112,6 +112,7 @@ def decide(seen: Situation) -> Decision:
         if rental.label not in seen.renting:
             _judge(seen, decision, rental, shown.get(rental.label), unwanted.get(rental.label))
     _fill(seen, decision, wanted)
+    _race(seen, decision, wanted)
     return decision
 
 
@@ -241,10 +242,7 @@ def _missing_s(seen: Situation, since: datetime) -> float:
 
 
 def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
-    held: dict[str, list[Rental]] = {}
-    for rental in seen.rentals:
-        if rental.holds_slot:
-            held.setdefault(rental.slot_id, []).append(rental)
+    held = {each.slot_id for each in seen.rentals if each.holds_slot}
     begun = len(seen.begun)
     starting = Counter(each.node_type for each in seen.rentals if each.holds_slot and each.worked_at is None)
     for slot in seen.slots:
@@ -261,13 +259,19 @@ def _fill(seen: Situation, decision: Decision, wanted: set[str]) -> None:
             decision.fills.append(slot)
             starting[slot.node_type] += 1
             begun += 1
-    # Only with what those leave that have none.
-    for slot in seen.slots:
-        there = held.get(slot.id, ())
-        if len(there) != 1 or slot.id not in wanted or slot.id in seen.begun or begun >= seen.limits.renting:
+
+
+def _race(seen: Situation, decision: Decision, wanted: set[str]) -> None:
+    """A second one beside one that starts: of types that have no trouble, and no slot without a machine."""
+    held = Counter(each.slot_id for each in seen.rentals if each.holds_slot)
+    slots = {slot.id: slot for slot in seen.slots if slot.id in wanted}
+    troubled = {slot.node_type for slot in slots.values() if not held[slot.id]}
+    troubled |= seen.closed.keys() | {name for name, breaker in seen.breakers.items() if breaker.failures}
+    left = seen.limits.renting - len(seen.begun) - len(decision.fills)
+    for rental in seen.rentals:
+        slot = slots.get(rental.slot_id)
+        if slot is None or slot.id in seen.begun or held[slot.id] != 1 or rental.node_type in troubled:
             continue
-        (rental,) = there
-        calm = slot.node_type not in seen.closed and not seen.breakers.get(slot.node_type, Breaker()).failures
-        if calm and rental.label in seen.races and rental.state.place < State.JOINING.place:
+        if left > 0 and rental.label in seen.races and rental.state.place < State.JOINING.place:
             decision.races.append((slot, rental))
-            begun += 1
+            left -= 1

@@ -163,7 +163,7 @@ class Fleet:
     def nodes(self) -> Sequence[Node]:
         """All that there are, those that joined by hand as well. Never waits."""
         held = self._held()
-        found = [_node(slot, held.get(slot.id)) for slot in self._slots.all]
+        found = [Node.of(slot, held.get(slot.id)) for slot in self._slots.all]
         return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
 
     @property
@@ -360,18 +360,3 @@ class Fleet:
         held = [each for each in self._roll.rentals.values() if each.holds_slot]
         held.sort(key=lambda each: (each.state is not State.ENDING, each.state.place))
         return {each.slot_id: each for each in held}
-
-
-def _node(slot: Slot, rental: Rental | None) -> Node:
-    node = Node(id=slot.id, node_type=slot.node_type, waiting=slot.waiting, dismissed=slot.dismissed)
-    if rental is None:
-        return node
-    return replace(
-        node,
-        label=rental.label,
-        instance=rental.instance,
-        state=rental.state,
-        since=rental.since,
-        usd_per_hour=rental.terms.usd_per_hour,
-        waiting=None,
-    )

@@ -24,7 +24,7 @@ class State(Explained):
     @property
     def place(self) -> int:
         """In that order. Members are texts, whose own order is the alphabet's."""
-        return list(State).index(self)
+        return _PLACES[self]
 
     @property
     def works(self) -> bool:
@@ -37,6 +37,9 @@ class State(Explained):
         if not State.INSTALLING.place <= other.place <= State.BUSY.place:
             return False
         return self.place < other.place or (self is State.BUSY and other is State.IDLE)
+
+
+_PLACES = {state: place for place, state in enumerate(State)}
 
 
 class Why(Explained):

@@ -80,7 +80,8 @@ class Renting:
             return
         cheap = [each for each in candidates if each.host != first.host and self._is_cheap_to_lose(each)]
         candidate, _ = self._choice(cheap)
-        if candidate is not None:
+        now = self._roll.rentals.get(first.label)
+        if candidate is not None and now is not None and now.state.place < State.JOINING.place:
             await self._reserve(slot, candidate)
 
     def _is_cheap_to_lose(self, candidate: Candidate) -> bool:

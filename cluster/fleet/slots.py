@@ -43,6 +43,21 @@ class Node:
     #: Nobody wishes for it any more.
     dismissed: bool = False
 
+    @classmethod
+    def of(cls, slot: Slot, rental: Rental | None) -> "Node":
+        node = cls(id=slot.id, node_type=slot.node_type, waiting=slot.waiting, dismissed=slot.dismissed)
+        if rental is None:
+            return node
+        return replace(
+            node,
+            label=rental.label,
+            instance=rental.instance,
+            state=rental.state,
+            since=rental.since,
+            usd_per_hour=rental.terms.usd_per_hour,
+            waiting=None,
+        )
+
 
 class Slots:
     """Nothing here waits."""

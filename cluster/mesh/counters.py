@@ -58,7 +58,8 @@ class Stats:
 SLOW, CROWDED, LEFT = "slow", "crowded", "left"
 #: Not TLS 1.3; TLS, but not this protocol.
 NOT_TLS, MALFORMED = "not_tls", "malformed"
-#: Address or port outside the plan, or of no node; the node has too many flows; an answer to no question.
+#: Address or port outside the plan, or of no node; a node has too many flows, or says too much; an answer to no
+#: question.
 OUTSIDE_PLAN, TOO_MANY, UNKNOWN_FLOW = "outside_plan", "too_many", "unknown_flow"
 #: The other node is away, or nothing answers on its port.
 PEER_DOWN, NOBODY_THERE = "peer_down", "nobody_there"

@@ -30,7 +30,7 @@ from cluster.mesh.invitation import BadInvitation, Invitation
 from cluster.node import machine, weights
 from cluster.node.download import WeightsError, WeightsRefused
 from cluster.node.machine import Unfit
-from cluster.node.reporter import IDLE, JOINING, REFUSED_WEIGHTS, WEIGHTS, Reporter
+from cluster.node.reporter import IDLE, JOINING, REFUSED_WEIGHTS, WEIGHTS, Reporter, complain
 from cluster.ray_process import RAY_FOLDER, RayProcess, slot_flags
 
 log = structlog.get_logger()
@@ -158,9 +158,13 @@ class Node:
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. Raises Unfit, NodeRefused, BadInvitation, WeightsError or :class:`HeadGone`."""
         options = self._options
-        found = await asyncio.to_thread(machine.gpus)
-        count = (options.gpus or 0) if options.trust_gpus else machine.check_gpus(found, options.gpus)
-        machine.check_disk(options.state, options.disk_gib)
+        try:
+            found = await asyncio.to_thread(machine.gpus)
+            count = (options.gpus or 0) if options.trust_gpus else machine.check_gpus(found, options.gpus)
+            machine.check_disk(options.state, options.disk_gib)
+        except Unfit as error:
+            await asyncio.to_thread(complain, options.hub, options.token, str(error))
+            raise
         kind = found.kind
         labels = {**({machine.GPU_CLASS: kind} if kind else {}), **options.labels}
         tasks: tuple[asyncio.Task[object], ...] = (

@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import NoReturn
 
+import structlog
+
+from cluster.bootstrap.head import Head, HeadRefuses
 from cluster.bootstrap.progress import Progress
+from cluster.mesh.dialer import HubAddress
+
+log = structlog.get_logger()
 
 EVERY_S = 10.0
 #: The steps of a node. Idle: Ray is up, and it can take work.
@@ -21,6 +27,7 @@ class Reporter:
         self._progress = Progress()
 
     def begin(self, step: str) -> None:
+        log.info("node.step", step=step)
         self._progress.begin(step)
         self._say()
 
@@ -41,3 +48,14 @@ class Reporter:
 
     def _say(self) -> None:
         self._send(self._progress.text())
+
+
+def complain(hub: HubAddress, token: str, fault: str) -> None:
+    """Say why this machine does not join, which whoever has rented it should hear. That nobody does is no matter."""
+    progress = Progress()
+    progress.begin(JOINING)
+    progress.fail(fault)
+    try:
+        Head(f"{hub.host}:{hub.port}", token).say(progress.text())
+    except (OSError, ValueError, HeadRefuses) as error:
+        log.info("node.not_heard", error=str(error) or type(error).__name__)

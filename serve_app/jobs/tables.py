@@ -267,7 +267,7 @@ runs = Table(
     Column("effort", Double, nullable=False),
     #: Null while it goes on.
     _timestamp("ended_at"),
-    #: Seconds for which the GPU was this attempt's: as reported, else all of them.
+    #: Seconds for which the GPU was this attempt's: as its worker has reported, else all of them.
     Column("busy_s", Double),
     #: ``completed``, ``failed`` or ``cancelled``, as its job ended with it; ``retried``: the job was to go on. Null
     #: until that is known, which of a video that could not be verified is later than its end.

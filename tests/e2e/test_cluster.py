@@ -4,6 +4,7 @@ Written for one cluster, in this order; each test leaves it whole.
 """
 
 import asyncio
+import json
 import pwd
 import re
 import shutil
@@ -23,7 +24,7 @@ from cluster.mesh.plan import HEAD, slot
 from serve_app.cli import samples
 from serve_app.serving.deploy import deploy, read_config
 from tests.e2e.cluster import LAUNCHERS, PRIVATE, PYTHONS, RAY_USER, Cluster, Inside, version_of, wait_until
-from tests.e2e.container import ROOT
+from tests.e2e.container import ROOT, Container
 from tests.fakes.netns import PUBLIC_PORT
 
 GPU1, GPU2 = slot(2).address, slot(3).address
@@ -71,6 +72,14 @@ def test_three_machines_are_one_cluster_and_no_machine_reaches_another(cluster: 
     for host, port in ((net.address("head"), PUBLIC_PORT), (net.address("head"), HEAD.gcs), (net.address("gpu2"), 22)):
         assert not reaches(cluster, "gpu1", host, port)
     assert not reaches(cluster, "head", net.address("gpu1"), slot(2).node_manager)
+
+
+def test_a_node_says_when_it_can_take_work(cluster: Cluster) -> None:
+    def steps(node: Container) -> list[str]:
+        return [json.loads(line)["step"] for line in node.log().splitlines() if '"node.step"' in line]
+
+    for node in (cluster.gpu1, cluster.gpu2):
+        wait_until("Ray to be up", lambda node=node: steps(node) == ["joining", "idle"], 60)
 
 
 def test_each_model_runs_on_the_node_of_its_class(cluster: Cluster, make: Callable[..., str]) -> None:

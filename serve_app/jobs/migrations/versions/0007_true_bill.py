@@ -18,8 +18,9 @@ _VIEWS = ("fleet_totals", "job_costs", "node_bills")
 #: Whatever ends an attempt takes its job out of ``processing``, so nothing can end one past these. A video that can't
 #: be verified yet leaves its worker, and stays ``processing``: the run has ended, how is not known.
 #:
-#: ``jobs.timings`` adds up over attempts: what it has grown by is this one's. A worker can't have had the GPU for
-#: longer than it had the job, whatever it says.
+#: ``jobs.timings`` adds up over attempts: what it has grown by is this one's, and nothing where it never came to the
+#: GPU. Of a worker that has said nothing it is all of its time. It can't have had the GPU for longer than it had the
+#: job, whatever it says.
 _RUNS = """
 CREATE FUNCTION gpu_seconds(timings jsonb) RETURNS double precision LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN jsonb_typeof(timings -> 'run') = 'number' THEN (timings ->> 'run')::double precision ELSE 0 END
@@ -43,13 +44,14 @@ BEGIN
         reported := gpu_seconds(NEW.outcome -> 'timings');
     ELSE
         how := CASE NEW.status WHEN 'queued' THEN 'retried' ELSE NEW.status END;
-        reported := gpu_seconds(NEW.timings) - gpu_seconds(OLD.timings);
+        IF NEW.timings <> OLD.timings THEN
+            reported := greatest(gpu_seconds(NEW.timings) - gpu_seconds(OLD.timings), 0);
+        END IF;
     END IF;
     UPDATE runs
        SET outcome = how,
            ended_at = coalesce(ended_at, greatest(started_at, now())),
-           busy_s = coalesce(busy_s, least(CASE WHEN reported > 0 THEN reported END,
-                                           extract(epoch FROM greatest(started_at, now()) - started_at)))
+           busy_s = coalesce(busy_s, least(reported, extract(epoch FROM greatest(started_at, now()) - started_at)))
      WHERE job_id = OLD.id AND attempt = OLD.attempt AND outcome IS NULL;
     RETURN NULL;
 END $$;

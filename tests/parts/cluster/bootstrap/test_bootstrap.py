@@ -193,6 +193,13 @@ async def test_a_container_that_is_restarted_fetches_again_until_its_node_has_jo
         invitation = await head.invite()
         async with Container(image, state, head.hub.port, invitation) as container:
             assert (await container.end())[0] == 0
+        # As if it had been ended in the middle: what is half made is made anew.
+        (state / "environment" / "video-api.json").unlink()
+        stray = state / "environment" / "stray"
+        stray.touch()
+        async with Container(image, state, head.hub.port, invitation) as container:
+            status, output = await container.end()
+        assert (status, "Processing" in output, stray.exists()) == (0, True, False)
         made = (state / "environment" / "pyvenv.cfg").stat().st_mtime_ns
         async with Container(image, state, head.hub.port, invitation) as container:
             status, output = await container.end()
@@ -309,9 +316,8 @@ async def test_a_line_that_is_cut_is_gone_on_with(tmp_path: Path) -> None:
         port = server.sockets[0].getsockname()[1]
         invitation = await head.invite()
         progress: list[tuple[int, int]] = []
-        files = Files(
-            LineToHead(f"127.0.0.1:{port}", invitation.token()), tmp_path / "files", lambda *now: progress.append(now)
-        )
+        line = LineToHead(f"127.0.0.1:{port}", invitation.token())
+        files = Files(line, tmp_path / "files", lambda *now: progress.append(now), pause_s=0.01)
         text = await head.depot.open(await head.registry.find(digest(invitation.secret)), "config.json")
         wanted = [file for file in Order.parse(text).files if file.name.startswith("large")]
         async with server:

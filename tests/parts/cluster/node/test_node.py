@@ -18,6 +18,7 @@ from cluster.briefing import Briefing
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity
 from cluster.mesh.invitation import Invitation
+from cluster.mesh.registry import Node, invite
 from cluster.node import weights
 from cluster.node.download import Manifest, WeightFile, WeightsError, WeightsRefused, fetch
 from cluster.node.machine import Unfit
@@ -60,6 +61,20 @@ async def test_a_machine_without_its_gpus_does_not_join(tmp_path: Path) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has GPUs")
     assert await Joining(tmp_path, NOBODY, TOKEN, "--gpus", "2").end() == (1, "0 GPUs are here, 2 promised")
+
+
+async def test_whoever_rented_a_machine_without_its_gpus_hears_of_it(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has GPUs")
+    identity, registry, heard = HubIdentity.derived(bytes(32)), MemoryRegistry(), []
+
+    def hear(node: Node, text: str) -> None:
+        heard.append((node.name, json.loads(text)["fault"]))
+
+    async with Hub(identity, registry, host="127.0.0.1", port=0, on_report=hear) as hub:
+        _, invitation = await invite(registry, identity, "rental-1", 60)
+        await Joining(tmp_path, f"127.0.0.1:{hub.port}", invitation.token(), "--gpus", "2").end()
+    assert heard == [("rental-1", "0 GPUs are here, 2 promised")]
 
 
 async def test_a_full_disk_does_not_join(tmp_path: Path) -> None:

@@ -61,7 +61,12 @@ async def cancelled_and_lost(store: JobStore, engine: AsyncEngine, lease: Lease)
 WAYS: Mapping[str, tuple[End, str, float]] = {
     "completed": (lambda store, _, lease: store.complete(outcome(lease, run=40.0), "k"), "completed", 40),
     "failed": (lambda store, _, lease: store.fail(failure(lease, transient=False, run=40.0)), "failed", 40),
-    "failed before its turn": (lambda store, _, lease: store.fail(failure(lease, transient=False)), "failed", 100),
+    "failed before its turn": (
+        lambda store, _, lease: store.fail(failure(lease, transient=False, prepare=90.0)),
+        "failed",
+        0,
+    ),
+    "failed without a word": (lambda store, _, lease: store.fail(failure(lease, transient=False)), "failed", 100),
     "retried": (lambda store, _, lease: store.fail(failure(lease, run=40.0)), "retried", 40),
     "postponed": (lambda store, _, lease: store.postpone(lease, {"run": 40.0}), "retried", 40),
     "lost": (silenced, "retried", 100),

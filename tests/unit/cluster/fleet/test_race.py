@@ -93,6 +93,23 @@ async def test_caps_count_both_and_a_race_waits_for_nobody() -> None:
 
 
 @virtual
+async def test_a_slot_without_a_machine_comes_before_a_race() -> None:
+    world = await begun()
+    world.vast.scenarios = dict.fromkeys(range(1001, 1007), SLOW)
+    world.door.full = True
+    await world.passes(1)
+    world.want(2)
+    world.door.full = False
+    # The second one is there at once; the first one tries the door again later, and until then nobody races.
+    await world.passes(2)
+    assert [each.slot_id for each in world.rentals() if each.state is not State.ENDED] == ["slot-2"]
+    await world.passes(5)
+    alive = [each.slot_id for each in world.rentals() if each.state is not State.ENDED]
+    assert alive[:2] == ["slot-2", "slot-1"]
+    assert sorted(alive) == ["slot-1", "slot-1", "slot-2", "slot-2"]
+
+
+@virtual
 async def test_if_one_of_two_fails_the_other_one_goes_on() -> None:
     world = await begun()
     world.vast.scenarios[1002] = Scenario(end="oci_error", pull_s=20)

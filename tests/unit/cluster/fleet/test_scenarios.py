@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cluster.fleet.caps import Caps
 from cluster.fleet.limits import Limits
 from cluster.fleet.rental import State, Why
-from cluster.fleet.waiting import Reason
+from cluster.fleet.report import Report
+from cluster.fleet.waiting import Reason, Wait
 from tests.fakes.vast import OK, Contract, Scenario, offer
 from tests.fakes.vast_server import Fault, too_many
 from tests.fakes.virtual_time import run
@@ -30,7 +31,7 @@ CAPPED = {Reason.NODES_CAP, Reason.PRICE_CAP, Reason.HOUR_CAP, Reason.DAY_CAP}
 #: The provider's meter for the GPU stops by itself, at a moment that nobody tells.
 STOPS = ("offline", "outbid")
 #: Shorter pauses than a real fleet's, so that an hour shows many of them.
-LIMITS = Limits(pause_s=30.0, longest_pause_s=240.0, account_pause_s=60.0)
+LIMITS = Limits(pause_s=30.0, longest_pause_s=240.0, account_pause_s=60.0, weights_pause_s=300.0, on_demand_s=600.0)
 
 machines = st.builds(
     lambda end, pull, boot, after, price: (
@@ -68,6 +69,8 @@ steps = st.lists(
         st.tuples(st.just("dearer"), st.integers(0, 19)),
         st.tuples(st.just("busy"), st.integers(0, 3)),
         st.tuples(st.just("trap"), st.booleans()),
+        st.tuples(st.just("gate"), st.booleans()),
+        st.tuples(st.just("fault"), st.integers(0, 19), st.sampled_from(["weights: 403", "no CUDA"])),
     ),
     min_size=3,
     max_size=14,
@@ -203,6 +206,13 @@ async def scenario(
                 # After the fleet has looked at the market.
                 for name in ("dph_base", "min_bid"):
                     world.vast.offers[which % len(market)][name] += 0.05
+            case "gate", [closed]:
+                world.fleet.gate(TYPE, Wait(Reason.NO_WEIGHTS) if closed else None)
+            case "fault", [which, said]:
+                if world.vast.alive:
+                    label = world.vast.alive[which % len(world.vast.alive)].label
+                    world.mute.add(label)
+                    world.fleet.hear(Report(label=label, at=world.clock.now(), state=State.WEIGHTS, fault=said))
             case "trap", [overlooked]:
                 world.vast.overlooks_bids = overlooked
             case "busy", [nth]:
@@ -215,7 +225,8 @@ async def scenario(
 async def quiet(world: World, watch: Watch, passes: Any) -> None:
     """Nothing goes wrong any more."""
     world.server._faults.clear()
-    world.busy = set()
+    world.busy, world.vast.overlooks_bids = set(), False
+    world.fleet.gate(TYPE, None)
     for number in range(8001, 8041):
         world.vast.offers.append(offer(number, dph_base=0.25))
     for machine in list(world.vast.scenarios):
