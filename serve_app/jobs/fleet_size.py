@@ -39,7 +39,8 @@ def machines(*, backlog: int, run_s: float, start_s: float, running: int, most: 
     shrinks fewer are, but nothing is taken back: calls in flight stay, and Serve stops a replica only after fewer were
     wanted for its whole ``downscale_delay_s``; until then it counts as running, and gets the next jobs.
     """
-    worth = ceil(backlog * run_s / max(start_s, run_s, _LEAST_S))
+    # A quotient of floats may be a little more than it is.
+    worth = min(ceil(backlog * run_s / max(start_s, run_s, _LEAST_S)), backlog)
     return min(max(worth, min(running, backlog), 1), most)
 
 

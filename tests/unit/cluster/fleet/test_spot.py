@@ -60,6 +60,8 @@ async def test_who_is_outbid_is_given_back_at_once_and_for_an_hour_nothing_is_bi
     await world.passes(100)
     assert bids(world) == [True, False, False]
     await world.passes(260)
+    # Nobody bids more any more.
+    del world.vast.scenarios[1001]
     world.want(3)
     await world.until_works(3)
     assert bids(world) == [True, False, False, True]
