@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet bench-first-step clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -64,6 +64,9 @@ bench-mesh: $(STAMP)  ## Against a cable and OpenSSH, in network namespaces; as 
 
 bench-hostile: $(STAMP)  ## What hostile clients cost everybody else
 	$(BIN)/python tests/benchmarks/hostile.py
+
+bench-first-step: $(STAMP)  ## From a posted job to its first step on a rented machine, step by step; as root
+	$(BIN)/python tests/benchmarks/first_step.py
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py
