@@ -45,7 +45,7 @@ log = structlog.get_logger()
 
 #: Seconds between two looks: at the runs of jobs, at weights, at the market if nobody else looks at it. Vast limits
 #: searches by the day.
-ATTEND_S, WEIGHTS_S, MARKET_S = 2.0, 60.0, 1800.0
+ATTEND_S, WEIGHTS_S, MARKET_S = 2.0, 20.0, 1800.0
 #: Between two outlooks, which are believed for two minutes.
 TELL_S = 10.0
 #: Cheapest machines of a market that a price is expected to be among.

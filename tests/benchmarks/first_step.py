@@ -1,8 +1,8 @@
 """From a posted job to its first step on a machine that did not exist: what of that is Ray's own, and what is ours.
 
-``python tests/benchmarks/first_step.py`` as root; about two minutes. The market's image is pulled and booted in no time,
-so what is left is the wish, the rent, the bootstrap on a stock image, the mesh, and Ray. Ray's own part is what it takes
-with a plain ``ray start``: until it wishes for a node, then from ``ray start`` on.
+``python tests/benchmarks/first_step.py`` as root; about two minutes. The market's image is pulled and booted in no
+time, so what is left is the wish, the rent, the bootstrap on a stock image, weights, the mesh, and Ray. Ray's own part is
+what it takes with a plain ``ray start``: until it wishes for a node, and from ``ray start`` on.
 """
 
 import re
@@ -27,8 +27,9 @@ BAR_S = 10.0
 
 def main() -> None:
     with database() as postgres, first_day(postgres) as day:
-        # Whatever runs on this machine for the head's own start has ended.
-        time.sleep(20)
+        day.mirror()
+        # The head has seen them, and whatever ran here for its own start has ended.
+        time.sleep(30)
         posted = datetime.now(UTC)
         job_id = day.submit("ltx2", **SHORT)
         wait_until("the first step", lambda: day.cluster.job(job_id)["started_at"], 240, pause_s=0.05)

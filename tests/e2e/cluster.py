@@ -87,12 +87,14 @@ class Cluster:
     def boot_head(self) -> None:
         places = ("--temp-dir", str(self.head.folder / "ray"))
         private = self.network.gateway(self.head.machine)
-        addresses = {
-            "REDIS_URL": f"redis://{private}:{REDIS_PORT}",
-            "DATABASE_URL": f"postgresql://postgres@{private}:{POSTGRES_PORT}/{DATABASE}",
-        }
+        addresses = {"REDIS_URL": f"redis://{private}:{REDIS_PORT}", "DATABASE_URL": self.database_url}
         command = (*COMMAND, "head", *places, "--drain", "5", "--ray-user", RAY_USER, *self.flags)
         self.head.boot(command, {**self.environment, **addresses, **LAUNCHERS})
+
+    @property
+    def database_url(self) -> str:
+        """As the head reaches it."""
+        return f"postgresql://postgres@{self.network.gateway(self.head.machine)}:{POSTGRES_PORT}/{DATABASE}"
 
     def is_up(self) -> bool:
         """Fails the test at once if the head has ended."""

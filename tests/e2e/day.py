@@ -1,5 +1,8 @@
 """A head that may rent, and a market where it can: what a test or a benchmark of the first day holds in its hands."""
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
 import yaml
 
 from cluster.head.wheel import wheel_of
 from serve_app.cli import samples
-from tests.e2e.cluster import Cluster, running, wait_until
+from tests.e2e.cluster import COMMAND, Cluster, running, wait_until
 from tests.e2e.container import ROOT
 from tests.e2e.market import Market, market
 from tests.fakes.netns import PUBLIC_PORT, Network
@@ -25,6 +29,19 @@ SHORT = {"duration": 1, "width": 192, "height": 128}
 LONG = {"duration": 10, "recipe": "quality", "width": 512, "height": 320}
 #: Seconds without work after which a replica leaves, and after that its node.
 IDLE_S, NODE_IDLE_S = 5, 10
+_STORE_PORT = 9000
+_BUCKET = {"R2_ACCESS_KEY": "k", "R2_SECRET_KEY": "s", "R2_BUCKET": "videos", "R2_REGION": "us-east-1"}
+#: Checkpoints in the real formats, with random weights.
+_CHECKPOINTS = """
+import sys, torch
+from pathlib import Path
+from deployments.ltx2 import tiny
+from deployments.wav2lip.checkpoint import random_weights
+folder = Path(sys.argv[1])
+print(tiny.ensure(folder / "tiny"))
+torch.save({"state_dict": random_weights()}, folder / "wav2lip.pth")
+print(folder / "wav2lip.pth")
+"""
 _INPUTS = {"ltx2": ("image",), "wav2lip": ("video", "audio")}
 
 
@@ -45,8 +62,25 @@ class Day:
             print(self.told())
             raise
 
+    def mirror(self) -> None:
+        """Step 2: weights of both models into the bucket."""
+        folder = self.cluster.head.folder.with_name("checkpoints")
+        folder.mkdir()
+        made = subprocess.run([sys.executable, "-c", _CHECKPOINTS, folder], capture_output=True, text=True, cwd=ROOT)
+        assert made.returncode == 0, made.stderr
+        for name, source in zip(("ltx2", "wav2lip"), made.stdout.split()[-2:], strict=True):
+            assert self.command("weights", "mirror", source, "--name", name)["files"]
+
+    def command(self, *words: str, status: int = 0) -> Any:
+        """A command in the head's shell; the JSON that it prints."""
+        head = self.cluster.head
+        variables = {name: value for name, value in self.cluster.environment.items() if name != "DATABASE_URL"}
+        done = head.run([*COMMAND, "--json", *words], {**variables, "DATABASE_URL": self.cluster.database_url})
+        assert done.returncode == status, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
     def phases(self) -> list[str]:
-        return [row["phase"] for row in self.cluster.command("nodes") if row["phase"]]
+        return [row["phase"] for row in self.command("nodes") if row["phase"]]
 
     def empty(self) -> None:
         """All is given back, and the books of it are closed."""
@@ -65,7 +99,7 @@ class Day:
 
 @contextmanager
 def first_day(postgres: str) -> Iterator[Day]:
-    """The head is up, and nothing is rented."""
+    """The head is up, with a bucket that has no weights; so nothing is rented."""
     with (
         # A short path, for Ray's sockets.
         tempfile.TemporaryDirectory(prefix="va-", dir="/var/tmp", ignore_cleanup_errors=True) as name,
@@ -77,14 +111,20 @@ def first_day(postgres: str) -> Iterator[Day]:
         wheel_of(metadata.distribution("structlog"), ["structlog"], folder / "wheelhouse")
         wanted = yaml.safe_load((ROOT / "configs/cluster.yaml").read_text())
         for each in wanted["available_node_types"].values():
-            each["idle_timeout_s"] = NODE_IDLE_S
+            # One machine of each class is all that the network has.
+            each |= {"idle_timeout_s": NODE_IDLE_S, "max_workers": min(each["max_workers"], 1)}
         (folder / "cluster.yaml").write_text(yaml.safe_dump(wanted))
         markets: list[Market] = []
 
         def more(net: Network) -> dict[str, str]:
             offers = [a100(1), a100(2), offer(3), offer(4)]
             markets.append(opened.enter_context(market(net, folder, image, offers)))
+            endpoint = f"http://{net.gateway('head')}:{_STORE_PORT}"
+            _start_store(net, folder, endpoint)
             return {
+                **_BUCKET,
+                "R2_ENDPOINT": endpoint,
+                "ALLOW_RANDOM_WEIGHTS": "0",
                 "VAST_API_KEY": KEY,
                 "VAST_URL": markets[0].url,
                 "FLEET_HUB": f"{net.hub_address('gpu1')}:{PUBLIC_PORT}",
@@ -97,3 +137,19 @@ def first_day(postgres: str) -> Iterator[Day]:
             (folder / "samples").mkdir()
             made = {kind: samples.make(kind, folder / "samples") for kind in ("image", "video", "audio")}
             yield Day(cluster, markets[0], {kind: path for kind, path in made.items() if path is not None})
+
+
+def _start_store(net: Network, folder: Path, endpoint: str) -> None:
+    """An S3 server that every machine reaches, with the bucket."""
+    server = f"exec {sys.executable} -m moto.server -H 0.0.0.0 -p {_STORE_PORT} > {folder}/store.log 2>&1"
+    net.start("internet", ["sh", "-c", server])
+
+    def made() -> bool:
+        with net.inside("head"):
+            store = boto3.client(
+                "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+            )
+            store.create_bucket(Bucket=_BUCKET["R2_BUCKET"])
+        return True
+
+    wait_until("the store", made, 60)

@@ -24,13 +24,20 @@ def day(postgres: str) -> Iterator[Day]:
         yield made
 
 
+def test_without_weights_nothing_is_rented_and_the_job_says_why(day: Day) -> None:
+    job_id = day.submit("ltx2", **SHORT)
+    job = day.cluster.wait(job_id, lambda job: job["wait_code"] == "weights_unavailable", timeout_s=60)
+    assert "video-api weights mirror" in job["wait_reason"]
+    found = {each["part"]: each for each in day.command("doctor", status=2)}
+    assert (found["vast"]["state"], found["weights"]["state"]) == ("ok", "wrong"), found
+    assert day.market.vast.contracts == {}
+    day.cluster.api.post(f"/api/v1/jobs/{job_id}/cancel")
+
+
 def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
-    assert day.market.vast.alive == []
+    day.mirror()
     begun = time.monotonic()
     job_id = day.submit("ltx2", **SHORT)
-    waiting = day.cluster.job(job_id)
-    assert waiting["status"] == "queued"
-    assert waiting["cost_estimate_usd"]["high"] > 0
     seen: dict[str, float] = {}
 
     def ended() -> bool:
@@ -46,12 +53,14 @@ def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
         raise
     (job,) = day.wait(job_id)
     assert (job["status"], job["attempt"]) == ("completed", 1), job
+    assert "random_weights" not in (job["notes"] or {})
+    assert job["cost_estimate_usd"]["high"] > 0
     assert day.cluster.api.get(job["result_url"]).content[4:8] == b"ftyp"
     print(f"video after {time.monotonic() - begun:.1f} s; first seen at:", {k: round(v, 1) for k, v in seen.items()})
     assert {"loading", "installing"} <= seen.keys()
     day.empty()
     states = {state for (state,) in day.query("SELECT DISTINCT state FROM node_costs")}
-    assert {"loading", "installing", "joining", "idle", "busy"} <= states
+    assert {"loading", "installing", "weights", "joining", "idle", "busy"} <= states
 
 
 def test_twenty_jobs_of_both_models_and_a_bill_to_the_cent(day: Day) -> None:
@@ -107,5 +116,5 @@ def assert_the_bill_is_the_ledger(day: Day) -> None:
         second = (contract.dph_base + 0.1) / 3600
         assert ledger[str(number)] == pytest.approx(bill[str(number)], abs=second), day.market.vast.bill()[number]
     ((jobs,),) = day.query("SELECT coalesce(sum(cost_usd), 0) FROM job_costs")
-    costs = day.cluster.command("costs")
+    costs = day.command("costs")
     assert jobs + costs["total"]["unattributed_usd"] == pytest.approx(sum(ledger.values()))
