@@ -117,7 +117,7 @@ def first_day(postgres: str) -> Iterator[Day]:
         markets: list[Market] = []
 
         def more(net: Network) -> dict[str, str]:
-            offers = [a100(1), a100(2), offer(3), offer(4)]
+            offers = [a100(1, dph_base=0.6), a100(2), offer(3)]
             markets.append(opened.enter_context(market(net, folder, image, offers)))
             endpoint = f"http://{net.gateway('head')}:{_STORE_PORT}"
             _start_store(net, folder, endpoint)
