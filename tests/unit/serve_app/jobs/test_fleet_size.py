@@ -83,3 +83,51 @@ def test_serve_makes_of_the_window_as_many_replicas(most: int, target: int, slot
 def test_at_the_most_there_are_every_slot_is_filled_and_one_waits() -> None:
     assert window(4, Capacity(running=0, most=4, slots=3)) == 13
     assert window(1, Capacity(running=0, most=1, slots=3)) == 4
+
+
+class Fleet:
+    """Serve and its replicas, second by second: up at once, down after fewer were wanted for the whole delay."""
+
+    DELAY_S, STEP_S = 300, 10
+
+    def __init__(self, jobs: int, run_s: float, start_s: float, most: int) -> None:
+        self.left = float(jobs)
+        self.run_s, self.start_s, self.most = run_s, start_s, most
+        #: When each replica can work, by the clock.
+        self.ready_at: list[float] = []
+        self.now, self.starts, self.fewer_since = 0.0, 0, 0.0
+
+    @property
+    def running(self) -> int:
+        return sum(at <= self.now for at in self.ready_at)
+
+    def step(self) -> None:
+        capacity = Capacity(running=self.running, most=self.most, slots=3)
+        backlog = ceil(self.left)
+        target = machines(backlog=backlog, run_s=self.run_s, start_s=self.start_s, running=self.running, most=self.most)
+        wanted = min(ceil(min(window(target, capacity), backlog) / CALLS_PER_REPLICA), self.most)
+        there = len(self.ready_at)
+        if wanted >= there:
+            self.fewer_since = self.now
+            self.starts += wanted - there
+            self.ready_at += [self.now + self.start_s] * (wanted - there)
+        elif self.now - self.fewer_since >= self.DELAY_S:
+            # Those that are not ready yet go first.
+            self.ready_at = sorted(self.ready_at)[:wanted]
+            self.fewer_since = self.now
+        self.left = max(0.0, self.left - min(self.running, backlog) * self.STEP_S / self.run_s)
+        self.now += self.STEP_S
+
+
+@given(jobs=st.integers(1, 200), run_s=st.floats(20, 600), start_s=st.floats(20, 1200), most=st.integers(1, 12))
+def test_a_burst_starts_each_machine_once(jobs: int, run_s: float, start_s: float, most: int) -> None:
+    fleet = Fleet(jobs, run_s, start_s, most)
+    fleet.step()
+    first = fleet.starts
+    assert first <= machines(backlog=jobs, run_s=run_s, start_s=start_s, running=0, most=most)
+    for _ in range(100_000):
+        if not fleet.left:
+            break
+        fleet.step()
+    assert fleet.left == 0
+    assert fleet.starts == first
