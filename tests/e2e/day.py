@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -71,12 +71,16 @@ class Day:
         for name, source in zip(("ltx2", "wav2lip"), made.stdout.split()[-2:], strict=True):
             assert self.command("weights", "mirror", source, "--name", name)["files"]
 
-    def command(self, *words: str, status: int = 0) -> Any:
+    def doctor(self) -> dict[str, str]:
+        """The state of each part."""
+        return {each["part"]: each["state"] for each in self.command("doctor", status=(0, 2))}
+
+    def command(self, *words: str, status: Sequence[int] = (0,)) -> Any:
         """A command in the head's shell; the JSON that it prints."""
         head = self.cluster.head
         variables = {name: value for name, value in self.cluster.environment.items() if name != "DATABASE_URL"}
         done = head.run([*COMMAND, "--json", *words], {**variables, "DATABASE_URL": self.cluster.database_url})
-        assert done.returncode == status, done.stdout + done.stderr
+        assert done.returncode in status, done.stdout + done.stderr
         return json.loads(done.stdout)
 
     def phases(self) -> list[str]:
