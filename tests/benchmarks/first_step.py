@@ -1,8 +1,8 @@
 """From a posted job to its first step on a machine that did not exist: what of that is Ray's own, and what is ours.
 
 ``python tests/benchmarks/first_step.py`` as root; about two minutes. The market's image is pulled and booted in no
-time, so what is left is the wish, the rent, the bootstrap on a stock image, weights, the mesh, and Ray. Ray's own part is
-what it takes with a plain ``ray start``: until it wishes for a node, and from ``ray start`` on.
+time, so what is left is the wish, the rent, the bootstrap on a stock image, weights, the mesh, and Ray. Ray's own part
+is what it takes with a plain ``ray start``: until it wishes for a node, and from ``ray start`` on.
 """
 
 import re

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -71,12 +71,16 @@ class Day:
         for name, source in zip(("ltx2", "wav2lip"), made.stdout.split()[-2:], strict=True):
             assert self.command("weights", "mirror", source, "--name", name)["files"]
 
-    def command(self, *words: str, status: int = 0) -> Any:
+    def doctor(self) -> dict[str, str]:
+        """The state of each part."""
+        return {each["part"]: each["state"] for each in self.command("doctor", status=(0, 2))}
+
+    def command(self, *words: str, status: Sequence[int] = (0,)) -> Any:
         """A command in the head's shell; the JSON that it prints."""
         head = self.cluster.head
         variables = {name: value for name, value in self.cluster.environment.items() if name != "DATABASE_URL"}
         done = head.run([*COMMAND, "--json", *words], {**variables, "DATABASE_URL": self.cluster.database_url})
-        assert done.returncode == status, done.stdout + done.stderr
+        assert done.returncode in status, done.stdout + done.stderr
         return json.loads(done.stdout)
 
     def phases(self) -> list[str]:
@@ -117,7 +121,7 @@ def first_day(postgres: str) -> Iterator[Day]:
         markets: list[Market] = []
 
         def more(net: Network) -> dict[str, str]:
-            offers = [a100(1), a100(2), offer(3), offer(4)]
+            offers = [a100(1, dph_base=0.6), a100(2), offer(3)]
             markets.append(opened.enter_context(market(net, folder, image, offers)))
             endpoint = f"http://{net.gateway('head')}:{_STORE_PORT}"
             _start_store(net, folder, endpoint)

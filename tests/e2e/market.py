@@ -40,6 +40,8 @@ class Machines:
 
     def begin(self, contract: Contract) -> None:
         """Called as it is rented."""
+        if contract.scenario.end == "oci_error":
+            return
         with self._lock:
             taken = {each.machine for each in self.containers.values() if each.process is not None}
             free = [name for name in self.names if name not in taken]
@@ -68,6 +70,8 @@ class Machines:
 
     def end(self, contract: Contract) -> None:
         """The host kills whatever runs."""
+        if contract.id not in self.containers:
+            return
         container = self.containers[contract.id]
         contract.bytes_down, contract.bytes_up = self.traffic(container)
         container.kill()
