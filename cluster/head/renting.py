@@ -68,6 +68,8 @@ class Outlook:
     usd_per_hour: tuple[float, float] | None
     #: Dollars for what a start fetches.
     traffic_usd: float
+    #: Dollars left of the account's; None: not known.
+    credit_usd: float | None
 
 
 class ServiceSide(Protocol):
@@ -261,6 +263,7 @@ class Renting:
                 start_s=measured or (median(each.start_s for each in cheapest) if cheapest else None),
                 usd_per_hour=_range([each.terms.usd_per_hour for each in cheapest]),
                 traffic_usd=max((each.terms.traffic_usd(each.start_bytes, 0) for each in cheapest), default=0.0),
+                credit_usd=self._fleet.credit_usd,
             )
         await self._options.service.publish(self._engine, outlooks)
 

@@ -175,6 +175,7 @@ def upgrade() -> None:
         sa.Column("usd_per_hour_low", sa.Double(), nullable=True),
         sa.Column("usd_per_hour_high", sa.Double(), nullable=True),
         sa.Column("start_usd", sa.Double(), nullable=True),
+        sa.Column("credit_usd", sa.Double(), nullable=True),
         _moment("seen_at", server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("(code IS NULL) = (message IS NULL)", name="outlooks_reason_is_said"),
         sa.CheckConstraint("start_s >= 0", name="outlooks_start_takes_time"),
