@@ -277,8 +277,9 @@ def compare(world: World, contract: Contract, *, exact: bool) -> None:
         # From when on it cost is not known; it was not before it was asked for.
         assert booked <= paid + per_s * world.limits.rent_s
         return
-    if contract.scenario.end in STOPS and contract.age(now) > contract.scenario.ends_s:
-        # Until the next list.
+    stopped = contract.scenario.end in STOPS and contract.age(now) > contract.scenario.ends_s
+    if stopped or contract.never_started:
+        # Until the next list. Of a bid that was too low nobody says that it has never run.
         assert booked <= paid + per_s * 120
         return
     assert booked <= paid + per_s * (1 if exact else 120), f"the books hold what the bill does not: {rental}"
