@@ -6,7 +6,8 @@ time, and the next one if that fails before it has worked; or two that race, whe
 
 - ``slots`` are added and dismissed one by one; ``waiting`` says why nothing is rented for one, and ``gates`` what is
   in the way of a whole node type.
-- ``rental`` is a rented machine's life and why it ended, ``terms`` its prices, ``report`` what it says of itself.
+- ``rental`` is a rented machine's life and why it ended, ``terms`` its prices, ``report`` what it says of itself,
+  and ``words`` how much of that is written down.
 - ``provider`` is all that is asked of whoever rents out machines; ``cluster.vast.provider`` is the one there is.
 - ``door`` is all that is asked of the mesh: let a node in, shut it out.
 - ``decide`` looks at everything once and says what is to be done; it does nothing. ``limits`` are its numbers.

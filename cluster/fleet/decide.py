@@ -28,7 +28,7 @@ _ROUNDING = 1.0001
 
 @dataclass(frozen=True)
 class Listing:
-    """The provider's machines with our label, as they were at some moment after ``asked_at``."""
+    """The provider's machines that we know or that have our label, as they were at some moment after ``asked_at``."""
 
     asked_at: datetime
     machines: Sequence[Machine]
@@ -55,8 +55,8 @@ class Situation:
     begun: frozenset[str]
     #: None: the provider did not say.
     listing: Listing | None
-    #: By label: when a list showed it last, and what it said last.
-    seen: Mapping[str, datetime]
+    #: By label: since when no list has shown it, and what it said last.
+    missed: Mapping[str, datetime]
     reports: Mapping[str, Report]
     spent_today_usd: float
 
@@ -219,8 +219,8 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
         return End(rental, why, report.fault)
     if machine is not None and machine.status in _ENDS:
         return End(rental, _ENDS[machine.status], machine.detail)
-    last = max(filter(None, (rental.begun_at, seen.seen.get(label))), default=rental.reserved_at)
-    if machine is None and _missing_s(seen, last) > limits.missing_s:
+    # One list without it may be a faulty one, however long ago the last one was.
+    if label in seen.missed and _missing_s(seen, seen.missed[label]) > limits.missing_s:
         return End(rental, Why.GONE)
     spent_s = (seen.now - rental.since).total_seconds()
     limit_s = step_s(rental)

@@ -92,7 +92,8 @@ class Fleet:
         self._account = Account(provider, books, self._limits, now, on_event)
         #: By label.
         self._reports: defaultdict[str, deque[Report]] = defaultdict(lambda: deque(maxlen=_REPORTS))
-        self._seen: dict[str, datetime] = {}
+        #: Since when no list has shown it.
+        self._missed: dict[str, datetime] = {}
         self._last: dict[str, Report] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._awake = asyncio.Event()
@@ -229,9 +230,10 @@ class Fleet:
         except ProviderError as error:
             log.warning("fleet.list_failed", reason=str(error))
             return None
-        ours = [each for each in machines if each.label.startswith(f"{self._prefix}-")]
-        known = {each.instance: each.label for each in self._roll.rentals.values()}
-        self._seen.update({known[each.id]: asked_at for each in ours if each.id in known})
+        known = {each.instance: each.label for each in self._roll.rentals.values() if each.instance is not None}
+        ours = [each for each in machines if each.id in known or each.label.startswith(f"{self._prefix}-")]
+        missed = known.keys() - {each.id for each in ours}
+        self._missed = {known[each]: self._missed.get(known[each], asked_at) for each in missed}
         return Listing(asked_at, ours)
 
     async def _listen(self, label: str) -> None:
@@ -277,7 +279,7 @@ class Fleet:
             races=frozenset(self._renting.races),
             begun=frozenset(self._tasks.values()),
             listing=listing,
-            seen=self._seen,
+            missed=self._missed,
             reports=self._last,
             spent_today_usd=spent,
         )
@@ -336,7 +338,7 @@ class Fleet:
 
     async def _close(self, rental: Rental) -> None:
         await self._ending.close(rental)
-        for known in (self._seen, self._last, self._reports):
+        for known in (self._last, self._reports):
             known.pop(rental.label, None)
         self._renting.races.discard(rental.label)
         # What was kept back for it, somebody else may have.

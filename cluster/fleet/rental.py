@@ -5,6 +5,7 @@ from datetime import datetime
 
 from cluster.explained import Explained
 from cluster.fleet.terms import Terms
+from cluster.fleet.words import written
 
 
 class State(Explained):
@@ -109,6 +110,9 @@ class Rental:
     stretch_at: datetime
     stretch_down: float = 0.0
     stretch_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", written(self.detail))
 
     def fetch_s(self, size_bytes: float) -> float:
         """At its line's rate; endless where that is not known."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cluster.explained import Explained
+from cluster.fleet.words import written
 
 
 class Reason(Explained):
@@ -28,3 +29,6 @@ class Wait:
     detail: str = ""
     #: Nothing is tried before; None: with the next pass.
     until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", written(self.detail))

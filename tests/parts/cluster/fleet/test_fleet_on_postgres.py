@@ -79,3 +79,25 @@ async def test_a_node_comes_works_is_adopted_by_the_next_head_and_goes(
     assert bandwidth == pytest.approx((KIND.work.image_bytes + 1e9) / 1e9 * 0.005)
     assert {"loading", "busy", "idle", "ending"} >= set(states) >= {"busy", "idle"}
     assert second.vast.violations == []
+
+
+@pytest.mark.parametrize("kind", ["", "weights: "])
+async def test_a_node_is_ended_whatever_it_says_of_its_fault(
+    heads: tuple[Head, Head], engine: AsyncEngine, kind: str
+) -> None:
+    fleet, vast = heads[0].fleet, heads[0].vast
+    await fleet.start()
+    assert fleet.add("slot-1", TYPE)
+    await heads[0].until(State.IDLE)
+    (contract,) = vast.alive
+    # What PostgreSQL refuses to keep; and what makes a terminal obey.
+    fault = f"{kind}no\0 CUDA \x1b[31m" + 1000 * "é"
+    fleet.hear(Report(label=contract.label, at=heads[0].clock.now(), state=State.IDLE, fault=fault))
+    await fleet.reconcile()
+    assert contract not in vast.alive
+    async with engine.connect() as db:
+        (detail,) = (await db.execute(text("SELECT detail FROM rentals"))).scalars()
+    assert detail.startswith(f"{kind}no  CUDA  [31mé")
+    assert len(detail) == 300
+    # A gate that it closes says the same.
+    assert [each.detail for each in fleet.waits().values()] == [detail] * bool(kind)

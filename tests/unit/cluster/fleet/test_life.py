@@ -407,3 +407,22 @@ async def test_a_door_that_can_t_be_shut_keeps_no_machine_alive() -> None:
     world.door.broken = False
     await world.passes(2)
     assert (first(world).state, world.door.revoked) == (State.ENDED, [f"key-of-{first(world).label}"])
+
+
+@pytest.mark.parametrize("away_s", [0.0, 600.0])
+@virtual
+async def test_one_list_that_is_empty_by_mistake_ends_nothing_that_works(away_s: float) -> None:
+    world = await begun(2)
+    await world.until_works(2)
+    there = world.vast.alive
+    if away_s:
+        # The first list of a head, or the first one after a while.
+        await world.restart(away_s)
+    world.server.fail("list", Fault(status=200, body=b'{"instances": []}'))
+    await world.passes(10)
+    assert world.vast.alive == there
+    assert [each.state for each in world.rentals()] == [State.IDLE, State.IDLE]
+    # One that is away for longer is.
+    world.server.fail("list", *[Fault(status=200, body=b'{"instances": []}')] * 8)
+    await world.passes(9)
+    assert {each.why for each in world.rentals()} >= {Why.GONE}
