@@ -124,13 +124,18 @@ class Fleet:
         False, and nothing happens, if there may be no more of that type, none at all of an unknown one, or the id is
         of another type or was dismissed.
         """
-        self._awake.set()
-        return self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
+        before = len(self._slots.all)
+        added = self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
+        if len(self._slots.all) > before:
+            self._awake.set()
+        return added
 
     def dismiss(self, node_id: str) -> bool:
         """Give it back, even if it works. False, and nothing happens, if it is nothing of ours."""
-        self._awake.set()
-        return self._slots.dismiss(node_id)
+        dismissed = self._slots.dismiss(node_id)
+        if dismissed:
+            self._awake.set()
+        return dismissed
 
     def gate(self, node_type: str, wait: Wait | None) -> None:
         """Nothing is rented for the type from now on; None: whatever fits. Never waits.
