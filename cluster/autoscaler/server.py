@@ -21,6 +21,10 @@ log = structlog.get_logger()
 
 #: One for Ray's monitor, and what a restarted one leaves behind.
 _CONNECTIONS = 8
+#: Seconds between two lines, whoever sends them: Ray sends one a second, and whatever else runs as Ray's user must not
+#: take the launcher's time. And between two lines of log about those that are refused.
+_PAUSE_S = 0.05
+_LOG_S = 60.0
 
 
 class Wishable(Protocol):
@@ -40,6 +44,9 @@ class WishServer:
         """``users``: ids of those who may ask."""
         self._fleet, self._users = fleet, frozenset(users)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        #: By event, the loop's time of its last line of log.
+        self._logged: dict[str, float] = {}
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -69,11 +76,13 @@ class WishServer:
         self._tasks.add(task)
         try:
             while line := await reader.readline():
-                writer.write(self._answer(line).model_dump_json().encode() + b"\n")
+                async with self._turn:
+                    writer.write(self._answer(line).model_dump_json().encode() + b"\n")
+                    await asyncio.sleep(_PAUSE_S)
                 await writer.drain()
         except (OSError, ValueError) as error:
             # It has left, or its line is no such line.
-            log.warning("fleet.wishes_refused", error=type(error).__name__)
+            self._warn("fleet.wishes_refused", error=type(error).__name__)
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
@@ -84,12 +93,19 @@ class WishServer:
             wishes = Wishes.model_validate_json(line)
         except ValidationError:
             raise ValueError("not a line of wishes") from None
-        for slot_id, node_type in wishes.add.items():
-            if not self._fleet.add(slot_id, node_type):
-                log.warning("fleet.wish_refused", node_type=node_type)
+        refused = [each for slot_id, each in wishes.add.items() if not self._fleet.add(slot_id, each)]
+        if refused:
+            self._warn("fleet.wish_refused", node_type=refused[0], slots=len(refused))
         for slot_id in wishes.dismiss:
             self._fleet.dismiss(slot_id)
         return Standing(nodes={each.id: each.node_type for each in self._fleet.nodes() if not each.dismissed})
+
+    def _warn(self, event: str, **facts: object) -> None:
+        """Now and then."""
+        now = asyncio.get_running_loop().time()
+        if now - self._logged.get(event, -_LOG_S) >= _LOG_S:
+            self._logged[event] = now
+            log.warning(event, **facts)
 
 
 def _user(writer: asyncio.StreamWriter) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 from cluster.fleet.caps import Caps, too_dear
 from cluster.fleet.gates import Breaker
 from cluster.fleet.ledger import Stretch, moved
-from cluster.fleet.limits import Limits, step_s
+from cluster.fleet.limits import Limits, most_traffic, step_s
 from cluster.fleet.provider import Machine, Status
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import WEIGHTS_FAULT, Report
@@ -222,6 +222,8 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     # One list without it may be a faulty one, however long ago the last one was.
     if label in seen.missed and _missing_s(seen, seen.missed[label]) > limits.missing_s:
         return End(rental, Why.GONE)
+    if report is not None and (what := _too_much(rental, report, seen.now)):
+        return End(rental, Why.TRAFFIC, what)
     spent_s = (seen.now - rental.since).total_seconds()
     limit_s = step_s(rental)
     if limit_s is not None:
@@ -234,6 +236,14 @@ def _fault(seen: Situation, rental: Rental, machine: Machine | None) -> End | No
     if report is not None and (silent_s := (seen.now - report.at).total_seconds()) > limits.silence_s:
         return End(rental, Why.SILENT, f"nothing for {silent_s:.0f} s")
     return None
+
+
+def _too_much(rental: Rental, report: Report, now: datetime) -> str:
+    """What it has fetched or sent beyond all measure; empty if it has not."""
+    most_down, most_up = most_traffic(rental, now)
+    if (down := rental.image_bytes + report.down_bytes) > most_down:
+        return f"{down / 1e9:.0f} GB in"
+    return f"{report.up_bytes / 1e9:.0f} GB out" if report.up_bytes > most_up else ""
 
 
 def _missing_s(seen: Situation, since: datetime) -> float:

@@ -24,7 +24,7 @@ from cluster.fleet.door import Door, Guest
 from cluster.fleet.ending import Ending
 from cluster.fleet.gates import Breaker, Gates
 from cluster.fleet.ledger import midnight, moved
-from cluster.fleet.limits import BIDS_FAILED, Limits
+from cluster.fleet.limits import BIDS_FAILED, Limits, most_traffic
 from cluster.fleet.provider import Provider, ProviderError
 from cluster.fleet.reconcile import Compared
 from cluster.fleet.rental import Rental, State, Why
@@ -124,13 +124,18 @@ class Fleet:
         False, and nothing happens, if there may be no more of that type, none at all of an unknown one, or the id is
         of another type or was dismissed.
         """
-        self._awake.set()
-        return self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
+        before = len(self._slots.all)
+        added = self._slots.add(Slot(id=slot_id, node_type=node_type), self._caps)
+        if len(self._slots.all) > before:
+            self._awake.set()
+        return added
 
     def dismiss(self, node_id: str) -> bool:
         """Give it back, even if it works. False, and nothing happens, if it is nothing of ours."""
-        self._awake.set()
-        return self._slots.dismiss(node_id)
+        dismissed = self._slots.dismiss(node_id)
+        if dismissed:
+            self._awake.set()
+        return dismissed
 
     def gate(self, node_type: str, wait: Wait | None) -> None:
         """Nothing is rented for the type from now on; None: whatever fits. Never waits.
@@ -244,13 +249,14 @@ class Fleet:
             if rental is None or rental.state is State.ENDING or rental.instance is None:
                 return
             if report.by_node:
-                self._last[label] = report
+                self._last[label] = report.beside(self._last.get(label))
             elif not rental.state.works:
                 continue
+            most_down, most_up = most_traffic(rental, self._now())
             rental = replace(
                 rental,
-                down_bytes=max(rental.down_bytes, rental.image_bytes + report.down_bytes),
-                up_bytes=max(rental.up_bytes, report.up_bytes),
+                down_bytes=max(rental.down_bytes, min(rental.image_bytes + report.down_bytes, most_down)),
+                up_bytes=max(rental.up_bytes, min(report.up_bytes, most_up)),
             )
             # Of one that works, it knows no more than that.
             known = report.by_node and rental.state.works

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 
 from cluster.fleet.rental import Rental, State, Why
@@ -15,6 +16,7 @@ BIDS_FAILED = frozenset({Why.OUTBID, Why.NO_BID})
 BLOCKED_S: Mapping[Why, float] = MappingProxyType(
     {
         Why.WRONG_TERMS: 30 * _DAY_S,
+        Why.TRAFFIC: 30 * _DAY_S,
         Why.BROKEN: 7 * _DAY_S,
         Why.STUCK: _DAY_S,
         Why.TOO_SLOW: _DAY_S,
@@ -45,6 +47,20 @@ def step_s(rental: Rental) -> float | None:
             return _within(300.0, 1.5 * rental.fetch_s(rental.start_bytes - rental.image_bytes), 1800.0)
         case _:
             return STEPS_S.get(rental.state)
+
+
+#: Bytes per second that a node may fetch and send for its jobs: 50 GB an hour. And what it may send in any case.
+_MEDIA, _SENT = 50e9 / 3600, 2e9
+
+
+def most_traffic(rental: Rental, now: datetime) -> tuple[float, float]:
+    """Bytes in and out that it can need until then; its start it may have to fetch twice.
+
+    What a node says to have fetched is money in the books: without this, one that lies would use up the day's cap, and
+    end all the others with it. If it tells the truth, it is dear.
+    """
+    lasted_s = max(0.0, (now - (rental.begun_at or now)).total_seconds())
+    return 2 * rental.start_bytes + _MEDIA * lasted_s, _SENT + _MEDIA * lasted_s
 
 
 def _within(least: float, amount: float, most: float) -> float:

@@ -61,6 +61,7 @@ class Why(Explained):
     OUTBID = "outbid", "Somebody has bid more, and it was stopped."
     FAILED = "failed", "It said itself that it can't go on."
     WEIGHTS = "weights", "It said that its weights can't be fetched, as no other node of its type could."
+    TRAFFIC = "traffic", "It said that it has fetched or sent far more than its work can be."
     SILENT = "silent", "It was not heard of for too long."
     GONE = "gone", "It is in the provider's list no more, and we have not given it back."
     ORPHAN = "orphan", "It has our label, and nobody had rented it as far as the books know."

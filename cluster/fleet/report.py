@@ -1,6 +1,6 @@
 """What a node says of itself, from the first seconds of its bootstrap on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cluster.fleet.rental import State
@@ -26,3 +26,10 @@ class Report:
     fault: str = ""
     #: False: the head knows of its work from elsewhere. Whether it works or waits a node itself does not know.
     by_node: bool = True
+
+    def beside(self, before: "Report | None") -> "Report":
+        """With the most that it has ever said to have fetched and sent: what was claimed once stays claimed."""
+        if before is None:
+            return self
+        down_bytes, up_bytes = max(self.down_bytes, before.down_bytes), max(self.up_bytes, before.up_bytes)
+        return replace(self, down_bytes=down_bytes, up_bytes=up_bytes)

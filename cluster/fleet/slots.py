@@ -8,6 +8,9 @@ from cluster.fleet.caps import Caps
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.waiting import Reason, Wait
 
+#: For each node that a type may have, so many slots at a time, those with it that were dismissed and are not gone yet.
+#: Whoever adds and dismisses without end fills no memory.
+_PER_NODE = 8
 #: What is waited for until some rental ends.
 _ROOM = (Reason.NODES_CAP, Reason.HOUR_CAP, Reason.DAY_CAP)
 
@@ -81,8 +84,9 @@ class Slots:
         there = self._slots.get(slot.id)
         if there is not None:
             return not there.dismissed and there.node_type == slot.node_type
-        alike = sum(each.node_type == slot.node_type and not each.dismissed for each in self._slots.values())
-        if alike >= caps.nodes.get(slot.node_type, 0):
+        alike = [each for each in self._slots.values() if each.node_type == slot.node_type]
+        most = caps.nodes.get(slot.node_type, 0)
+        if sum(not each.dismissed for each in alike) >= most or len(alike) >= _PER_NODE * most:
             return False
         self._slots[slot.id] = slot
         return True

@@ -1,4 +1,4 @@
-"""What others say, nodes and providers, as it may be written down and shown: it goes into the books, a job, ``/health``."""
+"""What nodes and providers say, as it may be written down and shown: it goes into the books, jobs and ``/health``."""
 
 #: Characters.
 _MOST = 300

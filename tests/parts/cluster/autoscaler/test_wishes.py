@@ -1,8 +1,10 @@
 """Ray's provider of nodes and the launcher's socket, as Ray uses them: from threads, with nobody at the other end."""
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
+from structlog.testing import capture_logs
 
 from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, BadClusterConfig, ClusterConfig
 from cluster.autoscaler.exchange import Wishes
@@ -27,8 +30,10 @@ class Slots:
     def __init__(self) -> None:
         self.there: dict[str, str] = {}
         self.said = asyncio.Event()
+        self.asked = 0
 
     def add(self, slot_id: str, node_type: str) -> bool:
+        self.asked += 1
         self.said.set()
         if slot_id in self.there:
             return True
@@ -152,6 +157,39 @@ async def test_strangers_and_nonsense_are_hung_up_on(fleet: Slots) -> None:
         writer.close()
         for one in held:
             one.close()
+
+
+async def test_who_sends_lines_without_end_takes_neither_the_launcher_s_time_nor_its_log(
+    fleet: Slots, server: WishServer
+) -> None:
+    line = Wishes(add={f"slot-{number}": "unheard-of" for number in range(400)}).model_dump_json().encode() + b"\n"
+    sending, stop = socket.socket(socket.AF_UNIX), threading.Event()
+    sending.connect(str(server.path))
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                sending.sendall(line)
+
+    thread = threading.Thread(target=send)
+    with capture_logs() as logs:
+        thread.start()
+        reader, writer = await asyncio.open_unix_connection(server.path)
+        answers = []
+        for _ in range(10):
+            writer.write(Wishes().model_dump_json().encode() + b"\n")
+            # Whoever asks beside it waits for a line or two.
+            async with asyncio.timeout(5):
+                answers.append(await reader.readline())
+        stop.set()
+        sending.shutdown(socket.SHUT_RDWR)
+        await asyncio.to_thread(thread.join)
+    writer.close()
+    sending.close()
+    assert len(answers) == 10
+    assert [(each["event"], each["slots"]) for each in logs if "slots" in each] == [("fleet.wish_refused", 400)]
+    # Two lines at each turn.
+    assert fleet.asked <= 400 * 40
 
 
 async def _rest(reader: asyncio.StreamReader) -> bytes:

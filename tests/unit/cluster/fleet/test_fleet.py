@@ -463,3 +463,28 @@ def test_every_reason_says_what_it_means() -> None:
     for kind in (State, Why, Reason):
         assert all(each.meaning.endswith(".") for each in kind)
         assert len({each.meaning for each in kind}) == len(kind)
+
+
+@virtual
+async def test_who_adds_and_dismisses_without_end_fills_no_memory_and_asks_the_provider_no_more_often() -> None:
+    world = await begun(0, caps=replace(CAPS, nodes={TYPE: 2}))
+    # Between two passes, or while a pass hangs.
+    added = [
+        number for number in range(1000) if world.fleet.add(f"x-{number}", TYPE) and world.fleet.dismiss(f"x-{number}")
+    ]
+    assert len(added) == len(world.fleet.nodes()) == 16
+    await world.passes(1)
+    assert world.fleet.nodes() == []
+    assert world.fleet.add("y", TYPE)
+    running = asyncio.create_task(world.fleet.run())
+    await asyncio.sleep(100)
+    asked = world.vast.asked["list"]
+    for _ in range(100):
+        await asyncio.sleep(1)
+        # That is no news.
+        assert world.fleet.add("y", TYPE)
+        assert not world.fleet.add("z", "unheard-of")
+        assert not world.fleet.dismiss("z")
+    assert world.vast.asked["list"] - asked <= 10
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -15,7 +15,7 @@ from cluster.fleet.terms import Terms
 from tests.fakes.vast import Scenario
 from tests.fakes.vast_server import Fault
 from tests.fakes.virtual_time import virtual
-from tests.fakes.world import IMAGE_BYTES, WEIGHT_BYTES, World
+from tests.fakes.world import CAPS, IMAGE_BYTES, WEIGHT_BYTES, World
 
 
 async def begun(count: int = 1, **changes: object) -> World:
@@ -426,3 +426,20 @@ async def test_one_list_that_is_empty_by_mistake_ends_nothing_that_works(away_s:
     world.server.fail("list", *[Fault(status=200, body=b'{"instances": []}')] * 8)
     await world.passes(9)
     assert {each.why for each in world.rentals()} >= {Why.GONE}
+
+
+@pytest.mark.parametrize(("down_bytes", "up_bytes"), [(1e15, 0.0), (0.0, 1e15), (1e15, 1e15)])
+@virtual
+async def test_a_node_that_claims_traffic_costs_the_others_no_day(down_bytes: float, up_bytes: float) -> None:
+    world = await begun(3, caps=replace(CAPS, usd_per_day=20.0))
+    await world.until_works(3)
+    liar, *others = world.rentals()
+    said = Report(label=liar.label, at=world.clock.now(), state=State.IDLE, down_bytes=down_bytes, up_bytes=up_bytes)
+    world.fleet.hear(said)
+    await world.passes(10)
+    ended = world.shelf.rentals[liar.label]
+    assert (ended.why, ended.state, world.shelf.hosts[liar.host][0]) == (Why.TRAFFIC, State.ENDED, Why.TRAFFIC)
+    assert [world.shelf.rentals[each.label].state for each in others] == [State.IDLE, State.IDLE]
+    # At most what its start fetches once more, and a little for media.
+    most_usd = liar.terms.traffic_usd(2 * liar.start_bytes + 5e9, 5e9)
+    assert world.shelf.usd(liar.label) - world.shelf.usd(liar.label, bandwidth=False) <= most_usd
