@@ -22,8 +22,9 @@ def books(database_url: str) -> None:
         for label, slot, days in (("a", "slot-1", 2), ("b", "slot-2", 2), ("c", "slot-3", 30)):
             db.execute(
                 "INSERT INTO rentals (label, slot_id, node_type, state, since, reserved_at, offer, host, why,"
-                " stretch_at, ended_at) VALUES (%s, %s, 'gpu_a100', 'ended', now(), now(), '', '', 'x', now(), now())",
-                (label, slot),
+                " stretch_at, ended_at, worked_at) VALUES (%s, %s, 'gpu_a100', 'ended', now(), now(), '', '', 'x',"
+                " now(), now(), CASE WHEN %s THEN now() END)",
+                (label, slot, label != "b"),
             )
             for state, begin, end, usd in (("loading", 0, 300, 0.25), ("busy", 300, 1200, 0.75)):
                 if label != "b" or state == "loading":
