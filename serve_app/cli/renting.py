@@ -49,6 +49,8 @@ IMAGE = (
 )
 #: Its Python's major and minor number. A node needs its head's: code passes between them pickled.
 IMAGE_PYTHON = "3.12"
+#: The same of this process.
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Jobs that a node is expected to do: its whole cost is weighed by them.
 _JOBS = 20
 
@@ -111,15 +113,10 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
         client = VastClient(found.vast_api_key.get_secret_value(), found.vast_url)
     except ValueError as error:
         raise UsageProblem(f"VAST_API_KEY or VAST_URL: {error}") from None
-    try:
-        node_types = cluster.node_types
-        kinds = {name: _kind(name, each, found) for name, each in node_types.items()}
-    except BadClusterConfig as error:
-        raise UsageProblem(str(error)) from None
-    except ValueError as error:
-        raise UsageProblem(f"{cluster.path}: {error}") from None
+    kinds = kinds_of(cluster, found)
     if fault := python_fault(found.vast_image):
         log.error("fleet.other_python", reason=fault)
+    node_types = cluster.node_types
     models = models_of(wanted, node_types)
     return RentingOptions(
         provider=VastProvider(client, kinds),
@@ -136,6 +133,16 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
         low_credit_usd=found.fleet_low_credit_usd,
         wheelhouse=found.fleet_wheelhouse,
     )
+
+
+def kinds_of(cluster: ClusterConfig, found: RentingSettings) -> Mapping[str, Kind]:
+    """What is rented for each of the YAML's node types. Raises UsageProblem."""
+    try:
+        return {name: _kind(name, each, found) for name, each in cluster.node_types.items()}
+    except BadClusterConfig as error:
+        raise UsageProblem(str(error)) from None
+    except ValueError as error:
+        raise UsageProblem(f"{cluster.path}: {error}") from None
 
 
 def _kind(name: str, config: NodeTypeConfig, found: RentingSettings) -> Kind:
@@ -158,12 +165,11 @@ def _kind(name: str, config: NodeTypeConfig, found: RentingSettings) -> Kind:
 
 def python_fault(image: str) -> str | None:
     """Why nodes on the image can't be of this head; None: they can, as far as anybody here knows."""
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if image != IMAGE or here == IMAGE_PYTHON:
+    if image != IMAGE or PYTHON == IMAGE_PYTHON:
         return None
     return (
-        f"this head runs on Python {here} and the image that nodes start from has {IMAGE_PYTHON}: start the head on"
-        f" {IMAGE_PYTHON}, as its own image does, or name an image with {here} as VAST_IMAGE"
+        f"this head runs on Python {PYTHON} and the image that nodes start from has {IMAGE_PYTHON}: start the head on"
+        f" {IMAGE_PYTHON}, as its own image does, or name an image with {PYTHON} as VAST_IMAGE"
     )
 
 
