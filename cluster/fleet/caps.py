@@ -32,7 +32,8 @@ class Caps:
 
 def room(caps: Caps, wanted: Rental, there: Sequence[Rental], spent_today_usd: float) -> Wait | None:
     """What forbids to rent it beside those that have not ended; None: nothing."""
-    alike = sum(each.node_type == wanted.node_type for each in there)
+    # One whose end the provider has accepted is no node any more; what it may cost is kept back for longer.
+    alike = sum(each.node_type == wanted.node_type and each.destroyed_at is None for each in there)
     most = caps.nodes.get(wanted.node_type, 0)
     if alike >= most:
         return Wait(Reason.NODES_CAP, f"{alike} of {most}")

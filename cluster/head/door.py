@@ -1,6 +1,6 @@
 """The fleet's :class:`~cluster.fleet.door.Door`: invitations to the mesh, and their end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.fleet.door import Admission, DoorFull, Guest
 from cluster.mesh.hub import Hub
@@ -12,14 +12,22 @@ _INVITED_S = 3 * 3600.0
 
 
 class MeshDoor:
-    """``hub_address`` is how nodes reach the head, ``prefix`` that of the labels of what is rented."""
+    """``hub_address`` is how nodes reach the head."""
 
     def __init__(
-        self, registry: NodeRegistry, identity: HubIdentity, hub: Hub, *, hub_address: str, prefix: str, by_hand: str
+        self,
+        registry: NodeRegistry,
+        identity: HubIdentity,
+        hub: Hub,
+        *,
+        hub_address: str,
+        by_hand: str,
+        is_rented: Callable[[Node], bool],
     ) -> None:
-        """``by_hand`` is the type of nodes that nobody here has rented."""
+        """``by_hand`` is the type of nodes that nobody here has rented. Which those are ``is_rented`` says: nodes name
+        themselves as they like."""
         self._registry, self._identity, self._hub = registry, identity, hub
-        self._address, self._prefix, self._by_hand = hub_address, prefix, by_hand
+        self._address, self._by_hand, self._is_rented = hub_address, by_hand, is_rented
 
     async def admit(self, label: str) -> Admission:
         invitation = self._identity.invitation()
@@ -40,7 +48,7 @@ class MeshDoor:
         return [
             Guest(by_hand_id(node), self._by_hand)
             for node in await self._registry.nodes()
-            if node.live and not node.name.startswith(f"{self._prefix}-")
+            if node.live and not self._is_rented(node)
         ]
 
 

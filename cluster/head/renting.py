@@ -10,7 +10,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
 from cluster.fleet.provider import Candidate, Provider, ProviderError
 from cluster.fleet.rental import Rental, State
-from cluster.fleet.report import Report
+from cluster.fleet.report import WEIGHTS_FAULT, Report
 from cluster.fleet.waiting import Reason, Wait
 from cluster.head.attendance import Change, Run, changes
 from cluster.head.depot import Assignment, HeadDepot
@@ -46,6 +46,8 @@ log = structlog.get_logger()
 #: Seconds between two looks: at the runs of jobs, at weights, at the market if nobody else looks at it. Vast limits
 #: searches by the day.
 ATTEND_S, WEIGHTS_S, MARKET_S = 2.0, 20.0, 1800.0
+#: To the next look at a market that did not show itself; and for a look at weights.
+AGAIN_S, LOOK_S = 60.0, 20.0
 #: Between two outlooks, which are believed for two minutes.
 TELL_S = 10.0
 #: Cheapest machines of a market that a price is expected to be among.
@@ -53,7 +55,14 @@ _CHEAPEST = 5
 
 
 class NoWeights(Exception):
-    """A type's nodes could not load what they are for; the message says why, and what to do."""
+    """A type's nodes could not load what they are for; the message says why, and what to do.
+
+    ``passing``: it may be otherwise in a moment, without anybody's doing.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,8 @@ class Outlook:
     usd_per_hour: tuple[float, float] | None
     #: Dollars for what a start fetches.
     traffic_usd: float
+    #: Dollars left of the account's; None: not known.
+    credit_usd: float | None
 
 
 class ServiceSide(Protocol):
@@ -121,24 +132,25 @@ class Renting:
         self._fleet: Fleet | None = None
         #: Of each node, by its slot's id: whether it was last known to work.
         self._attended: dict[str, Change] = {}
-        #: By type: the last look at the market.
+        #: By type: the last look at the market, and when it was, by the loop's clock.
         self._markets: dict[str, Sequence[Candidate]] = {}
+        self._looked: dict[str, float] = {}
         self._alerts: set[asyncio.Task[None]] = set()
         self._stack = AsyncExitStack()
         folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="video-api-")))
         #: For the hub.
         self.depot = HeadDepot(describe=self.describe, folder=folder, wheelhouse=options.wheelhouse)
 
-    async def start(self, hub: Hub, user: RayUser | None) -> "asyncio.Future[Any]":
-        """Adopt what is rented, and go on. What ends, with an exception, when it can't."""
+    async def start(self, hub: Hub, user: RayUser | None) -> asyncio.Task[NoReturn]:
+        """Adopt what is rented, and go on. What ends, with :class:`~cluster.fleet.books.Deposed`, when it can't."""
         options = self._options
         door = MeshDoor(
             self._registry,
             self._identity,
             hub,
             hub_address=options.hub,
-            prefix=options.prefix,
             by_hand=BY_HAND,
+            is_rented=lambda node: self._rental(node) is not None,
         )
         fleet = Fleet(
             options.provider,
@@ -152,21 +164,22 @@ class Renting:
         await fleet.start()
         self._stack.push_async_callback(fleet.close)
         self._fleet = fleet
-        for node_type in options.caps.nodes:
-            await self._look_at_weights(node_type)
+        # Before anything is rented.
+        await self._look_at_all_weights()
         uid = None if user is None else user.uid
         self._wishes = await self._stack.enter_async_context(WishServer(fleet, users(uid)))
         loops = [
             fleet.run(),
             _forever("attend", self._attend, ATTEND_S),
             _forever("weights", self._look_at_all_weights, WEIGHTS_S),
-            _forever("market", self._look_at_markets, MARKET_S),
+            _forever("market", self._look_at_markets, AGAIN_S),
             _forever("tell", self._tell, TELL_S),
         ]
+        self._stack.push_async_callback(_end, self._alerts)
         tasks = [asyncio.create_task(loop) for loop in loops]
-        ended = asyncio.gather(*tasks)
-        self._stack.push_async_callback(_end, ended)
-        return ended
+        self._stack.push_async_callback(_end, tasks)
+        # The others go on whatever happens.
+        return tasks[0]
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -192,13 +205,26 @@ class Renting:
             log.warning("fleet.report_unreadable", label=rental.label)
 
     async def describe(self, node: Node) -> Assignment:
-        """What a rented node is to be. Raises LookupError if nobody has rented it."""
+        """What a rented node is to be. Raises LookupError if nobody has rented it, and :class:`NoWeights`."""
         rental = self._rental(node)
-        if rental is None:
+        if rental is None or rental.state is State.ENDING:
             raise LookupError(node.name)
-        weights = await self._options.service.weights(rental.node_type)
+        try:
+            weights = await self._options.service.weights(rental.node_type)
+        except NoWeights as error:
+            self._deny(rental, error)
+            raise
         names = ("--name", rental.label, "--instance", rental.slot_id, "--node-type", rental.node_type)
         return Assignment(environment=weights, arguments=names)
+
+    def _deny(self, rental: Rental, error: NoWeights) -> None:
+        """There were weights when it was rented. It asks again, but waits for nothing where nothing is to come."""
+        assert self._fleet is not None
+        log.warning("fleet.no_weights", label=rental.label, reason=str(error))
+        self._fleet.gate(rental.node_type, Wait(Reason.NO_WEIGHTS, str(error)))
+        if not error.passing:
+            fault = f"{WEIGHTS_FAULT}{error}"
+            self._fleet.hear(Report(label=rental.label, at=datetime.now(UTC), state=State.INSTALLING, fault=fault))
 
     def _rental(self, node: Node) -> Rental | None:
         return None if self._fleet is None else self._fleet.by_door(node.token_hash.hex())
@@ -206,7 +232,12 @@ class Renting:
     def _tell_somebody(self, name: str, facts: Mapping[str, Any]) -> None:
         task = asyncio.create_task(self._options.service.alert(name, facts))
         self._alerts.add(task)
-        task.add_done_callback(self._alerts.discard)
+        task.add_done_callback(self._told)
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._alerts.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fleet.alert_failed", error=type(error).__name__, reason=str(error))
 
     # ---------------------------------------------------------------- loops
 
@@ -217,7 +248,9 @@ class Renting:
         self._attended = {name: change for name, change in self._attended.items() if name in works}
         if not works:
             return
-        since = min((change.at for change in self._attended.values()), default=datetime.now(UTC) - timedelta(days=1))
+        # Of one that nothing was said of yet, all that it can have done.
+        begin = datetime.now(UTC) - timedelta(days=1)
+        since = min(self._attended[name].at if name in self._attended else begin for name in works)
         by_node: defaultdict[str, list[Run]] = defaultdict(list)
         for run in await self._options.service.runs(self._engine, works.keys(), since):
             by_node[run.node].append(run)
@@ -230,22 +263,32 @@ class Renting:
                 self._attended[name] = change
 
     async def _look_at_all_weights(self) -> None:
-        for node_type in self._options.caps.nodes:
-            await self._look_at_weights(node_type)
+        await asyncio.gather(*map(self._look_at_weights, self._options.caps.nodes))
 
     async def _look_at_weights(self, node_type: str) -> None:
+        """What can't be looked at can't be fetched."""
         assert self._fleet is not None
+        wait: Wait | None = None
         try:
-            await self._options.service.check_weights(node_type)
+            async with asyncio.timeout(LOOK_S):
+                await self._options.service.check_weights(node_type)
         except NoWeights as error:
-            self._fleet.gate(node_type, Wait(Reason.NO_WEIGHTS, str(error)))
-        else:
-            self._fleet.gate(node_type, None)
+            wait = Wait(Reason.NO_WEIGHTS, str(error))
+        except TimeoutError:
+            wait = Wait(Reason.NO_WEIGHTS, f"no answer within {LOOK_S:g} s")
+        except Exception as error:
+            log.error("fleet.weights_unknown", node_type=node_type, error=type(error).__name__, reason=str(error))
+            wait = Wait(Reason.NO_WEIGHTS, type(error).__name__)
+        self._fleet.gate(node_type, wait)
 
     async def _look_at_markets(self) -> None:
+        now = asyncio.get_running_loop().time()
         for node_type in self._options.caps.nodes:
+            if now - self._looked.get(node_type, -MARKET_S) < MARKET_S:
+                continue
             try:
                 self._markets[node_type] = await self._options.provider.candidates(node_type, ())
+                self._looked[node_type] = now
             except ProviderError as error:
                 log.info("fleet.market_unknown", node_type=node_type, reason=str(error))
 
@@ -261,6 +304,7 @@ class Renting:
                 start_s=measured or (median(each.start_s for each in cheapest) if cheapest else None),
                 usd_per_hour=_range([each.terms.usd_per_hour for each in cheapest]),
                 traffic_usd=max((each.terms.traffic_usd(each.start_bytes, 0) for each in cheapest), default=0.0),
+                credit_usd=self._fleet.credit_usd,
             )
         await self._options.service.publish(self._engine, outlooks)
 
@@ -269,7 +313,7 @@ def _range(amounts: Sequence[float]) -> tuple[float, float] | None:
     return (min(amounts), max(amounts)) if amounts else None
 
 
-async def _forever(name: str, step: Any, pause_s: float) -> NoReturn:
+async def _forever(name: str, step: Callable[[], Awaitable[None]], pause_s: float) -> NoReturn:
     while True:
         try:
             await step()
@@ -279,6 +323,8 @@ async def _forever(name: str, step: Any, pause_s: float) -> NoReturn:
         await asyncio.sleep(pause_s)
 
 
-async def _end(work: "asyncio.Future[Any]") -> None:
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+async def _end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)

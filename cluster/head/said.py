@@ -1,13 +1,15 @@
 """What nodes say of themselves, as it comes over the mesh: read with suspicion."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.report import Report
 
+#: What a node knows of itself. Whether it works the head knows better.
+_Step = Literal[State.INSTALLING, State.WEIGHTS, State.JOINING, State.IDLE]
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: No line is faster. What a node says to have fetched is paid for, in the books.
 _BYTES_PER_S = 1.25e9
@@ -16,7 +18,7 @@ _BYTES_PER_S = 1.25e9
 class _Said(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    state: State
+    state: _Step
     #: Bytes since its start.
     down: _Amount = 0.0
     up: _Amount = 0.0
@@ -36,5 +38,10 @@ def read(text: str, rental: Rental, now: datetime) -> Report:
         down_bytes=min(said.down, most),
         up_bytes=min(said.up, most),
         left_s=said.left_s,
-        fault=said.fault[:300],
+        fault=_legible(said.fault)[:300],
     )
+
+
+def _legible(text: str) -> str:
+    """It goes to the database, which takes no NUL, to terminals and to clients."""
+    return "".join(each if each.isprintable() else " " for each in text).strip()

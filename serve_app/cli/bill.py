@@ -135,10 +135,11 @@ async def read(engine: AsyncEngine, since: datetime) -> tuple[Sequence[Spent], S
     return spent, done
 
 
-#: Orphans have no slot; they are together, under no name.
+#: As in the view ``node_bills``: a machine that never came to work is a node of its own.
 _SPENT_SINCE = text(
     """
-    SELECT rentals.slot_id AS node, max(node_costs.node_type) AS node_type,
+    SELECT CASE WHEN worked_at IS NULL THEN rentals.label ELSE rentals.slot_id END AS node,
+           max(node_costs.node_type) AS node_type,
            (node_costs.begun_at AT TIME ZONE 'UTC')::date AS day,
            sum(gpu_usd + storage_usd + bandwidth_usd) AS usd,
            coalesce(sum(gpu_usd + storage_usd + bandwidth_usd)

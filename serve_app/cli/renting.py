@@ -219,6 +219,7 @@ def _told(node_type: str, outlook: Outlook) -> outlooks.Outlook:
         usd_per_hour_low=low,
         usd_per_hour_high=high,
         start_usd=None if high is None else high * start_s / 3600 + outlook.traffic_usd,
+        credit_usd=outlook.credit_usd,
         code=None if condition is None else condition.code,
         message=None if condition is None else condition.message,
     )

@@ -61,9 +61,14 @@ async def collect(db: AsyncConnection) -> Sequence[Metric]:
     price = GaugeMetricFamily(
         "video_usd_per_hour", "Dollars for a machine that would be taken now.", labels=("model", "bound")
     )
-    for model, outlook in (await known(db)).items():
+    credit = GaugeMetricFamily("video_credit_usd", "Dollars that the provider's account has left.")
+    outlooks = await known(db)
+    left = [outlook.credit_usd for outlook in outlooks.values() if outlook.credit_usd is not None]
+    if left:
+        credit.add_metric((), min(left))
+    for model, outlook in outlooks.items():
         start.add_metric((model,), outlook.start_s)
         for bound, usd in (("low", outlook.usd_per_hour_low), ("high", outlook.usd_per_hour_high)):
             if usd is not None:
                 price.add_metric((model, bound), usd)
-    return [waits, start, price]
+    return [waits, start, price, credit]

@@ -9,6 +9,8 @@ from math import ceil
 
 #: Calls in flight for which Serve wants a replica: one computes, one is being prepared or encoded beside it.
 CALLS_PER_REPLICA = 2
+#: What a machine costs beside its work: its start, and its idle time after it, which is about as long.
+_STARTS = 2
 #: Seconds. What is measured may be nothing.
 _LEAST_S = 1.0
 
@@ -27,20 +29,21 @@ class Capacity:
 def machines(*, backlog: int, run_s: float, start_s: float, running: int, most: int) -> int:
     """How many machines are worth having for so many jobs, those in flight among them.
 
-    So many that each gets about a start's worth of work: ``backlog * run_s / start_s``, rounded up. A machine costs as
-    much while it starts as while it works. One that would get less would be paid longer for its start than for its
-    work; and as long as the first is done with the queue within one start, a second would be ready when nothing is
-    left. Where a job takes longer than a start, there is one machine a job at most: more could not share it.
+    So many that each gets about two starts' worth of work: ``backlog * run_s / (2 * start_s)``, rounded up. A machine
+    costs as much while it starts as while it works, and is kept for about as long again when there is nothing left to
+    do. One that would get less would be paid longer for that than for its work; and as long as the first is done with
+    the queue within two starts, a second would have little left when it is ready. Where a job takes longer than that,
+    there is one machine a job at most: more could not share it.
 
     A replica that runs is used as long as there is a job for it: its start is paid. Otherwise the end of a queue would
     be left to fewer and fewer machines while others idle beside them.
 
-    It does not flap. Another machine is asked for only when the backlog has grown by a start's worth of work. As it
+    It does not flap. Another machine is asked for only when the backlog has grown by two starts' worth of work. As it
     shrinks fewer are, but nothing is taken back: calls in flight stay, and Serve stops a replica only after fewer were
     wanted for its whole ``downscale_delay_s``; until then it counts as running, and gets the next jobs.
     """
     # A quotient of floats may be a little more than it is.
-    worth = min(ceil(backlog * run_s / max(start_s, run_s, _LEAST_S)), backlog)
+    worth = min(ceil(backlog * run_s / max(_STARTS * start_s, run_s, _LEAST_S)), backlog)
     return min(max(worth, min(running, backlog), 1), most)
 
 

@@ -27,6 +27,7 @@ class Outlook:
     usd_per_hour_low: float | None = None
     usd_per_hour_high: float | None = None
     start_usd: float | None = None
+    credit_usd: float | None = None
     code: str | None = None
     message: str | None = None
 
@@ -63,6 +64,7 @@ async def known(db: AsyncConnection) -> Mapping[str, Outlook]:
             usd_per_hour_low=row.usd_per_hour_low,
             usd_per_hour_high=row.usd_per_hour_high,
             start_usd=row.start_usd,
+            credit_usd=row.credit_usd,
             code=row.code if row.fresh else None,
             message=row.message if row.fresh else None,
         )

@@ -296,6 +296,8 @@ outlooks = Table(
     Column("usd_per_hour_high", Double),
     #: Dollars for one start: its time, and all that it fetches.
     Column("start_usd", Double),
+    #: Dollars that the provider's account has left.
+    Column("credit_usd", Double),
     _timestamp("seen_at", now=True),
     CheckConstraint("(code IS NULL) = (message IS NULL)", name="outlooks_reason_is_said"),
     CheckConstraint("start_s >= 0", name="outlooks_start_takes_time"),

@@ -6,7 +6,7 @@ the numbers to ``tests/benchmarks/results/``.
 
 Three ways of wishing are compared, all with the idle time that is a cold start:
 
-- ``target``, ours: as many nodes as have more to do than a cold start takes.
+- ``target``, ours: as many nodes as ``serve_app.jobs.fleet_size`` finds them worth having.
 - ``each``: a node for each job that is not done.
 - ``one``: one node.
 """
@@ -39,6 +39,7 @@ from cluster.vast.client import VastClient
 from cluster.vast.cost import Work
 from cluster.vast.node_type import GPU_4090, GPU_A100, NodeType
 from cluster.vast.provider import Kind, VastProvider
+from serve_app.jobs.fleet_size import machines
 from tests.fakes.books import MemoryBooks, Shelf
 from tests.fakes.vast import KEY, Contract, FakeVast, Scenario, a100, offer
 from tests.fakes.vast_server import VastServer
@@ -111,7 +112,9 @@ MODELS = (
 #: How many nodes are wished for, by jobs that are not done.
 Policy = Callable[[Model, int], int]
 POLICIES: Mapping[str, Policy] = {
-    "target": lambda model, jobs: math.ceil(jobs * model.run_s / max(model.cold_s, model.run_s)),
+    "target": lambda model, jobs: machines(
+        backlog=jobs, run_s=model.run_s, start_s=model.cold_s, running=0, most=MOST_NODES
+    ),
     "each": lambda model, jobs: jobs,
     "one": lambda model, jobs: 1,
 }

@@ -7,9 +7,11 @@ everything else that the stock image has, and a driver that shows a GPU.
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.e2e.container import Container
@@ -23,6 +25,16 @@ API_PORT = 8443
 _DRIVERS = {"A100 SXM4": "NVIDIA A100-SXM4-80GB, 81920", "RTX 4090": "NVIDIA GeForce RTX 4090, 24564"}
 #: Folders that a container has on its own disk.
 _OWN = (Path("/root/video-api"), Path("/tmp/ray"), Path(f"/tmp/video-api-{os.geteuid()}"))
+
+
+class WallClock:
+    """The same for every thread."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
 
 @dataclass
@@ -104,7 +116,7 @@ def market(network: Network, folder: Path, image: Path, offers: Sequence[dict[st
     for place in made:
         place.mkdir(parents=True)
     machines = Machines(network, folder, image)
-    vast = FakeVast(list(offers), hosts=machines)
+    vast = FakeVast(list(offers), WallClock(), hosts=machines)
     try:
         with _serving(vast, folder / "vast.sock") as path:
             network.forward(str(path), API_PORT)

@@ -68,20 +68,22 @@ CREATE TRIGGER jobs_run_forgotten AFTER DELETE ON jobs FOR EACH ROW
     EXECUTE FUNCTION end_run();
 """
 
-#: Of each slot all that was rented for it, those that failed at their start too: they are what its node took. Closed:
-#: nothing of it will change any more. Orphans are together, under no name.
+#: Of each slot the machine that came to work. Those that were tried for it before or beside it, and orphans, are nodes
+#: of their own, by their label: no job has run on them. Closed: nothing of it will change any more.
 _NODE_BILLS = """
 CREATE VIEW node_bills AS
-SELECT rentals.slot_id AS node,
-       max(rentals.node_type) AS node_type,
+SELECT rented.node,
+       max(rented.node_type) AS node_type,
        coalesce(sum(cost.usd), 0) AS usd,
-       coalesce((SELECT sum(busy_s) FROM runs WHERE runs.node = rentals.slot_id), 0) AS busy_s,
-       bool_and(rentals.state = 'ended')
-           AND NOT EXISTS (SELECT FROM runs WHERE runs.node = rentals.slot_id AND ended_at IS NULL) AS closed
-  FROM rentals
+       coalesce((SELECT sum(busy_s) FROM runs WHERE runs.node = rented.node), 0) AS busy_s,
+       bool_and(rented.state = 'ended')
+           AND NOT EXISTS (SELECT FROM runs WHERE runs.node = rented.node AND ended_at IS NULL) AS closed
+  FROM (SELECT slot_id AS node, label, node_type, state FROM rentals WHERE worked_at IS NOT NULL
+         UNION ALL
+        SELECT label, label, node_type, state FROM rentals WHERE worked_at IS NULL) rented
   LEFT JOIN LATERAL (
-      SELECT sum(gpu_usd + storage_usd + bandwidth_usd) AS usd FROM node_costs WHERE label = rentals.label) cost ON true
- GROUP BY rentals.slot_id
+      SELECT sum(gpu_usd + storage_usd + bandwidth_usd) AS usd FROM node_costs WHERE label = rented.label) cost ON true
+ GROUP BY rented.node
 """
 
 #: Jobs that have ended, once the books of every rented node that they ran on are closed. A node that nobody has rented
@@ -175,6 +177,7 @@ def upgrade() -> None:
         sa.Column("usd_per_hour_low", sa.Double(), nullable=True),
         sa.Column("usd_per_hour_high", sa.Double(), nullable=True),
         sa.Column("start_usd", sa.Double(), nullable=True),
+        sa.Column("credit_usd", sa.Double(), nullable=True),
         _moment("seen_at", server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("(code IS NULL) = (message IS NULL)", name="outlooks_reason_is_said"),
         sa.CheckConstraint("start_s >= 0", name="outlooks_start_takes_time"),

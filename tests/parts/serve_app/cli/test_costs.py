@@ -22,8 +22,9 @@ def books(database_url: str) -> None:
         for label, slot, days in (("a", "slot-1", 2), ("b", "slot-2", 2), ("c", "slot-3", 30)):
             db.execute(
                 "INSERT INTO rentals (label, slot_id, node_type, state, since, reserved_at, offer, host, why,"
-                " stretch_at, ended_at) VALUES (%s, %s, 'gpu_a100', 'ended', now(), now(), '', '', 'x', now(), now())",
-                (label, slot),
+                " stretch_at, ended_at, worked_at) VALUES (%s, %s, 'gpu_a100', 'ended', now(), now(), '', '', 'x',"
+                " now(), now(), CASE WHEN %s THEN now() END)",
+                (label, slot, label != "b"),
             )
             for state, begin, end, usd in (("loading", 0, 300, 0.25), ("busy", 300, 1200, 0.75)):
                 if label != "b" or state == "loading":
@@ -69,8 +70,8 @@ def test_what_the_last_week_has_cost(books: None) -> None:
 def test_longer_ago_and_by_node(books: None) -> None:
     found = parsed(costs("--json", "--since", "5w", "--by", "node"))
     assert [(line["node"], line["usd"], line["videos"]) for line in found["lines"]] == [
+        ("b", 0.25, 0),
         ("slot-1", 1.0, 2),
-        ("slot-2", 0.25, 0),
         ("slot-3", 1.0, 1),
     ]
     days = parsed(costs("--json", "--since", "5w", "--by", "day"))["lines"]

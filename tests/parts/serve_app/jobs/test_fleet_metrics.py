@@ -74,7 +74,7 @@ async def test_the_service_may_see_sums_and_tells_them(service_url: str, engine:
 
 
 async def test_what_stands_in_the_way_and_what_is_expected(service_url: str, engine: AsyncEngine) -> None:
-    await Outlooks(engine).note("ltx2", Outlook(start_s=300, code="cap_reached", message="x"))
+    await Outlooks(engine).note("ltx2", Outlook(start_s=300, code="cap_reached", message="x", credit_usd=7.5))
     await Outlooks(engine).note("wav2lip", Outlook(start_s=90, usd_per_hour_low=0.2, usd_per_hour_high=0.4))
     await Conditions(engine).note(EVERY_MODEL, Condition("storage_unavailable", "full"))
     service = create_async_engine(service_url)
@@ -88,4 +88,5 @@ async def test_what_stands_in_the_way_and_what_is_expected(service_url: str, eng
         ("video_start_seconds", ("model", "wav2lip")): 90,
         ("video_usd_per_hour", ("bound", "low"), ("model", "wav2lip")): 0.2,
         ("video_usd_per_hour", ("bound", "high"), ("model", "wav2lip")): 0.4,
+        ("video_credit_usd",): 7.5,
     }

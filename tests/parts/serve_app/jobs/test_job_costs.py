@@ -23,6 +23,8 @@ class Rented:
     ended: bool
     #: Dollars of each stretch.
     costs: Sequence[float]
+    #: False: it was tried in vain, or lost a race.
+    worked: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ SECONDS = st.one_of(st.just(0.0), st.floats(0.001, 1e5))
 FLEETS = st.builds(
     Fleet,
     st.lists(st.builds(Rented, st.sampled_from((*SLOTS, "")), st.sampled_from([True, True, True, False]),
-                       st.lists(st.floats(0, 100), max_size=3)), max_size=8),
+                       st.lists(st.floats(0, 100), max_size=3), st.booleans()), max_size=8),
     st.lists(st.builds(Ran, st.sampled_from(JOBS), st.sampled_from((*SLOTS, GUEST)),
                        st.one_of(SECONDS, SECONDS, SECONDS, st.none())), max_size=14),
     st.fixed_dictionaries({job: st.sampled_from([True, True, None, False]) for job in JOBS}),
@@ -72,8 +74,8 @@ def fill(db: psycopg.Connection, fleet: Fleet) -> None:
         end = NOW if rental.ended else None
         db.execute(
             "INSERT INTO rentals (label, slot_id, node_type, state, since, reserved_at, offer, host, why, stretch_at,"
-            " ended_at) VALUES (%s, %s, 'gpu', %s, %s, %s, '', '', 'dismissed', %s, %s)",
-            (str(number), rental.slot, "ended" if end else "busy", NOW, NOW, NOW, end),
+            " ended_at, worked_at) VALUES (%s, %s, 'gpu', %s, %s, %s, '', '', 'dismissed', %s, %s, %s)",
+            (str(number), rental.slot, "ended" if end else "busy", NOW, NOW, NOW, end, NOW if rental.worked else None),
         )
         for stretch, usd in enumerate(rental.costs):
             db.execute(
@@ -106,9 +108,11 @@ class Bill:
 def expected(fleet: Fleet) -> Bill:
     """The same by hand, node by node."""
     usd: dict[str, float] = defaultdict(float)
-    for rental in fleet.rentals:
-        usd[rental.slot] += sum(rental.costs)
-    unsettled = {rental.slot for rental in fleet.rentals if not rental.ended}
+    unsettled: set[str] = set()
+    for number, rental in enumerate(fleet.rentals):
+        node = rental.slot if rental.worked else str(number)
+        usd[node] += sum(rental.costs)
+        unsettled |= set() if rental.ended else {node}
     unsettled |= {run.node for run in fleet.runs if run.busy_s is None}
     shares: dict[str, dict[str, float]] = {node: defaultdict(float) for node in usd}
     for run in fleet.runs:
@@ -169,9 +173,13 @@ def costs_of(db: psycopg.Connection, fleet: Fleet) -> Mapping[str, float]:
 
 
 def test_a_node_s_whole_cost_is_shared_by_time(db: psycopg.Connection) -> None:
-    """Its start and its idling, and the machines that failed before it did: that is what its jobs needed."""
+    """Its start and its idling: that is what its jobs needed. The machine that failed before it came is nobody's."""
     fleet = Fleet(
-        [Rented("slot-1", True, [0.5]), Rented("slot-1", True, [3.0, 0.5]), Rented("slot-2", True, [1.0])],
+        [
+            Rented("slot-1", True, [0.5], worked=False),
+            Rented("slot-1", True, [3.0, 1.0]),
+            Rented("slot-2", True, [1.0]),
+        ],
         [Ran("job-1", "slot-1", 30), Ran("job-2", "slot-1", 10)],
     )
     assert costs_of(db, fleet) == {"job-1": 3.0, "job-2": 1.0}
@@ -197,7 +205,7 @@ def test_the_cost_of_one_job_is_found_without_adding_up_all(db: psycopg.Connecti
     """It is asked for with each look at a job."""
     db.execute(
         "INSERT INTO rentals (label, slot_id, node_type, state, since, reserved_at, offer, host, why, stretch_at,"
-        " ended_at) SELECT n, n, 'gpu', 'ended', now(), now(), '', '', 'x', now(), now()"
+        " ended_at, worked_at) SELECT n, n, 'gpu', 'ended', now(), now(), '', '', 'x', now(), now(), now()"
         " FROM generate_series(1, 3000) n"
     )
     db.execute(

@@ -48,7 +48,7 @@ async def test_without_rented_machines_it_is_as_large_as_the_deployment(store: J
 
 
 async def test_with_them_it_follows_the_work(store: JobStore, engine: AsyncEngine) -> None:
-    await Outlooks(engine).note("ltx2", Outlook(start_s=300))
+    await Outlooks(engine).note("ltx2", Outlook(start_s=150))
     await learn(engine, 100.0)
     sizes = []
     for _ in range(10):

@@ -30,6 +30,7 @@ EXAMPLES = int(os.environ.get("FLEET_EXAMPLES", "25"))
 CAPPED = {Reason.NODES_CAP, Reason.PRICE_CAP, Reason.HOUR_CAP, Reason.DAY_CAP}
 #: The provider's meter for the GPU stops by itself, at a moment that nobody tells.
 STOPS = ("offline", "outbid")
+MISRENTED = (Why.WRONG_TERMS, Why.NO_BID)
 #: Shorter pauses than a real fleet's, so that an hour shows many of them.
 LIMITS = Limits(pause_s=30.0, longest_pause_s=240.0, account_pause_s=60.0, weights_pause_s=300.0, on_demand_s=600.0)
 
@@ -97,11 +98,20 @@ class Watch:
         mine = [each for number, each in self.world.vast.contracts.items() if number not in self.planted]
         return sum(sum(each.bill(now).values()) for each in mine)
 
+    def usd_per_hour(self, contract: Contract) -> float:
+        """Of one that became dearer between the look at the market and the rent, what was agreed: it goes at once."""
+        rental = self.world.shelf.rentals[contract.label]
+        if rental.why in MISRENTED:
+            return 0.0
+        usd = contract.dph_base + contract.body["disk"] * contract.offer["storage_cost"] / 730
+        return min(usd, rental.terms.usd_per_hour) if rental.state is State.RENTING else usd
+
     def look(self) -> None:
         world = self.world
         mine = [each for each in world.vast.alive if each.id not in self.planted]
-        hourly = sum(each.dph_base + each.body["disk"] * each.offer["storage_cost"] / 730 for each in mine)
-        assert hourly <= world.caps.usd_per_hour * (1 + 1e-6)
+        hourly = [self.usd_per_hour(each) for each in mine]
+        assert sum(hourly) <= world.caps.usd_per_hour * (1 + 1e-6)
+        assert max(hourly, default=0.0) <= world.caps.usd_per_instance_hour * (1 + 1e-6)
         assert len(mine) <= world.caps.nodes[TYPE]
         assert self.paid() - self.midnight_usd <= world.caps.usd_per_day + 1e-6
         slots = Counter(world.shelf.rentals[each.label].slot_id for each in mine)
@@ -263,12 +273,13 @@ def compare(world: World, contract: Contract, *, exact: bool) -> None:
     per_s = (contract.dph_base + contract.body["disk"] * contract.offer["storage_cost"] / 730) / 3600
     assert booked >= paid - per_s, "the bill holds what the books do not"
     rental = world.shelf.rentals[contract.label]
-    if rental.why in (Why.WRONG_TERMS, Why.NO_BID):
+    if rental.why in MISRENTED:
         # From when on it cost is not known; it was not before it was asked for.
         assert booked <= paid + per_s * world.limits.rent_s
         return
-    if contract.scenario.end in STOPS and contract.age(now) > contract.scenario.ends_s:
-        # Until the next list.
+    stopped = contract.scenario.end in STOPS and contract.age(now) > contract.scenario.ends_s
+    if stopped or contract.never_started:
+        # Until the next list. Of a bid that was too low nobody says that it has never run.
         assert booked <= paid + per_s * 120
         return
     assert booked <= paid + per_s * (1 if exact else 120), f"the books hold what the bill does not: {rental}"

@@ -1,5 +1,7 @@
 """Machines for which somebody else may bid more."""
 
+import asyncio
+
 import pytest
 
 from cluster.fleet.rental import Rental, State, Why
@@ -89,6 +91,25 @@ async def test_a_bid_below_the_least_leaves_nothing_stopped() -> None:
     one, two = world.rentals()
     assert (one.why, two.bid) == (Why.NO_BID, False)
     assert [each.label for each in world.vast.alive] == [two.label]
+
+
+@virtual
+async def test_nor_does_one_whose_answer_was_lost_and_the_books_hold_no_less_than_the_bill() -> None:
+    world = await begun()
+    await world.provider.candidates(TYPE, ())
+    world.vast.offers[0]["min_bid"] = 0.5
+    await world.fleet.reconcile()
+    await asyncio.sleep(0.15)
+    # The head is gone before it hears that it has rented something.
+    assert len(world.vast.contracts) == 1
+    await world.restart()
+    await world.until_works(1)
+    one, two = world.rentals()
+    assert (one.why, two.bid) == (Why.OUTBID, False)
+    assert [each.label for each in world.vast.alive] == [two.label]
+    await world.passes(6)
+    paid = sum(world.contract(one.label).bill(world.clock.monotonic())[meter] for meter in ("gpu", "storage"))
+    assert paid < world.shelf.usd(one.label, bandwidth=False) < paid + 60 * one.terms.usd_per_hour / 3600
 
 
 @virtual
