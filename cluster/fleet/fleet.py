@@ -260,12 +260,13 @@ class Fleet:
             )
             # Of one that works, it knows no more than that.
             known = report.by_node and rental.state.works
-            if known or not rental.state.may_become(report.state):
+            state = State.IDLE if report.by_node and report.state.works else report.state
+            if known or not rental.state.may_become(state):
                 self._roll.rentals[label] = rental
                 continue
             at = min(max(report.at, rental.since, rental.stretch_at), self._now())
-            await self._roll.keep(*moved(rental, report.state, at))
-            if report.state.works:
+            await self._roll.keep(*moved(rental, state, at))
+            if state.works:
                 await self._roll.praise(rental.node_type)
 
     async def _situation(self, listing: Listing | None) -> Situation:

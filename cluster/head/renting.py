@@ -200,9 +200,13 @@ class Renting:
         if rental is None or self._fleet is None:
             return
         try:
-            self._fleet.hear(read(text, rental, datetime.now(UTC)))
+            report = read(text, rental, datetime.now(UTC))
         except ValueError:
             log.warning("fleet.report_unreadable", label=rental.label)
+            return
+        # Nothing works that has not joined; it would be waited for without an end.
+        if node.live or not report.state.works:
+            self._fleet.hear(report)
 
     async def describe(self, node: Node) -> Assignment:
         """What a rented node is to be. Raises LookupError if nobody has rented it, and :class:`NoWeights`."""

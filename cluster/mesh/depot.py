@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -25,9 +26,10 @@ class Depot(Protocol):
 class Outlet(asyncio.Protocol):
     """The hub's end of a connection that something is fetched on. Whoever fetches has nothing more to say."""
 
-    def __init__(self, chunk_s: float) -> None:
-        """``chunk_s``: seconds that a chunk may take to be gone."""
+    def __init__(self, chunk_s: float, may_send: Callable[[int], bool]) -> None:
+        """``chunk_s``: seconds that a chunk may take to be gone. ``may_send``: whether so many bytes more may go."""
         self._chunk_s = chunk_s
+        self._may_send = may_send
         self._transport: asyncio.Transport | None = None
         self._taken, self._gone = asyncio.Event(), asyncio.Event()
         self._taken.set()
@@ -91,6 +93,8 @@ class Outlet(asyncio.Protocol):
     async def _write(self, data: bytes) -> None:
         if self._gone.is_set() or self._transport is None:
             raise ConnectionAbortedError
+        if not self._may_send(len(data)):
+            raise PermissionError("it may fetch no more")
         self._transport.write(data)
         async with asyncio.timeout(self._chunk_s):
             await self._taken.wait()

@@ -8,7 +8,7 @@ bootstrap that is restarted can fetch again; once somebody has joined with it, i
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -42,12 +42,26 @@ class ReceptionLimits:
     #: Fetches at a time, in all and with one invitation.
     fetches: int = 32
     fetches_each: int = 4
-    #: What is fetched has to be there within this time, and each chunk of it to be gone.
+    #: What is fetched has to be there within this time, each chunk of it to be gone, and all of it: whoever is slower
+    #: asks again from where it was.
     open_s: float = 30.0
     chunk_s: float = 30.0
+    whole_s: float = 600.0
+    #: Fetches with one invitation, and bytes: a start several times over. Traffic costs the head's host something.
+    fetches_ever: int = 2000
+    bytes_ever: int = 10 * 1024**3
     #: A node may say so much at once, and over time one thing in so many seconds. It is not asked to say one in five.
     said_at_once: int = 10
     say_every_s: float = 2.0
+
+
+@dataclass
+class _Taken:
+    """What has been fetched with an invitation."""
+
+    token_hash: bytes = field(repr=False)
+    fetches: int = 0
+    size: int = 0
 
 
 class Reception:
@@ -82,6 +96,10 @@ class Reception:
         self._pace = Pace(limits.said_at_once, limits.say_every_s, asyncio.get_running_loop().time)
         #: Fetches under way, by slot.
         self._fetches: Counter[int] = Counter()
+        #: By slot, of who has been invited to it last.
+        self._taken: dict[int, _Taken] = {}
+        #: Hashes of secrets that invite nobody any more: they are made no more than invitations ever were.
+        self._void: set[bytes] = set()
 
     def refuse(self, pending: PendingConnection, reason: Reason) -> None:
         """Say why, then close."""
@@ -104,7 +122,10 @@ class Reception:
         if crowded or self._fetches[node.slot] >= self._limits.fetches_each:
             self.refuse(pending, Reason.UNAVAILABLE)
             return False
-        outlet = Outlet(self._limits.chunk_s)
+        if not self._may_have(node, fetches=1):
+            self.refuse(pending, Reason.BAD_TOKEN)
+            return False
+        outlet = Outlet(self._limits.chunk_s, lambda size: self._may_have(node, size=size))
         switch_protocol(pending.transport, outlet, pending.unread())
         self._fetches[node.slot] += 1
         sending = self._tasks.serve(self._send(outlet, node, frame), outlet.abort)
@@ -152,30 +173,55 @@ class Reception:
         return None
 
     async def _redeem(self, frame: Join) -> Node:
-        redeem = partial(self._registry.redeem, digest(frame.secret), frame.key_hash, frame.name)
-        node = await self._turns.ask(redeem)
+        token = digest(frame.secret)
+        known = self._known(token)
+        if known is not None and known.revoked_at is not None:
+            raise JoinRefused(Reason.REVOKED)
+        node = await self._turns.ask(partial(self._registry.redeem, token, frame.key_hash, frame.name))
         await self._on_joined(node)
         return node
 
     async def _invited(self, secret: bytes) -> Node:
         """Whom the secret invites. Raises JoinRefused if it is used up, expired or revoked."""
         token = digest(secret)
-        node = next((node for node in self._nodes().values() if node.token_hash == token), None)
+        node = self._known(token)
         if node is None:
             # Perhaps it is younger than the list.
             node = await self._turns.ask(partial(self._registry.find, token))
+        if node is None:
+            self._void.add(token)
         # No key is that of who has not joined.
         check_redeemable(node, b"", datetime.now(UTC))
         assert node is not None
         return node
 
+    def _known(self, token: bytes) -> Node | None:
+        """Whom the list has with it. Raises JoinRefused if nobody ever will be: a slot's next invitation is another."""
+        if token in self._void:
+            raise JoinRefused(Reason.BAD_TOKEN)
+        return next((node for node in self._nodes().values() if node.token_hash == token), None)
+
+    def _may_have(self, node: Node, *, fetches: int = 0, size: int = 0) -> bool:
+        """Whether it may fetch so much more; then this counts. Nothing more once it has joined or was revoked."""
+        now = self._nodes().get(node.slot)
+        # Of a list that is older than the invitation the slot's former one says nothing.
+        if now is not None and now.token_hash == node.token_hash and (now.key_hash or now.revoked_at):
+            return False
+        taken = self._taken.get(node.slot)
+        if taken is None or taken.token_hash != node.token_hash:
+            taken = self._taken[node.slot] = _Taken(node.token_hash)
+        taken.fetches += fetches
+        taken.size += size
+        return taken.fetches <= self._limits.fetches_ever and taken.size <= self._limits.bytes_ever
+
     async def _send(self, outlet: Outlet, node: Node, frame: Fetch) -> None:
         try:
             content = await self._opened(node, frame.name)
-            if isinstance(content, Reason):
-                await outlet.say(Refused(content))
-            elif not await outlet.send(content, frame.offset):
-                await outlet.say(Refused(Reason.NOT_THERE))
+            async with asyncio.timeout(self._limits.whole_s):
+                if isinstance(content, Reason):
+                    await outlet.say(Refused(content))
+                elif not await outlet.send(content, frame.offset):
+                    await outlet.say(Refused(Reason.NOT_THERE))
         except TimeoutError:
             self._counters.refused[counters.SLOW] += 1
             outlet.abort()

@@ -6,14 +6,14 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import structlog
 from pydantic import DirectoryPath, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
@@ -53,6 +53,8 @@ IMAGE_PYTHON = "3.12"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Jobs that a node is expected to do: its whole cost is weighed by them.
 _JOBS = 20
+#: Runs that are read at a time, and how long one may take at most: far more than honest ones are and take.
+_MOST_RUNS, _LONGEST = 1000, timedelta(days=7)
 
 
 class RentingSettings(BaseSettings):
@@ -206,8 +208,16 @@ class Service:
         return await self._supply.variables(node_type)
 
     async def runs(self, engine: AsyncEngine, nodes: Collection[str], since: datetime) -> Sequence[Run]:
-        query = select(runs.c.node, runs.c.started_at, runs.c.ended_at).where(
-            runs.c.node.in_(nodes), or_(runs.c.ended_at.is_(None), runs.c.ended_at > since)
+        # The service's role writes them, whatever it likes: as many, and from the beginning of time to its end.
+        query = (
+            select(runs.c.node, runs.c.started_at, runs.c.ended_at)
+            .where(
+                runs.c.node.in_(nodes),
+                runs.c.started_at.between(since - _LONGEST, func.now()),
+                or_(runs.c.ended_at.is_(None), runs.c.ended_at.between(since, func.now())),
+            )
+            .order_by(runs.c.started_at.desc())
+            .limit(_MOST_RUNS)
         )
         async with engine.connect() as db:
             return [Run(node=node, begun_at=begun, ended_at=ended) for node, begun, ended in await db.execute(query)]

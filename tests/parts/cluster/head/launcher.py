@@ -150,7 +150,8 @@ class Launcher:
     async def works(self, count: int = 1) -> None:
         """Every node says that it is up, and is believed."""
         for node in await self.registry.nodes():
-            self.renting.hear(node, '{"state": "idle"}')
+            # As one that has joined.
+            self.renting.hear(replace(node, key_hash=b"its key"), '{"state": "idle"}')
         await self.until("SELECT state FROM rentals WHERE why IS NULL", [("idle",)] * count)
 
     async def query(self, sql: str) -> list[Any]:

@@ -129,6 +129,14 @@ async def test_a_fault_that_no_database_takes_ends_its_own_machine_and_nothing_e
     assert not head.ended.done()
 
 
+async def test_who_has_not_joined_can_not_be_idle(head: Launcher) -> None:
+    machine = await head.rented()
+    await machine.say(state="idle")
+    await machine.say(state="weights")
+    await head.until(STATE, [("weights",)])
+    assert await head.query("SELECT worked_at FROM rentals") == [(None,)]
+
+
 async def test_nobody_is_heard_whom_nobody_has_rented(head: Launcher) -> None:
     _, invitation = await invite(head.registry, IDENTITY, f"{PREFIX}-1", 60)
     machine = await head.rented()

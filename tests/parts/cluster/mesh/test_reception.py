@@ -4,12 +4,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cluster.bootstrap.head import Head, HeadRefuses
-from cluster.mesh.agent import Agent, join
+from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.control import PendingConnection
 from cluster.mesh.depot import CHUNK_BYTES
 from cluster.mesh.dialer import Dialer, HubAddress
@@ -176,15 +177,7 @@ async def test_slow_readers_take_a_bounded_share_and_are_cut(tmp_path: Path) -> 
     async with reception(tmp_path, limits) as there:
         (_, one), (_, other), (_, third) = [await there.invite() for _ in range(3)]
 
-        async def begin(invitation: Invitation) -> PendingConnection:
-            """Ask for much, and read no more than the answer's beginning."""
-            dialer = Dialer(HubAddress("127.0.0.1", there.hub.port), IDENTITY.fingerprint)
-            pending = await dialer.connect(PendingConnection())
-            pending.transport.write(encode(Fetch(invitation.secret, 0, "large")))
-            await pending.frame
-            return pending
-
-        slow = [await begin(invitation) for invitation in (one, one, one, other, third)]
+        slow = [await begun(there, invitation) for invitation in (one, one, one, other, third)]
         answers = [pending.frame.result() for pending in slow]
         taken, no = Content(64 << 20), Refused(Reason.UNAVAILABLE)
         assert answers == [taken, taken, no, taken, no]
@@ -193,6 +186,82 @@ async def test_slow_readers_take_a_bounded_share_and_are_cut(tmp_path: Path) -> 
         assert await there.fetch(third, "made") == b"for rental"
         for pending in slow:
             pending.abort()
+
+
+async def begun(there: Reception, invitation: Invitation, name: str = "large") -> PendingConnection:
+    """Ask for it, and read no more than the answer's beginning."""
+    dialer = Dialer(HubAddress("127.0.0.1", there.hub.port), IDENTITY.fingerprint)
+    pending = await dialer.connect(PendingConnection())
+    pending.transport.write(encode(Fetch(invitation.secret, 0, name)))
+    await pending.frame
+    return pending
+
+
+async def test_a_fetch_ends_with_its_invitation(tmp_path: Path) -> None:
+    async with reception(tmp_path) as there:
+        (_, revoked), (_, used), (_, good) = [await there.invite() for _ in range(3)]
+        fetching = [await begun(there, invitation) for invitation in (revoked, used, good)]
+        await there.registry.revoke_token(digest(revoked.secret))
+        await join(HubAddress("127.0.0.1", there.hub.port), used.token(), "node", tmp_path / "node.json")
+        await there.hub.sync()
+        got = [0, 0, 0]
+
+        def count(number: int, data: bytes) -> None:
+            got[number] += len(data)
+
+        for number, pending in enumerate(fetching):
+            # What is on the way already arrives.
+            pending.data_received = partial(count, number)
+            pending.read_on()
+        async with asyncio.timeout(30):
+            for pending in fetching:
+                await pending.gone.wait()
+        whole = 64 << 20
+        assert max(got[:2]) < whole // 2
+        assert whole - CHUNK_BYTES < got[2] <= whole
+
+
+async def test_no_fetch_lasts_for_ever_however_steadily_it_is_read(tmp_path: Path) -> None:
+    async with reception(tmp_path, ReceptionLimits(whole_s=0.5, chunk_s=600)) as there:
+        _, invitation = await there.invite()
+        pending = await begun(there, invitation)
+        await until(lambda: there.hub.stats().refused.get("slow", 0) == 1)
+        pending.abort()
+
+
+async def test_an_invitation_fetches_so_much_and_no_more(tmp_path: Path) -> None:
+    async with reception(tmp_path, ReceptionLimits(fetches_ever=3, bytes_ever=3 * len(CONTENT))) as there:
+        (_, often), (_, much), (_, other) = [await there.invite() for _ in range(3)]
+        for _ in range(3):
+            assert await there.fetch(often, "made") == b"for rental"
+        with refused(Reason.BAD_TOKEN):
+            await there.fetch(often, "made")
+        with pytest.raises(ConnectionError):
+            await there.fetch(much, "large")
+        with refused(Reason.BAD_TOKEN):
+            await there.fetch(much, "made")
+        assert await there.fetch(other, "file") == CONTENT
+
+
+async def test_an_invitation_that_is_void_is_looked_for_once(tmp_path: Path) -> None:
+    async with reception(tmp_path) as there:
+        former = IDENTITY.invitation()
+        for _ in range(3):
+            with refused(Reason.BAD_TOKEN):
+                await there.fetch(former, "made")
+        assert there.registry.found == 1
+        with pytest.raises(NodeRefused):
+            await join(HubAddress("127.0.0.1", there.hub.port), former.token(), "node", tmp_path / "node.json")
+        assert there.registry.found == 1
+        # A slot's next one is another, whatever the list still says of the last.
+        slot, last = await there.invite()
+        assert await there.registry.revoke(slot)
+        await there.hub.sync()
+        again, fresh = await there.invite()
+        assert again == slot
+        assert await there.fetch(fresh, "made") == b"for rental"
+        with refused(Reason.REVOKED):
+            await there.fetch(last, "made")
 
 
 async def test_what_is_said_is_heard_in_measure(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cluster.fleet.door import Guest
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
 from cluster.fleet.rental import Rental, State, Why
+from cluster.fleet.report import Report
 from cluster.fleet.waiting import Reason, Wait
 from tests.fakes.books import MemoryBooks
 from tests.fakes.vast import Scenario, offer
@@ -197,6 +198,19 @@ async def test_nodes_that_joined_by_hand_are_listed_and_left_alone() -> None:
     await world.passes(3)
     assert len(world.vast.alive) == 1
     assert world.door.revoked == []
+
+
+@virtual
+async def test_whether_it_is_busy_no_node_says_itself() -> None:
+    world = await begun(1)
+    await world.passes(4)
+    (one,) = world.rentals()
+    world.fleet.hear(Report(label=one.label, at=world.clock.now(), state=State.BUSY))
+    await world.passes(1)
+    assert world.rentals()[0].state is State.IDLE
+    world.fleet.hear(Report(label=one.label, at=world.clock.now(), state=State.BUSY))
+    await world.passes(1)
+    assert world.rentals()[0].state is State.IDLE
 
 
 # -------------------------------------------------------------------- failures
