@@ -103,8 +103,8 @@ async def test_those_who_work_and_those_who_did_since(service: Service, engine: 
 
 async def test_each_model_of_a_type_is_told_what_to_expect_of_it(service: Service, engine: AsyncEngine) -> None:
     cap = Wait(Reason.HOUR_CAP, "$4.000 of $3.000 per hour")
-    known = Outlook(wait=cap, start_s=360, usd_per_hour=(0.3, 0.5), traffic_usd=0.1)
-    nothing = Outlook(wait=None, start_s=None, usd_per_hour=None, traffic_usd=0)
+    known = Outlook(wait=cap, start_s=360, usd_per_hour=(0.3, 0.5), traffic_usd=0.1, credit_usd=None)
+    nothing = Outlook(wait=None, start_s=None, usd_per_hour=None, traffic_usd=0, credit_usd=None)
     await service.publish(engine, {"gpu_4090": known, "gpu_a100": nothing})
     told = await Outlooks(engine).current()
     assert set(told) == {"ltx2", "wav2lip", "still"}
