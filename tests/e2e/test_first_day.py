@@ -60,7 +60,7 @@ def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
     assert job["cost_estimate_usd"]["high"] > 0
     assert day.cluster.api.get(job["result_url"]).content[4:8] == b"ftyp"
     print(f"video after {time.monotonic() - begun:.1f} s; first seen at:", {k: round(v, 1) for k, v in seen.items()})
-    assert {"loading", "installing"} <= seen.keys()
+    assert "loading" in seen
     day.empty()
     assert [why for (why,) in day.query("SELECT why FROM rentals ORDER BY reserved_at")] == ["broken", "dismissed"]
     assert day.query("SELECT host, why FROM blocked_hosts") == [("1001", "broken")]
