@@ -331,7 +331,7 @@ class Fleet:
         now, node_type = self._now(), end.rental.node_type
         if end.why is Why.WEIGHTS:
             until = now + timedelta(seconds=self._limits.weights_pause_s)
-            self._gates.report(node_type, Wait(Reason.NO_WEIGHTS, end.detail, until))
+            self._gates.report(node_type, Wait(Reason.NO_WEIGHTS, end.detail, until), end.rental.host, now)
         elif end.why in BIDS_FAILED:
             self._gates.on_demand(node_type, now + timedelta(seconds=self._limits.on_demand_s))
 

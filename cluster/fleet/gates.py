@@ -12,6 +12,9 @@ from datetime import datetime, timedelta
 from cluster.fleet.limits import Limits
 from cluster.fleet.waiting import Reason, Wait
 
+#: For so long, machines that have closed a gate are tried after all others: one that lies closes it once.
+_DOUBT = timedelta(days=1)
+
 
 @dataclass(frozen=True)
 class Breaker:
@@ -49,6 +52,8 @@ class Gates:
         self._closed: dict[str, Wait] = {}
         #: The same, by nodes; each opens by itself.
         self._reported: dict[str, Wait] = {}
+        #: The machines of these nodes, and until when.
+        self._doubted: dict[str, datetime] = {}
         self._pauses: dict[str, Wait] = {}
         self._pause: Wait | None = None
         #: Until when nothing is bid for.
@@ -64,9 +69,15 @@ class Gates:
         self._reported.pop(node_type, None)
         return True
 
-    def report(self, node_type: str, wait: Wait) -> None:
-        """A node says why none of its type can work."""
+    def report(self, node_type: str, wait: Wait, host: str, now: datetime) -> None:
+        """A node on that machine says why none of its type can work. It may be so, and no machine is to blame."""
         self._reported[node_type] = wait
+        self._doubted = {each: until for each, until in self._doubted.items() if until > now}
+        self._doubted[host] = now + _DOUBT
+
+    def doubted(self, now: datetime) -> frozenset[str]:
+        """Machines that are to be tried last."""
+        return frozenset(host for host, until in self._doubted.items() if until > now)
 
     def pause(self, wait: Wait, node_type: str | None = None) -> None:
         """For a while; for all types if none is named."""

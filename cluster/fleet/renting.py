@@ -91,8 +91,8 @@ class Renting:
     async def _candidates(self, slot: Slot) -> Sequence[Candidate]:
         blocked = await self._roll.blocked(self._now())
         candidates = await self._provider.candidates(slot.node_type, blocked)
-        bids = self._gates.bids(slot.node_type, self._now())
-        return [each for each in candidates if bids or not each.bid]
+        bids, doubted = self._gates.bids(slot.node_type, self._now()), self._gates.doubted(self._now())
+        return sorted((each for each in candidates if bids or not each.bid), key=lambda each: each.host in doubted)
 
     async def _reserve(self, slot: Slot, candidate: Candidate) -> Wait | None:
         rental = self._reservation(slot, candidate)

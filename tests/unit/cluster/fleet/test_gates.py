@@ -90,6 +90,24 @@ async def test_weights_that_a_node_can_t_fetch_close_its_type_s_gate_for_an_hour
 
 
 @virtual
+async def test_one_machine_closes_its_type_s_gate_by_its_word_but_once() -> None:
+    world = await both(other=0)
+    await fails_at_weights(world)
+    (liar,) = world.rentals()
+    await world.passes(360)
+    (second,) = await world.until_works(1)
+    world.want(2)
+    await world.until_works(2)
+    # It was the cheapest, and the others were not.
+    assert liar.host not in {each.host for each in world.rentals() if each.label != liar.label}
+    # If there is no other, it is better than none.
+    world.want(3)
+    await world.until_works(3)
+    assert [each.host for each in world.rentals()].count(liar.host) == 2
+    assert second.label in {each.label for each in world.vast.alive}
+
+
+@virtual
 async def test_a_gate_that_is_opened_opens_the_one_that_a_node_has_closed() -> None:
     world = await both(other=0)
     await fails_at_weights(world)
