@@ -231,6 +231,18 @@ async def test_a_node_that_joined_by_hand_is_listed_as_it_calls_itself_and_a_ren
         running.cancel()
 
 
+async def test_a_node_that_joined_by_hand_and_has_left_is_not_there(head: Launcher) -> None:
+    """Nobody revokes a machine that somebody has switched off."""
+    _, invitation = await invite(head.registry, IDENTITY, "", 60)
+    _, running = await head.joined(invitation.token(), "", 2)
+    running.cancel()
+    for minutes, count in ((0, 1), (16, 0), (14, 1)):
+        async with head.engine.begin() as db:
+            await db.exec_driver_sql(f"UPDATE nodes SET last_seen_at = now() - interval '{minutes} minutes'")
+        while len(await head.wish()) != count:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
+
+
 async def test_a_mesh_without_room_is_why_nothing_is_rented(head: Launcher) -> None:
     await head.query("SELECT 1")
     async with head.engine.begin() as db:
