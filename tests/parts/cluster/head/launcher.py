@@ -156,6 +156,11 @@ class Launcher:
             self.renting.hear(node, '{"state": "idle"}')
         await self.until("SELECT state FROM rentals WHERE why IS NULL", [("idle",)] * count)
 
+    async def passes(self, count: int) -> None:
+        """So many more are over."""
+        seen = self.vast.asked["list"]
+        await until(lambda: self.vast.asked["list"] > seen + count)
+
     async def query(self, sql: str) -> list[Any]:
         async with self.engine.connect() as db:
             return [tuple(row) for row in await db.execute(text(sql))]
