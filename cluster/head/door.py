@@ -1,6 +1,7 @@
 """The fleet's :class:`~cluster.fleet.door.Door`: invitations to the mesh, and their end."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from cluster.fleet.door import Admission, DoorFull, Guest
 from cluster.mesh.hub import Hub
@@ -9,6 +10,8 @@ from cluster.mesh.registry import Node, NodeRegistry, NoFreeSlot
 
 #: Seconds in which a rented machine has to join. Longer than its start may take in all; it is revoked if that fails.
 _INVITED_S = 3 * 3600.0
+#: Seconds after which a node that was seen no more is not there. One waits for so long for its head.
+_AWAY_S = 900.0
 
 
 class MeshDoor:
@@ -45,11 +48,19 @@ class MeshDoor:
             await self._hub.sync()
 
     async def guests(self) -> Sequence[Guest]:
+        since = datetime.now(UTC) - timedelta(seconds=_AWAY_S)
         return [
             Guest(by_hand_id(node), self._by_hand)
             for node in await self._registry.nodes()
-            if node.live and not self._is_rented(node)
+            if node.live and not self._is_rented(node) and _seen_at(node) > since
         ]
+
+
+def _seen_at(node: Node) -> datetime:
+    """Of one that has joined."""
+    seen_at = node.last_seen_at or node.joined_at
+    assert seen_at is not None
+    return seen_at
 
 
 def by_hand_id(node: Node) -> str:

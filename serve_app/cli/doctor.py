@@ -19,7 +19,7 @@ from rich.text import Text
 from serve_app.cli import rental
 from serve_app.cli.finding import Finding, Look, State
 from serve_app.cli.head import CLUSTER, CONFIG, settings_of_cluster
-from serve_app.cli.node_access import railway_proxy
+from serve_app.cli.node_access import hub_address
 from serve_app.cli.terminal import Code, Session, UsageProblem
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def doctor(
     """
     settings = settings_of_cluster("production")
     rents = bool(os.environ.get("VAST_API_KEY", "").strip())
-    address = _address(hub or os.environ.get("FLEET_HUB") or railway_proxy())
+    address = _address(hub or hub_address())
 
     async def mesh(settings: "Settings") -> Finding:
         return await _mesh(settings, address, rents)

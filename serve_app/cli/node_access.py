@@ -24,7 +24,9 @@ def token(
     hub: Annotated[
         str,
         typer.Option(
-            metavar="HOST:PORT", help="How nodes reach the head. Default: Railway's TCP proxy.", show_default=False
+            metavar="HOST:PORT",
+            help="How nodes reach the head. Default: FLEET_HUB, or Railway's TCP proxy.",
+            show_default=False,
         ),
     ] = "",
 ) -> None:
@@ -44,7 +46,7 @@ def token(
         slot, text = asyncio.run(work())
     except NoFreeSlot:
         raise UsageProblem("no free slot: revoke a node, or wait until a revoked one's slot is free") from None
-    address = hub or railway_proxy() or "HOST:PORT"
+    address = hub or hub_address() or "HOST:PORT"
     session: Session = ctx.obj
     command = f"video-api node join --hub {address} --token {text}"
     session.show({"slot": slot, "token": text, "hub": address, "command": command}, command)
@@ -94,6 +96,9 @@ async def database(settings: "Settings") -> AsyncIterator["AsyncEngine"]:
         await engine.dispose()
 
 
-def railway_proxy() -> str:
+def hub_address() -> str:
+    """``HOST:PORT`` at which nodes reach the head, as the environment says; empty if it does not."""
+    if found := os.environ.get("FLEET_HUB"):
+        return found
     host, port = os.environ.get("RAILWAY_TCP_PROXY_DOMAIN"), os.environ.get("RAILWAY_TCP_PROXY_PORT")
     return f"{host}:{port}" if host and port else ""

@@ -28,7 +28,7 @@ from cluster.vast.exchange import BASE_URL
 from cluster.vast.node_type import NODE_TYPES
 from cluster.vast.provider import Kind, VastProvider
 from deployments.registry import MODELS
-from serve_app.cli.node_access import railway_proxy
+from serve_app.cli.node_access import hub_address
 from serve_app.cli.outlook import condition_of
 from serve_app.cli.supply import Supply
 from serve_app.cli.terminal import UsageProblem
@@ -106,7 +106,7 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
         raise UsageProblem("VAST_API_KEY is set: name the types of nodes by --cluster configs/cluster.yaml")
     if cluster.provided:
         raise UsageProblem(f"{cluster.path} names a provider, and VAST_API_KEY is set: which of them shall it be?")
-    hub = found.fleet_hub or railway_proxy()
+    hub = found.fleet_hub or hub_address()
     try:
         HubAddress.parse(hub)
     except ValueError as error:

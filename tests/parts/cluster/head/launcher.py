@@ -3,11 +3,13 @@ for. Nodes are whoever shows the token that a contract's environment has."""
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +26,7 @@ from cluster.mesh.agent import Agent, join
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.hub import Hub, HubLimits
 from cluster.mesh.identity import HubIdentity
+from cluster.mesh.plan import Slot
 from cluster.mesh.registry import PostgresRegistry
 from cluster.vast.client import VastClient
 from cluster.vast.provider import VastProvider
@@ -142,7 +145,7 @@ class Launcher:
         """A node on that token, connected. ``number`` is of its addresses here."""
         address = HubAddress("127.0.0.1", self.hub.port)
         credentials = await join(address, token, name, self.state / f"{number}.json")
-        agent = Agent(address, credentials, listen_on=lambda other: f"127.79.{number}.{other.number}")
+        agent = Agent(address, credentials, listen_on=lambda other: address_of(number, other))
         running = asyncio.create_task(agent.run())
         await agent.ready.wait()
         return agent, running
@@ -153,6 +156,11 @@ class Launcher:
             # As one that has joined.
             self.renting.hear(replace(node, key_hash=b"its key"), '{"state": "idle"}')
         await self.until("SELECT state FROM rentals WHERE why IS NULL", [("idle",)] * count)
+
+    async def passes(self, count: int) -> None:
+        """So many more are over."""
+        seen = self.vast.asked["list"]
+        await until(lambda: self.vast.asked["list"] > seen + count)
 
     async def query(self, sql: str) -> list[Any]:
         async with self.engine.connect() as db:
@@ -168,6 +176,11 @@ class Launcher:
         async with asyncio.timeout(PATIENCE_S):
             await until(lambda: TYPE in self.service.told and condition(self.service.told[TYPE]))
         return self.service.told[TYPE]
+
+
+def address_of(number: int, other: Slot) -> str:
+    """Where that end listens for the other one. Whoever runs tests beside these has another process."""
+    return f"127.{80 + os.getpid() % 100}.{number}.{other.number}"
 
 
 def market(*offers: Mapping[str, Any], **more: Any) -> FakeVast:
@@ -205,7 +218,7 @@ async def launcher(
             port=port,
             # What happens at once does not happen because it is read again and again.
             limits=HubLimits(sync_s=3600),
-            listen_on=lambda slot: f"127.79.1.{slot.number}",
+            listen_on=partial(address_of, 1),
             depot=renting.depot,
             on_report=renting.hear,
         )

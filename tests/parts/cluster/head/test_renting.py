@@ -193,6 +193,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_no_machine(head: Launcher
     with pytest.raises(HeadRefuses):
         await machine.order()
     await head.until_told(lambda told: told.wait is not None)
+    await head.passes(2)
     service.faults.clear()
     assert (await machine.order())["environment"]
     assert [each.label for each in head.vast.alive] == [machine.contract.label]
@@ -237,6 +238,18 @@ async def test_a_node_that_joined_by_hand_is_listed_as_it_calls_itself_and_a_ren
     for running in (first, second):
         assert not running.done()
         running.cancel()
+
+
+async def test_a_node_that_joined_by_hand_and_has_left_is_not_there(head: Launcher) -> None:
+    """Nobody revokes a machine that somebody has switched off."""
+    _, invitation = await invite(head.registry, IDENTITY, "", 60)
+    _, running = await head.joined(invitation.token(), "", 2)
+    running.cancel()
+    for minutes, count in ((0, 1), (16, 0), (14, 1)):
+        async with head.engine.begin() as db:
+            await db.exec_driver_sql(f"UPDATE nodes SET last_seen_at = now() - interval '{minutes} minutes'")
+        while len(await head.wish()) != count:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
 
 
 async def test_a_mesh_without_room_is_why_nothing_is_rented(head: Launcher) -> None:
@@ -314,14 +327,13 @@ async def test_a_market_that_did_not_show_itself_is_looked_at_again_soon(head: L
     """And one that did only after half an hour: Vast limits searches by the day."""
     await head.until_told(lambda told: told.usd_per_hour is not None)
     searches = head.vast.asked["search"]
-    for _ in range(5):
-        await asyncio.sleep(renting.AGAIN_S)
-    assert head.vast.asked["search"] == searches
-    head.renting._looked.clear()
-    head.server.vast.offers[0]["dph_base"] = 0.3
     # What the provider remembers is older than a minute.
     assert isinstance(head.vast.clock, VirtualClock)
     head.vast.clock.seconds += 61
+    await head.passes(5)
+    assert head.vast.asked["search"] == searches
+    head.renting._looked.clear()
+    head.server.vast.offers[0]["dph_base"] = 0.3
     head.server.fail("search", *[Fault(status=429, body=b"slow", headers={"Retry_After": "900"})] * 2)
     assert (await head.until_told(lambda told: told.usd_per_hour[0] < 0.33)).usd_per_hour[0] == pytest.approx(
         0.309, abs=1e-3
