@@ -4,7 +4,8 @@
 #   docker build --target gpu .    a GPU node; what it runs is `video-api node join`, or what a head that rents machines says
 # Layers go from what never changes to what always does: a new version of our code is the last few megabytes.
 
-FROM python:3.11-slim-bookworm AS base
+# 3.12: that of the stock image from which rented nodes start (serve_app/cli/renting.py). A node needs its head's.
+FROM python:3.12-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 

@@ -6,9 +6,9 @@ for, and so on. Nothing is left behind, nothing that is secret is shown.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +16,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.cli.head import settings_of_cluster
+from serve_app.cli import rental
+from serve_app.cli.finding import Finding, Look, State
+from serve_app.cli.head import CLUSTER, CONFIG, settings_of_cluster
 from serve_app.cli.node_access import railway_proxy
 from serve_app.cli.terminal import Code, Session, UsageProblem
 
@@ -29,44 +31,33 @@ PART_S = 20.0
 _PROBE = b"video-api doctor"
 
 
-class State(StrEnum):
-    OK = "ok"
-    #: Not set up. What is missing without it is said.
-    UNSET = "unset"
-    #: Set up, and does not work.
-    WRONG = "wrong"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is known of a part, and what to do about it."""
-
-    state: State
-    found: str
-    remedy: str = ""
-
-
-Look = Callable[["Settings"], Awaitable[Finding]]
-
-
 def doctor(
     ctx: typer.Context,
     hub: Annotated[
         str,
         typer.Option(
-            metavar="HOST:PORT", help="How nodes reach the head. Default: Railway's TCP proxy.", show_default=False
+            metavar="HOST:PORT",
+            help="How nodes reach the head. Default: FLEET_HUB, or Railway's TCP proxy.",
+            show_default=False,
         ),
     ] = "",
+    config: Annotated[Path, typer.Option(dir_okay=False, help="The head's Serve YAML.")] = CONFIG,
+    cluster: Annotated[Path, typer.Option(dir_okay=False, help="Its cluster YAML.")] = CLUSTER,
 ) -> None:
-    """Look at all that a head needs: database, Redis, bucket, addresses, nodes, Vast.ai.
+    """Look at all that a head needs: database, Redis, bucket, addresses, nodes; and with VAST_API_KEY, what they are
+    rented by.
 
     Run it where the head's variables are set (on Railway: `railway ssh`). Exit code 2 if a part is wrong.
     """
     settings = settings_of_cluster("production")
-    address = _address(hub or railway_proxy())
+    rents = bool(os.environ.get("VAST_API_KEY", "").strip())
+    address = _address(hub or os.environ.get("FLEET_HUB") or railway_proxy())
 
     async def mesh(settings: "Settings") -> Finding:
-        return await _mesh(settings, address)
+        return await _mesh(settings, address, rents)
+
+    async def nodes(settings: "Settings") -> Finding:
+        return await _nodes(settings, rents)
 
     looks: dict[str, Look] = {
         "secrets": _secrets,
@@ -76,8 +67,8 @@ def doctor(
         "weights": _weights,
         "address": _public_address,
         "mesh": mesh,
-        "nodes": _nodes,
-        "vast": _vast,
+        "nodes": nodes,
+        **rental.looks(rents, config, cluster),
     }
     found = dict(zip(looks, asyncio.run(_all(settings, list(looks.values()))), strict=True))
     session: Session = ctx.obj
@@ -230,17 +221,18 @@ def _address(text: str) -> "HubAddress | None":
     try:
         return HubAddress.parse(text) if text else None
     except ValueError as error:
-        raise UsageProblem(f"--hub {text}: {error}") from None
+        raise UsageProblem(f"--hub or FLEET_HUB: {text}: {error}") from None
 
 
-async def _mesh(settings: "Settings", address: "HubAddress | None") -> Finding:
+async def _mesh(settings: "Settings", address: "HubAddress | None", rents: bool) -> Finding:
     from cluster.mesh.control import PendingConnection
     from cluster.mesh.dialer import Dialer, WrongHub
     from cluster.mesh.identity import HubIdentity
 
     if address is None:
-        remedy = f"Make a TCP proxy to port {settings.mesh_port}; elsewhere than on Railway give --hub HOST:PORT."
-        return Finding(State.UNSET, "how nodes reach the head is not known", remedy)
+        remedy = f"Make a TCP proxy to port {settings.mesh_port}; elsewhere than on Railway set FLEET_HUB=HOST:PORT."
+        state = State.WRONG if rents else State.UNSET
+        return Finding(state, "how nodes reach the head is not known", remedy)
     where = f"{address.host}:{address.port}"
     dialer = Dialer(address, HubIdentity.derived(settings.mesh_secret).fingerprint)
     try:
@@ -255,7 +247,7 @@ async def _mesh(settings: "Settings", address: "HubAddress | None") -> Finding:
     return Finding(State.OK, f"{where} is this head")
 
 
-async def _nodes(settings: "Settings") -> Finding:
+async def _nodes(settings: "Settings", rents: bool) -> Finding:
     from sqlalchemy.exc import SQLAlchemyError
 
     from serve_app.cli.nodes import rows
@@ -267,29 +259,11 @@ async def _nodes(settings: "Settings") -> Finding:
     except SQLAlchemyError:
         return Finding(State.UNSET, "no head has used this database yet", "Start one: `video-api head`.")
     up = sum(row["state"] == "up" for row in found)
+    if not up and rents:
+        return Finding(State.OK, "none is up; the first job rents one")
     if not up:
         return Finding(State.UNSET, "no GPU node is up", "Invite one: `video-api node token`.")
     return Finding(State.OK, f"{up} up of {len(found)}")
-
-
-async def _vast(settings: "Settings") -> Finding:
-    del settings
-    from cluster.vast.errors import Unauthorized, VastError
-    from serve_app.cli.offers import MAKE_A_KEY, vast_client
-
-    try:
-        client = vast_client()
-        if client is None:
-            return Finding(State.UNSET, "VAST_API_KEY is not set", "Only `video-api offers` needs it.")
-        async with client as vast:
-            credit = await vast.credit()
-    except (UsageProblem, Unauthorized) as error:
-        return Finding(State.WRONG, str(error), MAKE_A_KEY)
-    except VastError as error:
-        return Finding(State.WRONG, str(error))
-    if credit <= 0:
-        return Finding(State.WRONG, f"the account has {credit:.2f} dollars", "Add credit: nothing can be rented.")
-    return Finding(State.OK, f"{credit:.2f} dollars of credit")
 
 
 def _cause(error: OSError) -> str:

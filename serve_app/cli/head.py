@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serve_app.settings import Environment, Settings
 
 DEPLOY_TIMEOUT_S = 300
+CONFIG = Path("configs/production.yaml")
 CLUSTER = Path("configs/cluster.yaml")
 #: Whom Ray's processes run as where nothing else is said, if there is such a user: the images have one.
 RAY_USER = "ray"
@@ -52,7 +53,7 @@ Drain = Annotated[float, typer.Option(min=0, help="Seconds for requests in progr
 
 
 def head(
-    config: Config = Path("configs/production.yaml"),
+    config: Config = CONFIG,
     cluster: ClusterYaml = None,
     temp_dir: RayFolder = None,
     object_store_mb: ObjectStoreMb = 100,

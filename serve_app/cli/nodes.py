@@ -51,6 +51,9 @@ async def _look(settings: "Settings") -> tuple[list[dict[str, Any]], Mapping[str
     found = []
     for node in joined:
         rental = by_key.pop(node.token_hash.hex(), None)
+        if rental is None and node.revoked_at is not None and node.name.startswith(f"{settings.fleet_prefix}-"):
+            # It was rented, and is shut out: what is left of it is its rental, until that is given back.
+            continue
         found.append(_mesh(node, now) | _rented(rental, usd, doing))
     # They are not let in yet, or no longer.
     keyless = [each for each in rentals if each.door_key is None or each.door_key in by_key]

@@ -3,6 +3,7 @@ turns it on."""
 
 import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,10 @@ IMAGE = (
     "pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime"
     "@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4"
 )
+#: Its Python's major and minor number. A node needs its head's: code passes between them pickled.
+IMAGE_PYTHON = "3.12"
+#: The same of this process.
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Jobs that a node is expected to do: its whole cost is weighed by them.
 _JOBS = 20
 #: Runs that are read at a time, and how long one may take at most: far more than honest ones are and take.
@@ -55,7 +60,7 @@ _MOST_RUNS, _LONGEST = 1000, timedelta(days=7)
 class RentingSettings(BaseSettings):
     """Of the environment, beside the service's. Dollars."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
     vast_api_key: SecretStr = SecretStr("")
     vast_url: str = BASE_URL
@@ -104,16 +109,16 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
     hub = found.fleet_hub or railway_proxy()
     try:
         HubAddress.parse(hub)
-        node_types = cluster.node_types
-        kinds = {name: _kind(name, each, found) for name, each in node_types.items()}
-        client = VastClient(found.vast_api_key.get_secret_value(), found.vast_url)
-    except BadClusterConfig as error:
-        raise UsageProblem(str(error)) from None
     except ValueError as error:
-        what = (
-            "FLEET_HUB (HOST:PORT at which nodes reach MESH_PORT)" if "hub" in str(error) else "VAST_API_KEY, VAST_URL"
-        )
-        raise UsageProblem(f"{what}: {error}") from None
+        raise UsageProblem(f"FLEET_HUB, at which nodes reach MESH_PORT: {error}") from None
+    try:
+        client = VastClient(found.vast_api_key.get_secret_value(), found.vast_url)
+    except ValueError as error:
+        raise UsageProblem(f"VAST_API_KEY or VAST_URL: {error}") from None
+    kinds = kinds_of(cluster, found)
+    if fault := python_fault(found.vast_image):
+        log.error("fleet.other_python", reason=fault)
+    node_types = cluster.node_types
     models = models_of(wanted, node_types)
     return RentingOptions(
         provider=VastProvider(client, kinds),
@@ -132,17 +137,41 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
     )
 
 
+def kinds_of(cluster: ClusterConfig, found: RentingSettings) -> Mapping[str, Kind]:
+    """What is rented for each of the YAML's node types. Raises UsageProblem."""
+    try:
+        return {name: _kind(name, each, found) for name, each in cluster.node_types.items()}
+    except BadClusterConfig as error:
+        raise UsageProblem(str(error)) from None
+    except ValueError as error:
+        raise UsageProblem(f"{cluster.path}: {error}") from None
+
+
 def _kind(name: str, config: NodeTypeConfig, found: RentingSettings) -> Kind:
     """Raises ValueError."""
     if name not in NODE_TYPES:
-        raise BadClusterConfig(f"node type {name}: there are {', '.join(NODE_TYPES)}")
+        raise ValueError(f"node type {name}: there are {', '.join(NODE_TYPES)}")
+    try:
+        node = NODE_TYPES[name].with_options(config.options)
+    except ValueError as error:
+        raise ValueError(f"node type {name}: {error}") from None
     return Kind(
-        node=NODE_TYPES[name].with_options(config.options),
+        node=node,
         work=USES[name].work(_JOBS),
         image=found.vast_image,
         args=command(),
         # The container's own key is good for its own end and nothing else.
         env={"END_URL": f"{found.vast_url.rstrip('/')}/api/v0/instances/$CONTAINER_ID/"},
+    )
+
+
+def python_fault(image: str) -> str | None:
+    """Why nodes on the image can't be of this head; None: they can, as far as anybody here knows."""
+    if image != IMAGE or PYTHON == IMAGE_PYTHON:
+        return None
+    return (
+        f"this head runs on Python {PYTHON} and the image that nodes start from has {IMAGE_PYTHON}: start the head on"
+        f" {IMAGE_PYTHON}, as its own image does, or name an image with {PYTHON} as VAST_IMAGE"
     )
 
 
@@ -162,7 +191,7 @@ def models_of(wanted: Mapping[str, Any], node_types: Mapping[str, NodeTypeConfig
             if not fits:
                 raise UsageProblem(f"{deployment['name']}: no node type has the labels that its label_selector names")
             found[fits[0]].append(deployment["name"])
-    return found
+    return dict(found)
 
 
 class Service:
@@ -200,8 +229,7 @@ class Service:
                 await told.note(model, _told(node_type, outlook))
 
     async def alert(self, name: str, facts: Mapping[str, Any]) -> None:
-        """To API_WEBHOOK_URL, signed as all webhooks are; only in the log without one, or if nobody takes it."""
-        log.warning(f"fleet.{name}", **facts)
+        """To API_WEBHOOK_URL, signed as all webhooks are. It is in the log already, and that is all without one."""
         if not (url := self._settings.api_webhook_url):
             return
         now = datetime.now(UTC)

@@ -17,12 +17,13 @@ import yaml
 
 from cluster.head.wheel import wheel_of
 from serve_app.cli import samples
+from serve_app.cli.work import USES
 from tests.e2e.cluster import COMMAND, Cluster, running, wait_until
 from tests.e2e.container import ROOT
 from tests.e2e.market import Market, market
 from tests.fakes.netns import PUBLIC_PORT, Network
 from tests.fakes.stock_image import stock_image
-from tests.fakes.vast import KEY, a100, offer
+from tests.fakes.vast import KEY, Scenario, a100, offer
 
 SHORT = {"duration": 1, "width": 192, "height": 128}
 #: Computes for about a minute on two cores.
@@ -123,6 +124,9 @@ def first_day(postgres: str) -> Iterator[Day]:
         def more(net: Network) -> dict[str, str]:
             offers = [a100(1, dph_base=0.6), a100(2), offer(3)]
             markets.append(opened.enter_context(market(net, folder, image, offers)))
+            # Every host has the image in no time, and charges for it what the books expect.
+            pulled = Scenario(pull_bytes=USES["gpu_a100"].image_bytes)
+            markets[0].vast.scenarios |= {offered["machine_id"]: pulled for offered in offers}
             endpoint = f"http://{net.gateway('head')}:{_STORE_PORT}"
             _start_store(net, folder, endpoint)
             return {

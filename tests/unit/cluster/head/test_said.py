@@ -39,7 +39,7 @@ def test_a_state_that_is_not_a_node_s_to_say(state: str) -> None:
 @pytest.mark.parametrize("name", ["down", "up", "left_s"])
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "1e999", '"much"', "[]"])
 def test_an_amount_that_is_none(name: str, amount: str) -> None:
-    with pytest.raises(ValueError, match=name if amount != "1e999" else ""):
+    with pytest.raises(ValueError, match=name):
         read(f'{{"state": "idle", "{name}": {amount}}}', RENTAL, BEGUN)
 
 
