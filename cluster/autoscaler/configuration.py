@@ -16,8 +16,9 @@ _MOST_BY_HAND = 350
 _NEVER_S = 1e9
 #: Seconds after which Ray takes a node back whose work went away before it came.
 _UNWANTED_S = 60
-#: For which Ray waits for a node that it asked for: how long a start may take, and when it begins, is the fleet's.
-_PATIENCE_S = 7 * 86400
+#: For which Ray waits for a node that it asked for: how long a start may take, and when it begins, is the fleet's. But
+#: a machine that says that it is a node, and never comes to Ray, is not to be paid for ever.
+_PATIENCE_S = 86400
 _PROVIDER = "cluster.autoscaler.provider.FleetNodeProvider"
 #: Of no use to nodes that join by themselves; without them Ray's monitor ends, and with it the head.
 _COMMANDS = (

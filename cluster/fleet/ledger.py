@@ -46,7 +46,9 @@ def so_far(rental: Rental, now: datetime) -> tuple[Rental, Sequence[Stretch]]:
 
 
 def moved(rental: Rental, state: State, at: datetime) -> tuple[Rental, Sequence[Stretch]]:
-    """It is in another state from then on; the stretch of the one before is closed."""
+    """It is in another state from then on; the stretch of the one before is closed. A clock that was put back meanwhile
+    books nothing twice."""
+    at = max(at, rental.stretch_at)
     rental, done = so_far(rental, at)
     # A stretch of no time is none: what was fetched in it belongs to the next one.
     rental = _opened(rental, at) if done else replace(rental, stretch_at=at)

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -14,10 +16,11 @@ from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_R
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from structlog.testing import capture_logs
 
-from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, BadClusterConfig, ClusterConfig
+from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, Autoscaling, BadClusterConfig, ClusterConfig
 from cluster.autoscaler.exchange import Wishes
 from cluster.autoscaler.provider import FleetNodeProvider
 from cluster.autoscaler.server import WishServer
+from cluster.fleet.limits import STEPS_S, Limits
 from cluster.fleet.slots import Node
 
 ROOT = Path(__file__).parents[4]
@@ -198,6 +201,17 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
             return await reader.read()
         except ConnectionError:
             return b""
+
+
+def test_ray_waits_for_a_node_longer_than_any_start_takes_and_not_for_ever() -> None:
+    name = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
+    asked = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as config;"
+    environment = {**os.environ, **Autoscaling.by(Path("x.yaml")).environment}
+    command = [sys.executable, "-c", f"{asked} print(config.allocate_status_timeout_s)"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert environment[name] == told.strip()
+    # Of the slowest line: to be rented, to pull, to fetch weights, and the rest.
+    assert Limits().rent_s + 900 + 1800 + sum(STEPS_S.values()) < float(told) <= 86400
 
 
 def test_the_cluster_s_yaml_with_our_provider(tmp_path: Path) -> None:

@@ -251,6 +251,11 @@ async def test_a_record_that_is_odd_is_kept_and_one_without_id_is_an_error(
     server.fail("list", Fault(status=200, body=json.dumps({"instances": [odd]}).encode()))
     (instance,) = await client.instances()
     assert (instance.id, instance.dph_total, instance.is_bid, instance.actual_status) == (5, None, None, "frozen")
+    # No amount of money: one of these in the books makes all sums of the day such.
+    for price in (b"NaN", b"Infinity", b"-Infinity"):
+        server.fail("list", Fault(status=200, body=b'{"instances": [{"id": 5, "dph_total": %s}]}' % price))
+        (instance,) = await client.instances()
+        assert instance.dph_total is None
 
     nameless = json.dumps({"instances": [{"label": "x", "extra_env": [["TOKEN", TOKEN]]}]}).encode()
     server.fail("list", Fault(status=200, body=nameless))
