@@ -16,8 +16,8 @@ BIDS_FAILED = frozenset({Why.OUTBID, Why.NO_BID})
 BLOCKED_S: Mapping[Why, float] = MappingProxyType(
     {
         Why.WRONG_TERMS: 30 * _DAY_S,
-        Why.TRAFFIC: 30 * _DAY_S,
         Why.BROKEN: 7 * _DAY_S,
+        Why.TRAFFIC: 7 * _DAY_S,
         Why.STUCK: _DAY_S,
         Why.TOO_SLOW: _DAY_S,
         Why.EXITED: _DAY_S,
@@ -49,8 +49,9 @@ def step_s(rental: Rental) -> float | None:
             return STEPS_S.get(rental.state)
 
 
-#: Bytes per second that a node may fetch and send for its jobs: 50 GB an hour. And what it may send in any case.
-_MEDIA, _SENT = 50e9 / 3600, 2e9
+#: Bytes that a node may fetch, and send, for its jobs: at once, and per second (100 GB an hour). Inputs of one job may
+#: be 1.5 GB, where most are a hundredth of that.
+_MEDIA_AT_ONCE, _MEDIA = 20e9, 100e9 / 3600
 
 
 def most_traffic(rental: Rental, now: datetime) -> tuple[float, float]:
@@ -60,7 +61,8 @@ def most_traffic(rental: Rental, now: datetime) -> tuple[float, float]:
     end all the others with it. If it tells the truth, it is dear.
     """
     lasted_s = max(0.0, (now - (rental.begun_at or now)).total_seconds())
-    return 2 * rental.start_bytes + _MEDIA * lasted_s, _SENT + _MEDIA * lasted_s
+    media_bytes = _MEDIA_AT_ONCE + _MEDIA * lasted_s
+    return 2 * rental.start_bytes + media_bytes, media_bytes
 
 
 def _within(least: float, amount: float, most: float) -> float:

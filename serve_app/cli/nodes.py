@@ -146,7 +146,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         seen = moment(row["last_seen_at"]) if row["last_seen_at"] else "-"
         traffic = [f"{row[name] / 1e6:.1f} MB" for name in ("bytes_in", "bytes_out")]
         slot = "-" if row["slot"] is None else str(row["slot"])
-        table.add_row(slot, row["name"] or "-", row["state"], *(_money(row) if rented else ()), seen, *traffic)
+        # A node names itself, which may look like markup.
+        table.add_row(slot, Text(row["name"] or "-"), row["state"], *(_money(row) if rented else ()), seen, *traffic)
     return table
 
 

@@ -142,3 +142,13 @@ def test_a_reason_is_shown_as_it_is_written(db: psycopg.Connection) -> None:
         "INSERT INTO outlooks (model, code, message, start_s, seen_at) VALUES ('ltx2', 'x', %s, 60, now())", (message,)
     )
     assert nodes().stdout.splitlines()[-1] == f"ltx2 waits: {message}"
+
+
+def test_a_node_s_name_is_shown_as_it_is(db: psycopg.Connection) -> None:
+    """Whoever runs on its machine chooses it, and would hide all others from the operator."""
+    invite(db, 2, "[/red]", b"1" * 32, joined=True)
+    invite(db, 3, "[link=http://evil]x", b"2" * 32, joined=True)
+    shown = CliRunner().invoke(app, ["nodes"])
+    assert shown.exit_code == 0, shown.output
+    assert "[/red]" in shown.output
+    assert "[link=http://evil]x" in shown.output

@@ -440,6 +440,6 @@ async def test_a_node_that_claims_traffic_costs_the_others_no_day(down_bytes: fl
     ended = world.shelf.rentals[liar.label]
     assert (ended.why, ended.state, world.shelf.hosts[liar.host][0]) == (Why.TRAFFIC, State.ENDED, Why.TRAFFIC)
     assert [world.shelf.rentals[each.label].state for each in others] == [State.IDLE, State.IDLE]
-    # At most what its start fetches once more, and a little for media.
-    most_usd = liar.terms.traffic_usd(2 * liar.start_bytes + 5e9, 5e9)
+    # At most what its start fetches once more, and media.
+    most_usd = liar.terms.traffic_usd(2 * liar.start_bytes + 30e9, 30e9)
     assert world.shelf.usd(liar.label) - world.shelf.usd(liar.label, bandwidth=False) <= most_usd
