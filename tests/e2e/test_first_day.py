@@ -93,7 +93,11 @@ def test_the_next_head_adopts_what_the_last_one_has_rented(day: Day) -> None:
         old.kill()
     day.cluster.network.cut_by_reset()
     day.cluster.network.start_forwarder(day.cluster.head.machine)
-    wait_until("the next head", day.cluster.is_up, 120)
+    try:
+        wait_until("the next head", day.cluster.is_up, 120)
+    except (AssertionError, pytest.fail.Exception):
+        print(day.told())
+        raise
     ended = day.wait(*jobs, timeout_s=300)
     assert {(job["status"], job["attempt"]) for job in ended} == {("completed", 1)}, ended
     assert len(day.market.vast.contracts) == before + 2
