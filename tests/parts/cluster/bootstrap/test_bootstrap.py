@@ -23,6 +23,7 @@ from cluster.bootstrap.files import Files
 from cluster.bootstrap.head import Head as LineToHead
 from cluster.bootstrap.order import Order
 from cluster.head.depot import Assignment, HeadDepot
+from cluster.head.wheel import installed as distribution_of
 from cluster.head.wheel import wheel_of
 from cluster.mesh.hub import Hub
 from cluster.mesh.identity import HubIdentity, digest
@@ -368,7 +369,7 @@ def only_child(pid: int) -> int:
 def image_of_ours(folder: Path) -> Path:
     """Its Python: one that has this version installed."""
     image = stock_image(folder / "image", ["video-api"])
-    wheel = wheel_of(metadata.distribution("video-api"), ["cluster", "deployments", "serve_app"], folder)
+    wheel = wheel_of(distribution_of("video-api"), ["cluster", "deployments", "serve_app"], folder)
     command = [image, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", wheel]
     subprocess.run(command, check=True)
     return image

@@ -16,7 +16,7 @@ import pytest
 
 from cluster.bootstrap.order import File, Order
 from cluster.head.depot import Assignment, HeadDepot, constraints, torch_version
-from cluster.head.wheel import wheel_of
+from cluster.head.wheel import installed, wheel_of
 from cluster.mesh.registry import Node
 
 ROOT = Path(__file__).parents[4]
@@ -24,7 +24,7 @@ PACKAGES = ("cluster", "deployments", "serve_app")
 
 
 def ours(folder: Path) -> Path:
-    return wheel_of(metadata.distribution("video-api"), PACKAGES, folder)
+    return wheel_of(installed("video-api"), PACKAGES, folder)
 
 
 def test_our_wheel_is_what_is_in_the_source_tree(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from serve_app.cli import app
 from serve_app.settings import Settings
 from tests.parts.serve_app.cli.invocation import parsed
 
+#: Some time ago, when all tests of a run have their turn.
 NOW = datetime.now(UTC)
 #: Of the labels of this head's rentals.
 VA = Settings(secret_key="s" * 32).fleet_prefix  # type: ignore[arg-type]
@@ -50,11 +51,13 @@ def rent(
 
 
 def invite(db: psycopg.Connection, slot: int, name: str, key: bytes, *, joined: bool, revoked: bool = False) -> None:
-    seen = NOW if joined else None
+    """One that has joined was heard of just now."""
+    since = NOW if joined else None
     db.execute(
         "INSERT INTO nodes (slot, name, token_hash, token_expires_at, key_hash, joined_at, last_seen_at, revoked_at,"
-        " bytes_in, bytes_out) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 1500000, 2000000)",
-        (slot, name, key, NOW + timedelta(hours=1), key if joined else None, seen, seen, NOW if revoked else None),
+        " bytes_in, bytes_out)"
+        " VALUES (%s, %s, %s, now() + interval '1 h', %s, %s, CASE WHEN %s THEN now() END, %s, 1500000, 2000000)",
+        (slot, name, key, key if joined else None, since, joined, NOW if revoked else None),
     )
 
 
@@ -83,8 +86,9 @@ def day(db: psycopg.Connection) -> None:
         )
     for model, message, minutes in (("ltx2", "Too dear.", 0), ("wav2lip", None, 0), ("still", "Long ago.", 3)):
         db.execute(
-            "INSERT INTO outlooks (model, code, message, start_s, seen_at) VALUES (%s, %s, %s, 60, %s)",
-            (model, message and "cap_reached", message, NOW - timedelta(minutes=minutes)),
+            "INSERT INTO outlooks (model, code, message, start_s, seen_at)"
+            " VALUES (%s, %s, %s, 60, now() - make_interval(mins => %s))",
+            (model, message and "cap_reached", message, minutes),
         )
 
 
