@@ -3,6 +3,7 @@
 One head, in this order; each test leaves the market empty.
 """
 
+import pwd
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import wait_until
+from tests.e2e.cluster import RAY_USER, wait_until
 from tests.e2e.container import missing
 from tests.e2e.day import LONG, SHORT, Day, first_day
 from tests.fakes.vast import KEY
@@ -106,11 +107,13 @@ def test_the_next_head_adopts_what_the_last_one_has_rented(day: Day) -> None:
 
 
 def test_what_runs_on_ray_learns_nothing_of_the_key(day: Day) -> None:
-    """Neither the head's processes nor a rented machine have it, and no log says it."""
+    """None of its processes on the head has it, and no log says it."""
     assert KEY not in day.told()
-    for pid in day.cluster.head.processes():
-        if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+    user = pwd.getpwnam(RAY_USER).pw_uid
+    of_ray = [pid for pid in day.cluster.head.processes() if Path(f"/proc/{pid}").stat().st_uid == user]
+    assert of_ray
+    for pid in of_ray:
+        assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def assert_the_bill_is_the_ledger(day: Day) -> None:
