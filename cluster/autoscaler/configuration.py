@@ -41,8 +41,6 @@ class NodeTypeConfig:
     labels: Mapping[str, str]
     #: ``node_config``: for whoever provides it.
     options: Mapping[str, Any]
-    #: Seconds without work before Ray gives one back.
-    idle_s: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ class ClusterConfig:
     @property
     def node_types(self) -> Mapping[str, NodeTypeConfig]:
         """By name. Raises :class:`BadClusterConfig`."""
-        idle_s = 60 * float(self.content.get("idle_timeout_minutes", 5))
         found = {}
         try:
             for name, each in self.content["available_node_types"].items():
@@ -81,7 +78,6 @@ class ClusterConfig:
                     most=int(each["max_workers"]),
                     labels=dict(each.get("labels", {})),
                     options=dict(each["node_config"]),
-                    idle_s=float(each.get("idle_timeout_s", idle_s)),
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadClusterConfig(f"{self.path}: available_node_types: {error!r}") from None

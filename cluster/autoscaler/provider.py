@@ -4,6 +4,7 @@ Ray calls it from its loop and its threads; a constructor that raises would end 
 for the launcher or fails without it.
 """
 
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,7 @@ _FIRST_S = 2.0
 Tags = dict[str, str]
 
 
-# Ray has no types.
-class FleetNodeProvider(NodeProvider):  # type: ignore[misc]
+class FleetNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray is untyped
     """``provider_config`` names the ``socket``."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -37,10 +37,14 @@ class FleetNodeProvider(NodeProvider):  # type: ignore[misc]
         self._link.settle(_FIRST_S)
         #: What Ray has said of those that it asked for: it knows its request again by one of them.
         self._tags: dict[str, Tags] = {}
+        #: Ray lists in its loop while others of its threads create: a node is never there without its tags, nor they
+        #: without it.
+        self._creating = threading.Lock()
 
     def non_terminated_nodes(self, tag_filters: Tags) -> list[str]:
-        nodes = self._link.nodes
-        self._tags = {name: tags for name, tags in self._tags.items() if name in nodes}
+        with self._creating:
+            nodes = self._link.nodes
+            self._tags = {name: tags for name, tags in self._tags.items() if name in nodes}
         return [
             name
             for name in (HEAD_ID, *nodes)
@@ -62,8 +66,9 @@ class FleetNodeProvider(NodeProvider):  # type: ignore[misc]
         return not self.is_running(node_id)
 
     def set_node_tags(self, node_id: str, tags: Tags) -> None:
-        if node_id in self._tags:
-            self._tags[node_id] = {**self._tags[node_id], **tags}
+        with self._creating:
+            if node_id in self._tags:
+                self._tags[node_id] = {**self._tags[node_id], **tags}
 
     def internal_ip(self, node_id: str) -> str:
         """Nodes join by themselves, and Ray knows them by their id."""
@@ -77,9 +82,10 @@ class FleetNodeProvider(NodeProvider):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """They are in the list at once, and nodes when the fleet has rented them."""
         created = [uuid.uuid4().hex for _ in range(count)]
-        for name in created:
-            self._tags[name] = dict(tags)
-            self._link.add(name, tags[TAG_RAY_USER_NODE_TYPE])
+        with self._creating:
+            for name in created:
+                self._tags[name] = dict(tags)
+                self._link.add(name, tags[TAG_RAY_USER_NODE_TYPE])
         return {name: {} for name in created}
 
     def terminate_node(self, node_id: str) -> None:

@@ -85,6 +85,7 @@ class Files:
         if time.monotonic() - self._heard_at > PATIENCE_S:
             raise Fault(f"{file.name}: {error}") from error
         print(f"bootstrap: {file.name}: {error}", flush=True)
+        # The head is away or busy, and nothing here can tell when it is back.
         time.sleep(self._pause_s)
 
 

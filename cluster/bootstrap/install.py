@@ -72,6 +72,7 @@ def ordered(head: Head, state: Path) -> Order:
                 return Order.parse(kept.read_bytes())
             if time.monotonic() > until or (isinstance(error, HeadRefuses) and error.reason.final):
                 raise Fault(f"no config.json: {error}") from None
+        # The head is away, and nothing here can tell when it is back.
         time.sleep(PAUSE_S)
 
 

@@ -86,13 +86,14 @@ def run(state: str) -> int:
             print("bootstrap:", error, flush=True)
             if os.path.exists(program) or time.monotonic() > until:
                 break
+            # Nothing here can tell when the head is back.
             time.sleep(PAUSE)
         except ValueError as error:
             print("bootstrap:", error, flush=True)
             break
     if not os.path.exists(program):
         return 1
-    child = os.spawnl(os.P_NOWAIT, sys.executable, sys.executable, program)  # noqa: S606
+    child = os.spawnl(os.P_NOWAIT, sys.executable, sys.executable, program)  # noqa: S606 - no shell is wanted
     ended = 0
     while ended != child:
         ended, status = os.wait()
@@ -108,13 +109,14 @@ def give_back(url: str, key: str) -> None:
     pause = 1
     while True:
         try:
-            urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+            urllib.request.urlopen(request, timeout=30).close()  # noqa: S310 - see above
             break
         # Whatever it is: nobody else ends what this machine costs.
         except Exception as error:
             print("bootstrap: not given back:", error, flush=True)
             if getattr(error, "code", 0) == 404:
                 break
+        # A provider that refuses is asked again, less and less often.
         time.sleep(pause)
         pause = min(2 * pause, 300)
     while True:

@@ -1,7 +1,7 @@
 """What the provider says of our account: what is left to spend, and what it has charged."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from cluster.fleet.books import Books
 from cluster.fleet.ledger import midnight
 from cluster.fleet.limits import Limits
 from cluster.fleet.provider import Provider, ProviderError
-from cluster.fleet.reconcile import Compared, compare
+from cluster.fleet.reconcile import compare
 from cluster.fleet.waiting import Reason, Wait
 
 log = structlog.get_logger()
@@ -36,8 +36,6 @@ class Account:
         self._low = False
         #: Dollars left to spend; None: not known yet.
         self.credit_usd: float | None = None
-        #: Of the last comparison with the charges, those that differ.
-        self.differences: Sequence[Compared] = ()
         self._credit_wanted_at = self._charges_wanted_at = now()
         self._comparing: asyncio.Task[None] | None = None
 
@@ -97,8 +95,7 @@ class Account:
             if charges is not None:
                 compared = compare(booked, charges, now)
                 await self._books.charge({each.booked.label: each.charged_usd for each in compared})
-                self.differences = tuple(each for each in compared if each.differs)
-                for each in self.differences:
+                for each in filter(lambda each: each.differs, compared):
                     facts = {"label": each.booked.label, "instance": each.booked.instance}
                     log.warning("fleet.charge", **facts, booked_usd=each.booked.usd, charged_usd=each.charged_usd)
         tomorrow = today + timedelta(days=1) + _CHARGED_AFTER

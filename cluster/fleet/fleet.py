@@ -26,7 +26,6 @@ from cluster.fleet.gates import Breaker, Gates
 from cluster.fleet.ledger import midnight, moved
 from cluster.fleet.limits import BIDS_FAILED, Limits, most_traffic
 from cluster.fleet.provider import Provider, ProviderError
-from cluster.fleet.reconcile import Compared
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.renting import Renting
 from cluster.fleet.report import Report
@@ -172,11 +171,6 @@ class Fleet:
         found = [Node.of(slot, held.get(slot.id)) for slot in self._slots.all]
         return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
 
-    @property
-    def gates(self) -> Mapping[str, Wait]:
-        """By type."""
-        return self._gates.closed(self._now())
-
     def waits(self) -> Mapping[str, Wait]:
         """Why nothing is rented for a type, or for the first of its slots; nothing of one where nothing is in the way.
 
@@ -189,11 +183,6 @@ class Fleet:
     def credit_usd(self) -> float | None:
         """Dollars that the provider's account has left; None: not known yet."""
         return self._account.credit_usd
-
-    @property
-    def differences(self) -> Sequence[Compared]:
-        """Rentals for which the provider has charged something else than the books say, of the last comparison."""
-        return self._account.differences
 
     def cold_start_s(self, node_type: str) -> float | None:
         """Seconds from the decision to rent to the first moment of work: the median of late; None: there was none."""

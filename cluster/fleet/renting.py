@@ -113,6 +113,7 @@ class Renting:
             self._roll.give_up(rental)
             return Wait(Reason.DOOR, until=self._in(self._limits.retry_s))
         except Exception:
+            # Whatever it is: what is kept back for it, others may have.
             self._roll.give_up(rental)
             raise
         rental = replace(rental, door_key=admission.key)

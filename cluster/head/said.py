@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.fleet.rental import Rental, State
 from cluster.fleet.report import Report
+from cluster.fleet.words import written
 
 #: What a node knows of itself. Whether it works the head knows better.
 _Step = Literal[State.INSTALLING, State.WEIGHTS, State.JOINING, State.IDLE]
@@ -38,10 +39,5 @@ def read(text: str, rental: Rental, now: datetime) -> Report:
         down_bytes=min(said.down, most),
         up_bytes=min(said.up, most),
         left_s=said.left_s,
-        fault=_legible(said.fault)[:300],
+        fault=written(said.fault).strip(),
     )
-
-
-def _legible(text: str) -> str:
-    """It goes to the database, which takes no NUL, to terminals and to clients."""
-    return "".join(each if each.isprintable() else " " for each in text).strip()

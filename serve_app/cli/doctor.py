@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.cli import rental
+from serve_app.cli import rent_checks
 from serve_app.cli.finding import Finding, Look, State
 from serve_app.cli.head import CLUSTER, CONFIG, settings_of_cluster
 from serve_app.cli.node_access import hub_address
@@ -68,7 +68,7 @@ def doctor(
         "address": _public_address,
         "mesh": mesh,
         "nodes": nodes,
-        **rental.looks(rents, config, cluster),
+        **rent_checks.looks(rents, config, cluster),
     }
     found = dict(zip(looks, asyncio.run(_all(settings, list(looks.values()))), strict=True))
     session: Session = ctx.obj

@@ -95,6 +95,28 @@ async def test_what_ray_creates_is_there_at_once_and_known_to_the_fleet(fleet: S
     assert ray.node_tags("nobody's") == {}
 
 
+async def test_a_list_that_is_asked_for_while_a_node_is_created_costs_it_no_tag(
+    server: WishServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray knows its request again by a tag: without it, it would ask for the same node once more."""
+    ray = await provider(server.path)
+    add = ray._link.add
+
+    def listed_meanwhile(slot_id: str, node_type: str) -> None:
+        other = threading.Thread(target=ray.non_terminated_nodes, args=({},))
+        other.start()
+        # It has its turn at once, or not before the node is there.
+        other.join(0.5)
+        add(slot_id, node_type)
+        listing.append(other)
+
+    listing: list[threading.Thread] = []
+    monkeypatch.setattr(ray._link, "add", listed_meanwhile)
+    (made,) = await asyncio.to_thread(create, ray, 1)
+    await asyncio.to_thread(listing[0].join)
+    assert ray.node_tags(made)[TAG_RAY_LAUNCH_REQUEST] == "request-7"
+
+
 async def test_what_the_fleet_refuses_or_has_ended_is_gone(fleet: Slots, server: WishServer) -> None:
     ray = await provider(server.path)
     made = create(ray, 3)

@@ -104,7 +104,6 @@ async def test_charges_are_compared_in_the_morning_and_what_differs_is_told() ->
         one.label: pytest.approx(2 * world.shelf.usd(one.label), rel=0.02),
         two.label: pytest.approx(world.shelf.usd(two.label), rel=0.02),
     }
-    assert [each.booked.label for each in world.fleet.differences] == [one.label]
     (told,) = [each for each in logs if each["event"] == "fleet.charge"]
     assert (told["label"], told["instance"]) == (one.label, "9001")
     assert told["charged_usd"] > 1.9 * told["booked_usd"]

@@ -147,7 +147,7 @@ def test_a_model_whose_type_is_not_there_and_one_that_is_not_served() -> None:
 
 
 def test_two_models_share_a_type() -> None:
-    anything = NodeTypeConfig(most=2, labels={"gpu-class": "a100", "region": "x"}, options={}, idle_s=1)
+    anything = NodeTypeConfig(most=2, labels={"gpu-class": "a100", "region": "x"}, options={})
     wanted = {
         "applications": [
             {
