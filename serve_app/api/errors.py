@@ -5,6 +5,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
 
     VideoApiError
     ├── Unauthorized            401 unauthorized
+    ├── Forbidden               403 forbidden
     ├── JobNotFound             404 job_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
@@ -58,6 +59,13 @@ class Unauthorized(VideoApiError):
 
     status = 401
     code = "unauthorized"
+
+
+class Forbidden(VideoApiError):
+    """The key lacks the scope that this needs."""
+
+    status = 403
+    code = "forbidden"
 
 
 class JobNotFound(VideoApiError):

@@ -7,25 +7,28 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from deployments.registry import MODELS
-from serve_app.api.auth import ApiKey
-from serve_app.api.errors import InvalidRequest, Unauthorized
+from serve_app.api.auth import Reader
+from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView
 from serve_app.jobs.conditions import EVERY_MODEL
 from serve_app.jobs.forecast import CostRange, forecasts
 from serve_app.services import Services, ServicesOf
 
-router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
+router = APIRouter(prefix="/api/v1", tags=["generate"])
 
 
 @router.get(
     "/estimate",
     operation_id="estimate",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, InvalidRequest),
 )
 async def estimate(
-    request: Request, services: ServicesOf, model: Annotated[str, Query(description="See `GET /api/v1/models`.")]
+    request: Request,
+    _: Reader,
+    services: ServicesOf,
+    model: Annotated[str, Query(description="See `GET /api/v1/models`.")],
 ) -> EstimateView:
     """What a job would cost and how long it would take if it were submitted now. Nothing is submitted.
 

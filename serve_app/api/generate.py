@@ -7,8 +7,10 @@ import structlog
 from fastapi import APIRouter, Body
 
 from deployments.registry import MODELS
-from serve_app.api.auth import ApiKey
+from serve_app.access.caller import Caller
+from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    Forbidden,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
@@ -27,7 +29,7 @@ from serve_app.storage import keys
 
 log = structlog.get_logger()
 
-router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
+router = APIRouter(prefix="/api/v1", tags=["generate"])
 
 
 @router.post(
@@ -36,17 +38,24 @@ router = APIRouter(prefix="/api/v1", tags=["generate"], dependencies=[ApiKey])
     operation_id="generate",
     response_model_exclude_none=True,
     responses=documented(
-        Unauthorized, InvalidRequest, UploadMissing, JobNotFound, JobNotUploading, PayloadTooLarge, RequestTimeout
+        Unauthorized,
+        Forbidden,
+        InvalidRequest,
+        UploadMissing,
+        JobNotFound,
+        JobNotUploading,
+        PayloadTooLarge,
+        RequestTimeout,
     ),
 )
-async def generate(request: Annotated[GenerateRequest, Body()], services: ServicesOf) -> Created:
+async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf) -> Created:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
     assert isinstance(request, GenerateOptions)
-    uploads = await _uploads(request, services)
-    new = new_job(request, uploads, current_request_id())
+    uploads = await _uploads(request, caller, services)
+    new = new_job(request, uploads, caller.key_id, current_request_id())
     # Before: once the job is on disk, nothing may come between it and the answer.
     eta, cost = await foreseen(new.model, new.effort, services)
-    job = await services.store.submit(new, request.job_id)
+    job = await services.store.submit(new, request.job_id, of_key=caller.sees)
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")
@@ -61,8 +70,8 @@ async def generate(request: Annotated[GenerateRequest, Body()], services: Servic
     )
 
 
-@router.get("/models", operation_id="list_models", responses=documented(Unauthorized))
-async def list_models() -> list[ModelView]:
+@router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
+async def list_models(_: Reader) -> list[ModelView]:
     """The models and the JSON Schema of their parameters."""
     return [
         ModelView(
@@ -85,10 +94,10 @@ async def list_models() -> list[ModelView]:
     ]
 
 
-async def _uploads(request: GenerateOptions, services: Services) -> Mapping[str, str]:
+async def _uploads(request: GenerateOptions, caller: Caller, services: Services) -> Mapping[str, str]:
     """Storage key of each input that came by upload. Every input has to come one way or the other."""
     uploads = {}
-    job = None if request.job_id is None else await services.store.get(request.job_id)
+    job = None if request.job_id is None else await services.store.get(request.job_id, of_key=caller.sees)
     if request.job_id is not None and job is None:
         raise JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
     if job is not None and job.status is not Status.UPLOADING:

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator
 
 from deployments.registry import MODELS
-from serve_app.api.auth import ApiKey
-from serve_app.api.errors import InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.auth import Maker, Reader
+from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import JobPage, JobView, QueryText
 from serve_app.jobs.conditions import why_waiting
@@ -16,7 +16,7 @@ from serve_app.jobs.forecast import forecasts
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services, ServicesOf
 
-router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], dependencies=[ApiKey])
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 
 def _possible(job_id: str) -> str:
@@ -52,20 +52,24 @@ async def view(job: Job, services: Services) -> JobView:
     "/{job_id}",
     operation_id="get_job",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
 )
-async def get_job(job_id: JobPath, services: ServicesOf, model: str | None = None) -> JobView:
+async def get_job(job_id: JobPath, caller: Reader, services: ServicesOf, model: str | None = None) -> JobView:
     """How a job is doing. With `model`, only if it is a job of that model."""
-    job = await services.store.get(job_id)
+    job = await services.store.get(job_id, of_key=caller.sees)
     if job is None or (model is not None and job.model != model):
         raise JobNotFound
     return await view(job, services)
 
 
 @router.get(
-    "", operation_id="list_jobs", response_model_exclude_none=True, responses=documented(Unauthorized, InvalidRequest)
+    "",
+    operation_id="list_jobs",
+    response_model_exclude_none=True,
+    responses=documented(Unauthorized, Forbidden, InvalidRequest),
 )
 async def list_jobs(
+    caller: Reader,
     services: ServicesOf,
     status: Status | None = None,
     model: str | None = None,
@@ -78,11 +82,13 @@ async def list_jobs(
         raise InvalidRequest(f"model: unknown; there are {', '.join(MODELS)}.", param="model")
     position = None
     if after is not None:
-        last = await services.store.get(after)
+        last = await services.store.get(after, of_key=caller.sees)
         if last is None:
             raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
-    found = await services.store.list(status=status, model=model, user_id=user_id, after=position, limit=limit + 1)
+    found = await services.store.list(
+        status=status, model=model, user_id=user_id, after=position, limit=limit + 1, of_key=caller.sees
+    )
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
     estimates = await forecasts(services.engine, {job.model for job in found})
@@ -108,11 +114,11 @@ async def list_jobs(
     "/{job_id}/cancel",
     operation_id="cancel_job",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, JobNotFound, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
 )
-async def cancel_job(job_id: JobPath, services: ServicesOf) -> JobView:
+async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> JobView:
     """Cancel a job; one that is running stops at its next step. Cancelling a job that has ended changes nothing."""
-    job = await services.store.cancel(job_id)
+    job = await services.store.cancel(job_id, of_key=caller.sees)
     if job is None:
         raise JobNotFound
     return await view(job, services)
@@ -122,11 +128,11 @@ async def cancel_job(job_id: JobPath, services: ServicesOf) -> JobView:
     "/{job_id}",
     operation_id="delete_job",
     status_code=204,
-    responses=documented(Unauthorized, JobNotFound, JobNotFinished, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, JobNotFound, JobNotFinished, InvalidRequest),
 )
-async def delete_job(job_id: JobPath, services: ServicesOf) -> Response:
+async def delete_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Response:
     """Delete the record and the media. A running job has to be cancelled first."""
-    job = await services.store.delete(job_id)
+    job = await services.store.delete(job_id, of_key=caller.sees)
     if job is None:
         raise JobNotFound
     if job.status is Status.PROCESSING:

@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
-from serve_app.api.auth import ApiKey
+from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    Forbidden,
     InvalidRequest,
     JobIdUsed,
     JobNotFound,
@@ -21,7 +22,7 @@ from serve_app.jobs.job import Status
 from serve_app.services import ServicesOf
 from serve_app.storage import keys
 
-router = APIRouter(prefix="/api/v1/presign", tags=["media"], dependencies=[ApiKey])
+router = APIRouter(prefix="/api/v1/presign", tags=["media"])
 
 UPLOAD_LINK_S = 3600
 DOWNLOAD_LINK_S = 24 * 3600
@@ -30,14 +31,16 @@ DOWNLOAD_LINK_S = 24 * 3600
 @router.post(
     "/upload",
     operation_id="presign_upload",
-    responses=documented(Unauthorized, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout),
+    responses=documented(
+        Unauthorized, Forbidden, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout
+    ),
 )
-async def presign_upload(request: UploadRequest, services: ServicesOf) -> UploadTicket:
+async def presign_upload(request: UploadRequest, caller: Maker, services: ServicesOf) -> UploadTicket:
     """Get a URL to PUT an input file to. Then call `generate` with the `job_id` instead of a URL."""
     content_type = request.content_type or default_content_type(request.input_type)
     if not content_type.startswith(f"{request.input_type}/"):
         raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
-    job = await services.store.open_upload(request.job_id)
+    job = await services.store.open_upload(request.job_id, key_id=caller.key_id)
     if job is None:
         raise JobIdUsed(param="job_id")
     if job.status is not Status.UPLOADING:
@@ -55,11 +58,11 @@ async def presign_upload(request: UploadRequest, services: ServicesOf) -> Upload
 @router.get(
     "/download/{job_id}",
     operation_id="presign_download",
-    responses=documented(Unauthorized, JobNotFound, NotFound, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, JobNotFound, NotFound, InvalidRequest),
 )
-async def presign_download(job_id: JobPath, services: ServicesOf) -> DownloadTicket:
+async def presign_download(job_id: JobPath, caller: Reader, services: ServicesOf) -> DownloadTicket:
     """Get a link to the mp4 that works for a day."""
-    job = await services.store.get(job_id)
+    job = await services.store.get(job_id, of_key=caller.sees)
     if job is None:
         raise JobNotFound
     if job.status is not Status.COMPLETED:

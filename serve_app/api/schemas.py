@@ -79,7 +79,7 @@ if len(REQUESTS) > 1:
     GenerateRequest = Annotated[GenerateRequest, Field(discriminator="model")]
 
 
-def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: str) -> NewJob:
+def new_job(request: GenerateOptions, uploads: Mapping[str, str], key_id: str, request_id: str) -> NewJob:
     """The job that a valid request asks for."""
     # A field of each request that _request_model made.
     name: str = request.model  # type: ignore[attr-defined]
@@ -94,6 +94,7 @@ def new_job(request: GenerateOptions, uploads: Mapping[str, str], request_id: st
         effort=spec.effort(checked),
         sources={input_name: str(url) for input_name, url in urls.items() if url is not None},
         uploads=uploads,
+        key_id=key_id,
         user_id=request.user_id,
         webhook_url=None if request.webhook_url is None else str(request.webhook_url),
         request_id=request_id,

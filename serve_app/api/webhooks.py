@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from serve_app.api.auth import ApiKey, WorkerSecret
-from serve_app.api.errors import InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
+from serve_app.api.auth import Reader, WorkerSecret
+from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import Success, WebhookSecret, WorkerReport
 from serve_app.services import ServicesOf
@@ -32,9 +32,8 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
 @router.get(
     "/api/v1/webhooks/secret",
     operation_id="webhook_secret",
-    dependencies=[ApiKey],
-    responses=documented(Unauthorized),
+    responses=documented(Unauthorized, Forbidden),
 )
-async def webhook_secret(services: ServicesOf) -> WebhookSecret:
+async def webhook_secret(_: Reader, services: ServicesOf) -> WebhookSecret:
     """The secret that webhooks are signed with."""
     return WebhookSecret(secret=services.settings.signing_secret)

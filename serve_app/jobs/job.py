@@ -51,6 +51,8 @@ class NewJob:
 
     model: str
     params: Mapping[str, Any]
+    #: The key that asked; empty: the environment's ``API_KEY``.
+    key_id: str = ""
     #: URL by input name.
     sources: Mapping[str, str] = field(default_factory=dict)
     #: Storage key by input name, for inputs that were uploaded.
@@ -86,7 +88,11 @@ class Job:
     #: As intake stored them (:class:`~serve_app.intake.inputs.StoredInput` by name); None until then. Not parsed here:
     #: a row that another version wrote must not keep anybody from reading the rows beside it.
     inputs: Mapping[str, Any] | None
+    #: The key that asked; empty: the environment's ``API_KEY``.
+    key_id: str
     user_id: str | None
+    #: With whom others share fairly: ``<key_id>/<user_id>``.
+    owner: str
     webhook_url: str | None
     request_id: str
     #: How many times a replica started on it.

@@ -18,7 +18,7 @@ from typing import Any, cast
 import structlog
 import uuid_utils
 from pydantic import ValidationError
-from sqlalchemy import CursorResult, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -59,13 +59,15 @@ class JobStore:
 
     # ---------------------------------------------------------------- clients
 
-    async def open_upload(self, job_id: str | None) -> Job | None:
-        """Open a job for uploads, or find the one opened before under this id (whatever became of it).
+    async def open_upload(self, job_id: str | None, *, key_id: str = "") -> Job | None:
+        """Open a job for uploads, or find the one that the key opened before under this id (whatever became of it).
 
-        None if the id was that of a job which is forgotten by now: links and records of it may still be about.
+        None if the id is another key's, or was that of a job which is forgotten by now: links and records of it may
+        still be about.
         """
         values = {
             "id": job_id or str(uuid_utils.uuid7()),
+            "key_id": key_id,
             "nonce": _nonce(),
             "status": Status.UPLOADING,
             "stage": Stage.WAITING_FOR_UPLOAD,
@@ -78,12 +80,12 @@ class JobStore:
                 return None
             job = await get(db, str(values["id"]))
             await db.commit()
-            return job
+            return job if job.key_id == key_id else None
 
-    async def submit(self, new: NewJob, job_id: str | None = None) -> Job | None:
+    async def submit(self, new: NewJob, job_id: str | None = None, *, of_key: str | None = None) -> Job | None:
         """Accept a job; with ``job_id``, the one that was opened for uploads. When this returns it is on disk.
 
-        Returns None when ``job_id`` does not name a job in ``uploading``.
+        Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
         values: dict[str, Any] = {
             "status": Status.QUEUED,
@@ -93,6 +95,7 @@ class JobStore:
             "effort": new.effort,
             "sources": dict(new.sources),
             "uploads": dict(new.uploads),
+            "key_id": new.key_id,
             "user_id": new.user_id,
             "webhook_url": new.webhook_url,
             "request_id": new.request_id,
@@ -104,15 +107,17 @@ class JobStore:
             if job_id is None:
                 statement: Any = insert(jobs).values(id=str(uuid_utils.uuid7()), nonce=_nonce(), **values)
             else:
-                opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING)
-                statement = update(jobs).where(opened).values(values)
+                opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
+                # Whose it is was said when it was opened.
+                statement = update(jobs).where(opened).values({n: v for n, v in values.items() if n != "key_id"})
             row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
             await notify(db, "work")
         return None if row is None else Job.from_row(row)
 
-    async def get(self, job_id: str) -> Job | None:
+    async def get(self, job_id: str, *, of_key: str | None = None) -> Job | None:
+        """With ``of_key``, here and below, only if it is a job of that key."""
         async with self._engine.connect() as db:
-            row = (await db.execute(select(jobs).where(jobs.c.id == job_id))).mappings().one_or_none()
+            row = (await db.execute(select(jobs).where(jobs.c.id == job_id, _of(of_key)))).mappings().one_or_none()
         return None if row is None else Job.from_row(row)
 
     async def list(
@@ -123,9 +128,10 @@ class JobStore:
         user_id: str | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 20,
+        of_key: str | None = None,
     ) -> Sequence[Job]:
         """Newest first, those after the position ``(created_at, id)``."""
-        query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).where(_of(of_key)).limit(limit)
         for column, value in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.user_id, user_id)):
             if value is not None:
                 query = query.where(column == value)
@@ -134,11 +140,13 @@ class JobStore:
         async with self._engine.connect() as db:
             return readable((await db.execute(query)).mappings())
 
-    async def cancel(self, job_id: str) -> Job | None:
+    async def cancel(self, job_id: str, *, of_key: str | None = None) -> Job | None:
         """Cancel at once what no replica works on; ask a replica to stop otherwise. Idempotent; None if unknown."""
         async with self._engine.begin() as db:
             job = await lock(db, job_id)
-            if job is None or job.status.terminal:
+            if job is None or of_key not in (None, job.key_id):
+                return None
+            if job.status.terminal:
                 return job
             if job.status is not Status.PROCESSING:
                 return await self._ends.end(db, job, Status.CANCELLED)
@@ -147,11 +155,13 @@ class JobStore:
             await db.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=asked))
             return await get(db, job_id)
 
-    async def delete(self, job_id: str) -> Job | None:
+    async def delete(self, job_id: str, *, of_key: str | None = None) -> Job | None:
         """Forget a job and its media. One that a replica works on is returned as it is: cancel it first."""
         async with self._engine.begin() as db:
             job = await lock(db, job_id)
-            if job is None or job.status is Status.PROCESSING:
+            if job is None or of_key not in (None, job.key_id):
+                return None
+            if job.status is Status.PROCESSING:
                 return job
             await db.execute(insert(discarded_media).values(job_id=job_id, folder=job.folder))
             await db.execute(upsert(used_ids).values(id=job_id, folder=job.folder).on_conflict_do_nothing())
@@ -392,6 +402,10 @@ class JobStore:
     def _renewal(self, lease: Lease, seconds: float) -> Any:
         mine = (jobs.c.id == lease.job_id) & (jobs.c.lease_token == lease.token)
         return update(jobs).where(mine).values(lease_expires_at=in_seconds(seconds))
+
+
+def _of(key_id: str | None) -> ColumnElement[bool]:
+    return true() if key_id is None else jobs.c.key_id == key_id
 
 
 def _nonce() -> str:

@@ -5,6 +5,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Double,
     ForeignKey,
@@ -54,7 +55,11 @@ jobs = Table(
     Column("uploads", JSONB, nullable=False, server_default="{}"),
     #: Null until intake has verified and stored every input.
     Column("inputs", JSONB),
+    #: The API key that asked; empty: the environment's ``API_KEY``.
+    Column("key_id", Text, nullable=False, server_default=""),
     Column("user_id", Text),
+    #: With whom others share fairly. A key's id has no slash.
+    Column("owner", Text, Computed("key_id || '/' || coalesce(user_id, '')", persisted=True), nullable=False),
     Column("webhook_url", Text),
     Column("request_id", Text, nullable=False, server_default=""),
     Column("attempt", Integer, nullable=False, server_default="0"),
@@ -133,6 +138,7 @@ jobs = Table(
         postgresql_where=text("status = 'completed'"),
     ),
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
+    Index("jobs_newest_of_key", "key_id", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
 )
 
