@@ -10,16 +10,19 @@ from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    BudgetReached,
     Forbidden,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
     UploadMissing,
 )
 from serve_app.api.estimate import foreseen
+from serve_app.api.limits import quota_of, told
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
@@ -46,6 +49,8 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
         JobNotUploading,
         PayloadTooLarge,
         RequestTimeout,
+        QueueFull,
+        BudgetReached,
     ),
 )
 async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf) -> Created:
@@ -55,7 +60,9 @@ async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, s
     new = new_job(request, uploads, caller.key_id, current_request_id())
     # Before: once the job is on disk, nothing may come between it and the answer.
     eta, cost = await foreseen(new.model, new.effort, services)
-    job = await services.store.submit(new, request.job_id, of_key=caller.sees)
+    quota = await quota_of(caller, services)
+    with told():
+        job = await services.store.submit(new, request.job_id, of_key=caller.sees, quota=quota)
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")

@@ -55,15 +55,16 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-async def listen(url: str) -> AsyncIterator[str]:
-    """Yield the payload of each notification, for ever. An empty one comes first, when listening has begun.
+async def listen(url: str, channel: str = CHANNEL) -> AsyncIterator[str]:
+    """Yield the payload of each notification on ``channel``, for ever. An empty one comes first, when listening
+    has begun.
 
     Raises:
         psycopg.OperationalError: the connection is lost; call again.
     """
     connection = await psycopg.AsyncConnection.connect(url.replace("+psycopg", "", 1), autocommit=True, **LIVELY)
     async with connection:
-        await connection.execute(f"LISTEN {CHANNEL}")
+        await connection.execute(f"LISTEN {channel}")
         yield ""
         async for notification in connection.notifies():
             yield notification.payload
