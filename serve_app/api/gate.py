@@ -265,8 +265,9 @@ class Gate:
                 raise RequestTimeout from None
         finally:
             self._open_streams[party.name] -= 1
+            self._streams_of[key_id] -= 1
             # Without those that have none.
-            self._open_streams = +self._open_streams
+            self._open_streams, self._streams_of = +self._open_streams, +self._streams_of
 
 
 def _key_of(scope: Scope) -> str:

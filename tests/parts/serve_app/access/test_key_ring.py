@@ -15,7 +15,7 @@ from serve_app.access.key_ring import KeyRing, RingUnavailable
 from serve_app.access.key_store import Issued, KeyStore
 from serve_app.jobs.database import connect
 from tests.parts.serve_app.access.conftest import SECRET
-from tests.parts.serve_app.jobs.samples import execute, eventually, fetch
+from tests.parts.serve_app.jobs.samples import eventually, execute, fetch
 from tests.unit.serve_app.access.test_rate import Clock
 
 
@@ -84,7 +84,7 @@ async def test_those_who_come_first_at_the_same_time_cause_one_look(
 async def test_a_thousand_made_up_keys_cause_one_look_a_second(
     ring: KeyRing, statements: Statements, clock: Clock
 ) -> None:
-    assert set([await ring.find(api_key.make()) for _ in range(500)]) == {None}
+    assert {await ring.find(api_key.make()) for _ in range(500)} == {None}
     assert statements.about("api_keys") == 1
     clock.now += key_ring.AGAIN_S
     assert set(await asyncio.gather(*(ring.find(api_key.make()) for _ in range(500)))) == {None}

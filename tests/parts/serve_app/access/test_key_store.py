@@ -94,9 +94,7 @@ async def test_a_rotated_key_stays_the_same_key_with_another_secret(keys: KeySto
     assert await opened(keys, rotated.secret) is not None
 
 
-async def test_with_an_overlap_both_secrets_are_good_and_none_from_before(
-    keys: KeyStore, engine: AsyncEngine
-) -> None:
+async def test_with_an_overlap_both_secrets_are_good_and_none_from_before(keys: KeyStore, engine: AsyncEngine) -> None:
     first = await made(keys)
     second = await keys.rotate(first.key.id, overlap_s=3600)
     assert second is not None
