@@ -182,9 +182,9 @@ deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
-    #: With whom the others share fairly: the job's owner and its key, and the receiver's server as the URL names it.
+    #: With whom the others share fairly: the job's owner, a key and its user; and the receiver's server as the URL names
+    #: it.
     Column("owner", Text, nullable=False, server_default=""),
-    Column("key_id", Text, Computed("split_part(owner, '/', 1)", persisted=True), nullable=False),
     Column("host", Text, nullable=False, server_default=""),
     #: ``due``: whoever has room may send it. ``waiting``: until its time. ``sending``: somebody is at it; nobody is any
     #: more if nothing is heard of it by its time.
@@ -199,7 +199,7 @@ deliveries = Table(
     CheckConstraint("state IN ('due', 'waiting', 'sending')", name="deliveries_state_known"),
     Index(
         "deliveries_due",
-        "key_id",
+        text("split_part(owner, '/', 1)"),
         "owner",
         "host",
         "next_attempt_at",

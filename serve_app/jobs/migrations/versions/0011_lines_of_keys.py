@@ -117,13 +117,13 @@ def upgrade() -> None:
     op.add_column("turns", sa.Column("owner", sa.Text(), nullable=True))
     op.execute("UPDATE turns SET owner = '/' || user_id, priority = NULL, since = NULL, later = NULL")
     _name_lines("owner", "user_id")
-    op.add_column("turns", _key_of_owner())
+    key = sa.Computed("split_part(owner, '/', 1)", persisted=True)
+    op.add_column("turns", sa.Column("key_id", sa.Text(), key, nullable=False))
     _lines("queue", "key_id")
     op.create_index("turns_of_key", "turns", ["queue", "key_id", "turn"])
     _index_jobs("owner", "jobs_completed_of_owner", "jobs_completed_of_user", "key_id")
     op.execute("UPDATE deliveries SET owner = jobs.owner FROM jobs WHERE jobs.id = deliveries.job_id")
-    op.add_column("deliveries", _key_of_owner())
-    _index_deliveries("key_id", "owner")
+    _index_deliveries(sa.literal_column("split_part(owner, '/', 1)"), "owner")
     op.execute(_LINES)
     op.execute(_LINE_UP.format(owner="owner"))
 
@@ -131,7 +131,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     _drop_triggers()
     _index_deliveries("owner")
-    op.drop_column("deliveries", "key_id")
     op.execute("UPDATE deliveries SET owner = substr(owner, strpos(owner, '/') + 1)")
     _index_jobs(_USER, "jobs_completed_of_user", "jobs_completed_of_owner")
     # Users of several keys may be called the same; whose turn it was is forgotten.
@@ -152,10 +151,6 @@ def _drop_triggers() -> None:
         op.execute(f"DROP TRIGGER {trigger} ON jobs")
     op.execute("DROP FUNCTION line_up_jobs()")
     op.execute("DROP FUNCTION line_up(text[], text[])")
-
-
-def _key_of_owner() -> "sa.Column[str]":
-    return sa.Column("key_id", sa.Text(), sa.Computed("split_part(owner, '/', 1)", persisted=True), nullable=False)
 
 
 def _name_lines(by: str, before: str) -> None:
@@ -189,7 +184,7 @@ def _index_jobs(owner: str, completed: str, completed_before: str, *key: str) ->
     op.create_index(completed, "jobs", ended, postgresql_where=sa.text("status = 'completed'"))
 
 
-def _index_deliveries(*of: str) -> None:
+def _index_deliveries(*of: Any) -> None:
     op.drop_index("deliveries_due", table_name="deliveries")
     due = sa.text("state = 'due' AND next_attempt_at IS NOT NULL")
     op.create_index("deliveries_due", "deliveries", [*of, "host", "next_attempt_at"], postgresql_where=due)
