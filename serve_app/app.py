@@ -89,6 +89,8 @@ class Api:
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
+        # First: streams and waits would go on for as long as the server waits for requests in progress.
+        await self._services.feed.aclose()
         await self._server.stop()
 
     async def check_health(self) -> None:

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
@@ -34,6 +35,7 @@ class Services:
     engine: AsyncEngine
     store: JobStore
     queue: JobQueue
+    feed: Feed
     storage: Storage
     cluster: ClusterState
 

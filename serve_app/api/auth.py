@@ -52,14 +52,20 @@ def is_stranger(scope: AsgiScope) -> bool:
     return _SHOWN not in scope
 
 
+def caller_of(scope: AsgiScope) -> Caller:
+    """Whose key the request has shown. Raises :class:`Unauthorized`."""
+    caller = scope.get(_SHOWN)
+    if not isinstance(caller, Caller):
+        raise Unauthorized(headers=_CHALLENGE)
+    return caller
+
+
 async def _require_key(
     request: Request,
     needed: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
-    caller = request.scope.get(_SHOWN)
-    if not isinstance(caller, Caller):
-        raise Unauthorized(headers=_CHALLENGE)
+    caller = caller_of(request.scope)
     for scope in needed.scopes:
         if not caller.may(Scope(scope)):
             raise Forbidden(f"This needs a key with the scope `{scope}`.")
