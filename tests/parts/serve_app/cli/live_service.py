@@ -52,14 +52,16 @@ class Looks:
         self._app = app
         self._store = store
         self._awaited: dict[str, asyncio.Event] = {}
-        #: Of the job that streams have told last.
+        #: Versions, by job: from which on a stream has to tell it, and what streams have told last.
+        self._wanted: dict[str, int] = {}
         self._told: dict[str, int] = {}
 
     async def at(self, job_id: str) -> None:
         """Until somebody has asked for the job, by a request that came after this call, or has its present version."""
-        awaited = self._awaited[job_id] = asyncio.Event()
         job = await self._store.get(job_id)
-        if job is None or self._told.get(job_id, -1) < job.version:
+        self._wanted[job_id] = 0 if job is None else job.version
+        awaited = self._awaited[job_id] = asyncio.Event()
+        if self._told.get(job_id, -1) < self._wanted[job_id]:
             await awaited.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +74,7 @@ class Looks:
             for line in message.get("body", b"").split(b"\n"):
                 if line.startswith(b"id: "):
                     self._told[job_id] = int(line.removeprefix(b"id: "))
-                    if job_id in self._awaited:
+                    if job_id in self._awaited and self._told[job_id] >= self._wanted[job_id]:
                         self._awaited[job_id].set()
 
         await self._app(scope, receive, telling if events else send)
