@@ -51,7 +51,7 @@ async def _view(
 ) -> JobView:
     place = await services.queue.place(job)
     found = None if cost is not None else forecast
-    eta = None if place is None else place.eta_seconds
+    eta = await services.queue.until_done(job) if place is None else place.eta_seconds
     if place is not None and eta is None and found is not None:
         # None works on it yet: machines have to start.
         eta = found.eta_s(job.effort, place.position, await services.capacity(job.model))
