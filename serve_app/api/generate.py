@@ -11,11 +11,13 @@ from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    BudgetReached,
     Forbidden,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
     UploadMissing,
@@ -23,6 +25,7 @@ from serve_app.api.errors import (
 from serve_app.api.estimate import foreseen
 from serve_app.api.gate import Live, live
 from serve_app.api.jobs import view
+from serve_app.api.limits import quota_of, told
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
@@ -53,6 +56,8 @@ MAX_RETRY_S = 30
         JobNotUploading,
         PayloadTooLarge,
         RequestTimeout,
+        QueueFull,
+        BudgetReached,
     ),
 )
 @live(Live.WAIT)
@@ -73,7 +78,9 @@ async def generate(
     new = new_job(request, uploads, caller.key_id, current_request_id())
     # Before: once the job is on disk, nothing may come between it and the answer.
     eta, cost = await foreseen(new.model, new.effort, services)
-    job = await services.store.submit(new, request.job_id, of_key=caller.sees)
+    quota = await quota_of(caller, services)
+    with told():
+        job = await services.store.submit(new, request.job_id, of_key=caller.sees, quota=quota)
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")

@@ -22,7 +22,7 @@ from sqlalchemy import (
     table,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = MetaData()
 
@@ -131,6 +131,7 @@ jobs = Table(
     ),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
+    Index("jobs_open_of_key", "key_id", "status", postgresql_where=text("completed_at IS NULL AND key_id <> ''")),
     Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     Index(
@@ -142,6 +143,37 @@ jobs = Table(
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_key", "key_id", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
+)
+
+#: Who may call. Rows stay when a key is revoked or has expired: jobs and costs name them.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    #: ``key_…``, without a slash.
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    #: Keyed, in hex: who reads this table can neither use a key nor tell whether a guess is one.
+    Column("hash", Text, nullable=False, unique=True),
+    #: How the key begins, to recognise it by.
+    Column("hint", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    #: Null: as much as there is.
+    Column("requests_per_minute", Integer),
+    Column("running_jobs", Integer),
+    Column("queued_jobs", Integer),
+    Column("usd_per_day", Double),
+    _timestamp("created_at", now=True),
+    _timestamp("expires_at"),
+    _timestamp("revoked_at"),
+    #: To the minute.
+    _timestamp("last_used_at"),
+    #: What it was before it was rotated, and until when that is still good.
+    Column("previous_hash", Text),
+    _timestamp("previous_until"),
+    CheckConstraint("cardinality(scopes) > 0", name="api_keys_may_something"),
+    CheckConstraint("(previous_hash IS NULL) = (previous_until IS NULL)", name="api_keys_overlap_ends"),
+    Index("api_keys_newest", text("created_at DESC"), text("id DESC")),
+    info={"rights": "SELECT, INSERT, UPDATE"},
 )
 
 deliveries = Table(
@@ -280,11 +312,14 @@ runs = Table(
     #: ``completed``, ``failed`` or ``cancelled``, as its job ended with it; ``retried``: the job was to go on. Null
     #: until that is known, which of a video that could not be verified is later than its end.
     Column("outcome", Text),
+    #: The job's, by a trigger of migration 0010.
+    Column("key_id", Text, nullable=False, server_default=""),
     CheckConstraint("node <> ''", name="runs_node_is_named"),
     CheckConstraint("(ended_at IS NULL) = (busy_s IS NULL)", name="runs_end_is_measured"),
     CheckConstraint("outcome IS NULL OR ended_at IS NOT NULL", name="runs_outcome_is_an_end"),
     CheckConstraint("busy_s >= 0 AND ended_at >= started_at", name="runs_take_time"),
     Index("runs_of_node", "node"),
+    Index("runs_of_key", "key_id", "started_at", postgresql_where=text("key_id <> ''")),
     Index("runs_open", "job_id", "attempt", postgresql_where=text("outcome IS NULL")),
     Index("runs_completed", "model", text("ended_at DESC"), postgresql_where=text("outcome = 'completed'")),
 )
@@ -313,8 +348,9 @@ outlooks = Table(
 )
 
 #: Views over the books of the launcher, which the service's role may read and which run with their owner's rights: what
-#: each job has cost, and sums over all machines. Migration 0007 describes them.
-VIEWS = ("job_costs", "fleet_totals")
+#: each job has cost, and sums over all machines (migration 0007); what each key has cost in 24 hours (0010).
+VIEWS = ("job_costs", "fleet_totals", "key_spending")
+key_spending = table("key_spending", column("key_id", Text), column("usd", Double))
 job_costs = table("job_costs", column("job_id", Text), column("cost_usd", Double))
 fleet_totals = table(
     "fleet_totals", column("name", Text), column("subject", Text), column("label", Text), column("value", Double)

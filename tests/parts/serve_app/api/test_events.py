@@ -113,9 +113,18 @@ async def test_a_deleted_job_ends_its_streams(services: Services, http: httpx.As
         assert stream.answer.status_code == 404
 
 
+async def key(http: httpx.AsyncClient, *scopes: str) -> httpx.AsyncClient:
+    """A client with a key of its own."""
+    answer = await http.post("/api/v1/keys", json={"name": "one", "scopes": scopes})
+    return httpx.AsyncClient(base_url=http.base_url, headers={"authorization": f"Bearer {answer.json()['secret']}"})
+
+
 async def test_another_keys_job_is_not_there(services: Services, http: httpx.AsyncClient) -> None:
-    async with streaming(http, NO_SUCH) as stream:
-        assert stream.answer.status_code == 404
+    job = await waiting(services.store)
+    async with await key(http, "read", "generate") as stranger, await key(http, "generate") as blind:
+        for client, job_id, status in ((http, NO_SUCH, 404), (stranger, job.id, 404), (blind, job.id, 403)):
+            async with streaming(client, job_id) as stream:
+                assert stream.answer.status_code == status
     assert (await http.get(f"/api/v1/jobs/{NO_SUCH}/events", headers={"authorization": ""})).status_code == 401
 
 
@@ -235,6 +244,9 @@ async def test_who_leaves_frees_his_place_at_once(services: Services, http: http
             # A wait has a place of the same kind; without one it is no wait.
             answer = await http.get(f"/api/v1/jobs/{job.id}", headers={"prefer": "wait=60"})
             assert (answer.status_code, "preference-applied" in answer.headers) == (200, False)
+            # Another key has places of its own.
+            async with await key(http, "admin") as other, streaming(other, job.id) as stream:
+                assert stream.answer.status_code == 200
 
         async def free() -> bool:
             async with streaming(http, job.id) as stream:
