@@ -129,6 +129,12 @@ class JobStore:
             row = (await db.execute(select(jobs).where(jobs.c.id == job_id, _of(of_key)))).mappings().one_or_none()
         return None if row is None else Job.from_row(row)
 
+    async def several(self, ids: Sequence[str]) -> Sequence[Job]:
+        """Those of them that are there, of whichever key."""
+        async with self._engine.connect() as db:
+            rows = (await db.execute(select(jobs).where(jobs.c.id.in_(ids)))).mappings().all()
+        return [Job.from_row(row) for row in rows]
+
     async def list(
         self,
         *,
