@@ -13,6 +13,7 @@ from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.serving.state import ClusterState
 from serve_app.settings import Settings
@@ -34,6 +35,7 @@ class Services:
     engine: AsyncEngine
     store: JobStore
     queue: JobQueue
+    reads: JobReads
     storage: Storage
     cluster: ClusterState
 

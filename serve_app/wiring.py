@@ -10,6 +10,7 @@ from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
@@ -32,6 +33,7 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         engine=engine,
         store=JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
+        reads=JobReads(settings.database_url),
         storage=build_storage(settings),
         cluster=cluster,
     )

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from serve_app import __version__
 from serve_app.api import estimate, files, generate, health, jobs, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
+from serve_app.api.direct import Direct
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.schemas import Problem
@@ -48,7 +49,7 @@ def create_asgi(services: Services) -> ASGIApp:
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
-        Gate(app, services.settings, routers),
+        Gate(Direct(app, services), services.settings, routers),
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],

@@ -52,13 +52,19 @@ def is_stranger(scope: AsgiScope) -> bool:
     return _SHOWN not in scope
 
 
+def caller_of(scope: AsgiScope) -> Caller | None:
+    """Whose key the gate has seen."""
+    shown = scope.get(_SHOWN)
+    return shown if isinstance(shown, Caller) else None
+
+
 async def _require_key(
     request: Request,
     needed: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
-    caller = request.scope.get(_SHOWN)
-    if not isinstance(caller, Caller):
+    caller = caller_of(request.scope)
+    if caller is None:
         raise Unauthorized(headers=_CHALLENGE)
     for scope in needed.scopes:
         if not caller.may(Scope(scope)):

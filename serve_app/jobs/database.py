@@ -42,6 +42,14 @@ def connect(url: str) -> AsyncEngine:
     )
 
 
+async def open_plain(url: str) -> psycopg.AsyncConnection:
+    """A connection for single statements, which are prepared at their first use. Raises psycopg.OperationalError."""
+    plain = url.replace("+psycopg", "", 1)
+    return await psycopg.AsyncConnection.connect(
+        plain, autocommit=True, prepare_threshold=0, options=_PATIENCE, **LIVELY
+    )
+
+
 def in_seconds(seconds: float | ColumnElement[Any]) -> Any:
     """SQL for a moment from now, by the database's clock."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
