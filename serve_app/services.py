@@ -14,8 +14,10 @@ from serve_app.access.key_store import KeyStore
 from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
+from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.serving.state import ClusterState
 from serve_app.settings import Settings
@@ -37,6 +39,8 @@ class Services:
     engine: AsyncEngine
     store: JobStore
     queue: JobQueue
+    reads: JobReads
+    forecasts: Forecasts
     feed: Feed
     storage: Storage
     cluster: ClusterState
@@ -44,6 +48,12 @@ class Services:
     @property
     def conditions(self) -> Conditions:
         return Conditions(self.engine)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.reads.aclose()
+        await self.store.aclose()
+        await self.engine.dispose()
 
     async def capacity(self, model: str) -> Capacity | None:
         """Of the model's deployment; None if Serve does not answer at once, or has no such deployment."""

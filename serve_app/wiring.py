@@ -10,10 +10,12 @@ from serve_app.jobs.database import CHANGES, connect, listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.feed import Feed
+from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.readiness import Readiness
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.windows import Windows
@@ -35,6 +37,8 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         engine=engine,
         store=JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
+        reads=JobReads(engine),
+        forecasts=Forecasts(engine),
         feed=Feed(partial(listen, settings.database_url, CHANGES)),
         storage=build_storage(settings),
         cluster=cluster,

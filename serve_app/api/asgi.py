@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from serve_app import __version__
 from serve_app.access.key_ring import KeyRing
 from serve_app.api import estimate, events, files, generate, health, jobs, keys, presign, problems, webhooks
+from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
@@ -52,7 +53,7 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
-        Gate(app, services.settings, ring, routers),
+        Gate(Direct(app, services), services.settings, ring, routers),
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],

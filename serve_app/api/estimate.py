@@ -12,7 +12,7 @@ from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView
 from serve_app.jobs.conditions import EVERY_MODEL
-from serve_app.jobs.forecast import CostRange, forecasts
+from serve_app.jobs.forecast import CostRange
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
@@ -61,7 +61,7 @@ async def estimate(
 
 async def foreseen(model: str, effort: float, services: Services) -> tuple[float | None, CostRange | None]:
     """Seconds and dollars for one more job; None: not known."""
-    found = (await forecasts(services.engine, [model])).get(model)
+    found = await services.forecasts.of(model)
     if found is None:
         return None, None
     eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))

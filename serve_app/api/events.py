@@ -12,11 +12,11 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, TooManyStreams, Unauthorized
 from serve_app.api.gate import Live, live
-from serve_app.api.jobs import JobPath, views
+from serve_app.api.jobs import JobPath, view
 from serve_app.api.prefer import cancelled, left
 from serve_app.api.problems import documented
 from serve_app.jobs.feed import Feed, FeedEnded, Shown
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import Job
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -95,16 +95,15 @@ async def watch_job(
 
 
 async def look(services: Services, ids: Sequence[str]) -> Mapping[str, Shown]:
-    """What the feed shows of jobs. One query for all of them, and one more for the place of each that waits."""
-    found = await services.store.several(ids)
+    """What the feed shows of jobs, by id; those that are not there are absent."""
     return {
-        job.id: Shown(
-            version=job.version,
-            body=seen.model_dump_json(exclude_none=True),
-            ended=job.status.terminal,
-            line=job.model if job.status is Status.QUEUED else None,
+        seen.job.id: Shown(
+            version=seen.job.version,
+            body=(await view(seen, services)).model_dump_json(exclude_none=True),
+            ended=seen.job.status.terminal,
+            line=seen.job.model if seen.position is not None else None,
         )
-        for job, seen in zip(found, await views(found, services), strict=True)
+        for seen in await services.reads.several(ids)
     }
 
 

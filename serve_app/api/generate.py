@@ -42,6 +42,22 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
 MAX_RETRY_S = 30
 
 
+_BODY: TypeAdapter[Any] = TypeAdapter(GenerateRequest)
+
+
+async def create(body: bytes, caller: Caller, services: Services) -> Response | None:
+    """The answer of :func:`generate` where all inputs come by URL and nothing is asked beside it. None: it is not so,
+    or the body is not valid."""
+    try:
+        request: GenerateOptions = _BODY.validate_json(body)
+    except ValidationError:
+        return None
+    if request.job_id is not None or any(getattr(request, f"{name}_url") is None for name in input_names(request)):
+        return None
+    created, headers = await _accept(request, {}, caller, services)
+    return Response(created.model_dump_json(exclude_none=True), 201, headers, media_type="application/json")
+
+
 @router.post(
     "/generate",
     status_code=201,

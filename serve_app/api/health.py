@@ -2,9 +2,8 @@
 
 import asyncio
 import os
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
@@ -21,6 +20,7 @@ from serve_app.jobs.job import Status
 from serve_app.services import Services, ServicesOf
 from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
+from serve_app.shared import Shared
 
 log = structlog.get_logger()
 
@@ -29,54 +29,8 @@ T = TypeVar("T")
 
 #: A part that does not answer in this time is down.
 CHECK_TIMEOUT_S = 5.0
-#: Seconds for which an answer is shown to others: anybody may ask, and as often as they like.
-FRESH_S = 1.0
 #: The same for sums over all that was ever rented, which take longer the more that is.
 BILLS_S = 60.0
-
-
-class Shared(Generic[T]):
-    """An answer, or the lack of one, that is asked for once a second however many want it.
-
-    Nobody waits for the next one while the last is not two seconds old.
-    """
-
-    def __init__(
-        self, ask: Callable[[], Awaitable[T]], timeout_s: float | None = None, *, fresh_s: float | None = None
-    ) -> None:
-        """``timeout_s``: after so long there is none; None: what it asks of is bounded itself. ``fresh_s``: it is asked
-        for once in so long, if not in ``FRESH_S``."""
-        self._ask = ask
-        self._timeout_s = timeout_s
-        self._own_fresh_s = fresh_s
-        self._asking: asyncio.Task[T] | None = None
-        self._last: asyncio.Task[T] | None = None
-        #: When the last answer, or the lack of one, came.
-        self._since = 0.0
-
-    async def get(self) -> T:
-        fresh_s = FRESH_S if self._own_fresh_s is None else self._own_fresh_s
-        age = time.monotonic() - self._since
-        if self._asking is None or (self._asking.done() and age >= fresh_s):
-            self._last, self._asking = self._asking, asyncio.create_task(self._bounded())
-            self._asking.add_done_callback(_retrieve)
-        if self._last is not None and not self._asking.done() and age < 2 * fresh_s:
-            return self._last.result()
-        # Whoever gives up must not take the answer from the others.
-        return await asyncio.shield(self._asking)
-
-    async def _bounded(self) -> T:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._ask()
-        finally:
-            self._since = time.monotonic()
-
-
-def _retrieve(asked: "asyncio.Task[T]") -> None:
-    """An error that nobody waited for is not to be reported as forgotten."""
-    if not asked.cancelled():
-        asked.exception()
 
 
 class Checks:

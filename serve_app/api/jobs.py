@@ -1,22 +1,22 @@
 """Jobs: look, list, cancel, delete."""
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AfterValidator
 
 from deployments.registry import MODELS
+from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
 from serve_app.api.gate import Live, live
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.schemas import JobPage, JobView, QueryText
-from serve_app.jobs.conditions import Condition, why_waiting
+from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
-from serve_app.jobs.forecast import Forecast, forecasts
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import Status
+from serve_app.jobs.reads import Seen
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -32,38 +32,31 @@ def _possible(job_id: str) -> str:
 JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with."), AfterValidator(_possible)]
 
 
-async def view(job: Job, services: Services) -> JobView:
-    return (await views([job], services))[0]
-
-
-async def views(found: Sequence[Job], services: Services) -> Sequence[JobView]:
-    """As clients see them, each with its place in the line."""
-    costs = await costs_of(services.engine, found)
-    estimates = await forecasts(services.engine, {job.model for job in found if job.id not in costs})
-    # Nothing else can wait.
-    waiting = any(not job.status.terminal for job in found)
-    current = await services.conditions.current() if waiting else {}
-    return [await _view(job, services, costs.get(job.id), estimates.get(job.model), current) for job in found]
-
-
-async def _view(
-    job: Job, services: Services, cost: float | None, forecast: Forecast | None, current: Mapping[str, Condition]
-) -> JobView:
-    place = await services.queue.place(job)
-    found = None if cost is not None else forecast
-    eta = await services.queue.until_done(job) if place is None else place.eta_seconds
-    if place is not None and eta is None and found is not None:
+async def view(seen: Seen, services: Services) -> JobView:
+    """As its client sees it."""
+    job = seen.job
+    forecast = None if seen.cost_usd is not None else await services.forecasts.of(job.model)
+    eta_s = seen.eta_s
+    if seen.position is not None and eta_s is None and forecast is not None:
         # None works on it yet: machines have to start.
-        eta = found.eta_s(job.effort, place.position, await services.capacity(job.model))
+        eta_s = forecast.eta_s(job.effort, seen.position, await services.capacity(job.model))
     return JobView.of(
         job,
         result_url=await services.result_url(job),
-        position=None if place is None else place.position,
-        eta=eta,
-        waits=why_waiting(job, current),
-        cost_usd=cost,
-        estimate=None if found is None else found.cost_usd(job.effort),
+        position=seen.position,
+        eta=eta_s,
+        waits=why_waiting(job, seen.conditions),
+        cost_usd=seen.cost_usd,
+        estimate=None if forecast is None else forecast.cost_usd(job.effort),
     )
+
+
+async def read(job_id: str, caller: Caller, services: Services) -> Response | None:
+    """The answer of :func:`get_job` where nothing is asked beside it. None: there is no such job of the caller's."""
+    seen = await services.reads.get(job_id, of_key=caller.sees)
+    if seen is None:
+        return None
+    return Response((await view(seen, services)).model_dump_json(exclude_none=True), media_type="application/json")
 
 
 @router.get(
@@ -83,15 +76,15 @@ async def get_job(
     model: str | None = None,
 ) -> JobView:
     """How a job is doing. With `model`, only if it is a job of that model."""
-    job = await services.store.get(job_id, of_key=caller.sees)
-    if job is None or (model is not None and job.model != model):
+    seen = await services.reads.get(job_id, of_key=caller.sees)
+    if seen is None or (model is not None and seen.job.model != model):
         raise JobNotFound
     if wait_s:
         response.headers.update(applied(wait_s))
-        job = await held(job, wait_s, request.receive, services)
-        if job is None:
+        seen = await held(seen.job, wait_s, request.receive, services)
+        if seen is None:
             raise JobNotFound
-    return await view(job, services)
+    return await view(seen, services)
 
 
 @router.get(
@@ -123,7 +116,7 @@ async def list_jobs(
     )
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
-    estimates = await forecasts(services.engine, {job.model for job in found})
+    estimates = {model: await services.forecasts.of(model) for model in {job.model for job in found}}
     # A page of positions in the queue would cost a count per row; a single job has it.
     data = [
         JobView.of(
@@ -134,7 +127,9 @@ async def list_jobs(
             waits=why_waiting(job, current),
             cost_usd=costs.get(job.id),
             estimate=(
-                estimates[job.model].cost_usd(job.effort) if job.model in estimates and job.id not in costs else None
+                forecast.cost_usd(job.effort)
+                if (forecast := estimates[job.model]) is not None and job.id not in costs
+                else None
             ),
         )
         for job in found[:limit]
@@ -151,9 +146,10 @@ async def list_jobs(
 async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> JobView:
     """Cancel a job; one that is running stops at its next step. Cancelling a job that has ended changes nothing."""
     job = await services.store.cancel(job_id, of_key=caller.sees)
-    if job is None:
+    seen = None if job is None else await services.reads.get(job_id)
+    if seen is None:
         raise JobNotFound
-    return await view(job, services)
+    return await view(seen, services)
 
 
 @router.delete(

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from serve_app.access.caller import Caller
 from serve_app.api.errors import BudgetReached, QueueFull
-from serve_app.jobs.forecast import unit_costs
 from serve_app.jobs.quota import NoBudget, NoPlace, Quota
 from serve_app.services import Services
 
@@ -23,7 +22,7 @@ async def quota_of(caller: Caller, services: Services) -> Quota | None:
         key_id=caller.key_id,
         queued_jobs=limits.queued_jobs,
         usd_per_day=limits.usd_per_day,
-        unit_usd={} if limits.usd_per_day is None else await unit_costs(services.engine),
+        unit_usd={} if limits.usd_per_day is None else await services.forecasts.unit_costs(),
     )
 
 

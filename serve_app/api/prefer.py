@@ -15,6 +15,7 @@ from starlette.types import Scope as AsgiScope
 
 from serve_app.jobs.feed import FeedEnded
 from serve_app.jobs.job import Job
+from serve_app.jobs.reads import Seen
 from serve_app.services import Services
 
 #: Seconds; more is taken as this.
@@ -66,18 +67,18 @@ def applied(seconds: int) -> dict[str, str]:
     return {"preference-applied": f"wait={seconds}"}
 
 
-async def held(job: Job, seconds: float, receive: Receive, services: Services) -> Job | None:
+async def held(job: Job, seconds: float, receive: Receive, services: Services) -> Seen | None:
     """The job as it is when it has ended, or after so long. None: it is deleted. At once where the client leaves, or
     the service stops."""
     if job.status.terminal:
-        return job
+        return await services.reads.get(job.id)
     ending = asyncio.ensure_future(_end(job, services))
     leaving = asyncio.ensure_future(left(receive))
     try:
         await asyncio.wait({ending, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await cancelled(ending, leaving)
-    return await services.store.get(job.id)
+    return await services.reads.get(job.id)
 
 
 async def _end(job: Job, services: Services) -> None:

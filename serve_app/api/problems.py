@@ -1,8 +1,8 @@
 """Every error leaves as one shape: RFC 9457 with a stable code, documented in OpenAPI."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psycopg
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -62,46 +62,45 @@ def answer(error: VideoApiError) -> JSONResponse:
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
+def failed(error: Exception) -> JSONResponse:
+    """The answer to whatever went wrong."""
+    match error:
+        case VideoApiError():
+            return answer(error)
+        case RequestValidationError():
+            return answer(_invalid(error))
+        case HTTPException():
+            known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
+            kind = known.get(error.status_code, InvalidRequest)
+            return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
+        case StorageError(transient=True) | OperationalError() | psycopg.OperationalError() | PoolTimeout() | TimeoutError():
+            # A line and no stack: while a part is away, every request comes here.
+            log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            return answer(Unavailable())
+        case _:
+            log.error("request_crashed", exc_info=error)
+            return answer(InternalError())
+
+
 def install(app: FastAPI) -> None:
-    """Route every exception through :func:`answer`."""
+    """Route every exception through :func:`failed`."""
 
-    async def ours(_: Request, error: Exception) -> Response:
-        assert isinstance(error, VideoApiError)
-        return answer(error)
+    async def handle(_: Request, error: Exception) -> Response:
+        return failed(error)
 
-    async def validation(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return answer(_invalid(error))
-
-    async def http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
-        kind = known.get(error.status_code, InvalidRequest)
-        return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
-
-    async def crash(_: Request, error: Exception) -> Response:
-        log.error("request_crashed", exc_info=error)
-        return answer(InternalError())
-
-    async def unavailable(request: Request, error: Exception) -> Response:
-        if isinstance(error, StorageError) and not error.transient:
-            return await crash(request, error)
-        # A line and no stack: while a part is away, every request comes here.
-        log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
-        return answer(Unavailable())
-
-    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-        VideoApiError: ours,
-        RequestValidationError: validation,
-        HTTPException: http,
-        StorageError: unavailable,
-        OperationalError: unavailable,
-        PoolTimeout: unavailable,
-        TimeoutError: unavailable,
-        Exception: crash,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    kinds = (
+        VideoApiError,
+        RequestValidationError,
+        HTTPException,
+        StorageError,
+        OperationalError,
+        psycopg.OperationalError,
+        PoolTimeout,
+        TimeoutError,
+        Exception,
+    )
+    for kind in kinds:
+        app.add_exception_handler(kind, handle)
 
 
 def _invalid(error: RequestValidationError) -> InvalidRequest:

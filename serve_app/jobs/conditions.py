@@ -4,8 +4,9 @@ The dispatcher writes what it sees, the launcher why it rents no machine; the AP
 deadline passes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -91,11 +92,16 @@ class Conditions:
 
 async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
     """By subject: what was seen lately, by the dispatcher or by the launcher."""
-    found = {row.subject: Condition(row.code, row.message) for row in await db.execute(_SEEN_HERE)}
-    for row in await db.execute(_SAID_BY_LAUNCHER):
-        # It knows why there is no node.
-        if row.model not in found or found[row.model].code == WaitCode.NO_NODE_FITS:
-            found[row.model] = Condition(row.code, row.message)
+    here = [(row.subject, row.code, row.message, False) for row in await db.execute(_SEEN_HERE)]
+    return merged([*here, *((row.model, row.code, row.message, True) for row in await db.execute(_SAID_BY_LAUNCHER))])
+
+
+def merged(said: Iterable[tuple[str, str, str, bool]]) -> Mapping[str, Condition]:
+    """By subject, of subject, code, message and whether the launcher says so: it knows why there is no node."""
+    found: dict[str, Condition] = {}
+    for subject, code, message, of_launcher in sorted(said, key=itemgetter(3)):
+        if not of_launcher or subject not in found or found[subject].code == WaitCode.NO_NODE_FITS:
+            found[subject] = Condition(code, message)
     return found
 
 

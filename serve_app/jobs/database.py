@@ -28,6 +28,9 @@ LIVELY: Mapping[str, Any] = {
 #: Milliseconds. No statement of ours takes a second; one that waits longer waits for somebody who has stopped.
 _PATIENCE = "-c statement_timeout=15000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000"
 
+#: Planning takes longer than most of our statements, and compiling them longer still.
+_PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan -c jit=off"
+
 
 def connect(url: str) -> AsyncEngine:
     """An engine for ``postgresql+psycopg://…``; connections are checked before use, so a database restart heals.
@@ -42,6 +45,14 @@ def connect(url: str) -> AsyncEngine:
         pool_timeout=8,
         hide_parameters=True,
         connect_args={**LIVELY, "options": _PATIENCE},
+    )
+
+
+async def open_plain(url: str) -> psycopg.AsyncConnection:
+    """A connection for single statements, which are prepared at their first use. Raises psycopg.OperationalError."""
+    plain = url.replace("+psycopg", "", 1)
+    return await psycopg.AsyncConnection.connect(
+        plain, autocommit=True, prepare_threshold=0, options=_PATIENCE, **LIVELY
     )
 
 

@@ -9,6 +9,7 @@ from deployments.registry import MODELS
 from serve_app.jobs.demand import Demand, demands
 from serve_app.jobs.fleet_size import Capacity, machines
 from serve_app.jobs.outlooks import Outlook, Outlooks
+from serve_app.shared import Shared
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,21 @@ class Forecast:
         return start_s + before_s / coming + own_s
 
 
-async def unit_costs(engine: AsyncEngine) -> Mapping[str, float]:
-    """Dollars for a job whose effort is 1 on a machine that works anyway, by model; those for which no machines are
-    rented, or no price is known, are absent."""
-    found = await forecasts(engine, MODELS)
-    costs = {model: forecast.cost_usd(1) for model, forecast in found.items()}
-    return {model: cost.low for model, cost in costs.items() if cost is not None}
+class Forecasts:
+    """Of all models, made once a second however many ask. For one event loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._made = Shared(lambda: forecasts(engine, MODELS))
+
+    async def of(self, model: str) -> Forecast | None:
+        """None: no machines are rented for it."""
+        return (await self._made.get()).get(model)
+
+    async def unit_costs(self) -> Mapping[str, float]:
+        """Dollars for a job whose effort is 1 on a machine that works anyway, by model; those for which no machines
+        are rented, or no price is known, are absent."""
+        costs = {model: forecast.cost_usd(1) for model, forecast in (await self._made.get()).items()}
+        return {model: cost.low for model, cost in costs.items() if cost is not None}
 
 
 async def forecasts(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Forecast]:

@@ -6,8 +6,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping
-
 from deployments.contract import Lease
 
 
@@ -130,7 +128,7 @@ class Job:
         return f"{self.id}/{self.nonce}" if self.nonce else self.id
 
     @classmethod
-    def from_row(cls, row: RowMapping) -> "Job":
+    def from_row(cls, row: Mapping[Any, Any]) -> "Job":
         values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
         values["status"] = Status(values["status"])
         values["model"] = values["model"] or ""

@@ -4,12 +4,15 @@ What is compared is seconds by effort (``ModelSpec.effort``), so that a shape wh
 well.
 """
 
+import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from math import ceil
-from statistics import fmean, median
+from statistics import median
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,9 +21,11 @@ from deployments.contract import SLOTS
 from deployments.stage import Stage
 from serve_app.jobs.job import Job, Status
 
-#: Latest videos that are looked at, and seconds for which they are not looked up again.
+#: Latest videos that are looked at, and seconds for which they are not looked up again; the same of what works and
+#: waits: however many ask, the line is looked at once a second.
 LEARNT_FROM = 50
 KEPT_S = 5.0
+LINE_KEPT_S = 1.0
 #: Runs whose efforts differ by no more than this factor are of one shape.
 SAME_SHAPE = 1.25
 #: Waiting jobs that are looked at for what the others ask for.
@@ -43,11 +48,13 @@ class Run:
 class Working:
     """A job that a replica has."""
 
+    id: str
     effort: float
     #: 0 to 1.
     done: float
     attempt: int
-    #: Since its first attempt began.
+    #: When its first attempt began, and the seconds since.
+    started_at: datetime
     elapsed_s: float
 
 
@@ -83,90 +90,126 @@ def _scaled(effort: float, runs: Sequence[tuple[float, float]]) -> float | None:
     return median(by_effort) * effort if by_effort else None
 
 
-class Paces:
-    """When jobs may be done, by what is learnt from the database."""
+@dataclass(frozen=True)
+class Line:
+    """What is known of a model's jobs at a moment. Estimates are seconds until a job's video is there; None: not known.
+    """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        #: By model, with the database's clock at this process's.
-        self._kept: dict[str, tuple[Pace, datetime, float]] = {}
+    pace: Pace
+    #: By the database's clock, and by this process's.
+    now: datetime
+    read_at: float
+    working: Sequence[Working]
+    #: What would be in front if all that wait were one user's, and how much each and those before it ask for.
+    ranks: Sequence[tuple[int, datetime]]
+    efforts: Sequence[float]
 
-    async def until_done(self, job: Job) -> float | None:
-        """Seconds for a job that a replica has. None: not known, or it has none."""
+    def until_done(self, job: Job) -> float | None:
+        """For a job that a replica has, else None."""
         if job.status is not Status.PROCESSING or job.started_at is None:
             return None
         if job.stage in (Stage.PREPARING, Stage.WAITING_FOR_GPU):
             # Others of its replica may be before it.
-            return await self.until_turn_and_done(job, 0)
-        pace, now = await self._pace(job.model)
+            before = [other for other in self.working if other.id != job.id and other.started_at < job.started_at]
+            return self._until(job, before, waiting_s=0.0)
+        now = self.now + timedelta(seconds=time.monotonic() - self.read_at)
         elapsed_s = max((now - job.started_at).total_seconds(), 0.0)
-        return pace.left_s(Working(job.effort, job.progress / 100, job.attempt, elapsed_s))
+        return self.pace.left_s(
+            Working(job.id, job.effort, job.progress / 100, job.attempt, job.started_at, elapsed_s)
+        )
 
-    async def until_turn_and_done(self, job: Job, ahead: int) -> float | None:
-        """Seconds for one that waits, with so many waiting jobs ahead of it. None: nothing is known, or no replica
-        works: how long a GPU takes to come is not known here."""
-        pace, _ = await self._pace(job.model)
-        own_s = pace.whole_s(job.effort)
+    def until_turn_and_done(self, job: Job, ahead: int) -> float | None:
+        """For one that waits, with so many waiting jobs ahead of it. None as well while no replica works: how long a
+        GPU takes to come is not known here."""
+        before = [other for other in self.working if other.id != job.id]
+        if not before:
+            return None
+        better = bisect_left(self.ranks, _rank(job.priority, job.created_at)) or len(self.efforts)
+        asked = self.efforts[better - 1] / better if self.efforts else job.effort
+        return self._until(job, before, ahead * (self.pace.gpu_s(asked) or 0.0))
+
+    def _until(self, job: Job, working: Sequence[Working], waiting_s: float) -> float | None:
+        own_s = self.pace.whole_s(job.effort)
         if own_s is None:
             return None
-        asked = {"id": job.id, "model": job.model, "priority": job.priority, "created": job.created_at}
-        before = job.started_at if job.status is Status.PROCESSING else None
-        async with self._engine.connect() as db:
-            working = [Working(*row) for row in await db.execute(_WORKING, {**asked, "before": before})]
-            efforts = (await db.execute(_WAITING, {**asked, "limit": MOST_WAITING})).all() if ahead else []
-        if not working and job.status is Status.QUEUED:
-            return None
+        before_s = waiting_s + sum(self.pace.left_s(other) or 0.0 for other in working)
         # A replica holds up to SLOTS jobs, of which one computes.
-        replicas = ceil(max(len(working), 1) / SLOTS)
-        better = [effort for effort, is_better in efforts if is_better] or [effort for effort, _ in efforts]
-        waiting_s = pace.gpu_s(fmean(better) if better else job.effort) or 0.0
-        before_s = sum(pace.left_s(other) or 0.0 for other in working) + ahead * waiting_s
-        return before_s / replicas + own_s
-
-    async def _pace(self, model: str) -> tuple[Pace, datetime]:
-        """And the time, by the database's clock."""
-        kept = self._kept.get(model)
-        if kept is None or time.monotonic() - kept[2] > KEPT_S:
-            async with self._engine.connect() as db:
-                rows = (await db.execute(_RUNS, {"model": model, "limit": LEARNT_FROM})).all()
-            runs = [Run(row.effort, row.gpu_s, row.whole_s) for row in rows if row.effort is not None]
-            kept = self._kept[model] = Pace(runs), rows[0].now, time.monotonic()
-        return kept[0], kept[1] + timedelta(seconds=time.monotonic() - kept[2])
+        return before_s / ceil(max(len(working), 1) / SLOTS) + own_s
 
 
-#: One row at least, with the time. Runs of jobs that had no fault: timings are summed over attempts.
+def _rank(priority: int, created_at: datetime) -> tuple[int, datetime]:
+    return -priority, created_at
+
+
+class Lines:
+    """The lines of models, each looked at once for all who ask within a second."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._lines: dict[str, Line] = {}
+        #: The latest runs by model, with the moment they were looked up.
+        self._paces: dict[str, tuple[Pace, float]] = {}
+        self._looking = asyncio.Lock()
+
+    async def of(self, model: str) -> Line:
+        """What is known of the model now."""
+        async with self._looking:
+            line = self._lines.get(model)
+            if line is None or time.monotonic() - line.read_at >= LINE_KEPT_S:
+                line = self._lines[model] = await self._look(model)
+            return line
+
+    async def _look(self, model: str) -> Line:
+        async with self._engine.connect() as db:
+            pace, learnt_at = self._paces.get(model, (None, 0.0))
+            if pace is None or time.monotonic() - learnt_at >= KEPT_S:
+                rows = await db.execute(_RUNS, {"model": model, "limit": LEARNT_FROM})
+                pace = Pace([Run(*row) for row in rows])
+                self._paces[model] = pace, time.monotonic()
+            now = (await db.execute(_NOW)).scalar_one()
+            working = [Working(*row) for row in await db.execute(_WORKING, {"model": model})]
+            waiting = (await db.execute(_WAITING, {"model": model, "limit": MOST_WAITING})).all()
+        ranked = sorted((_rank(row.priority, row.created_at), row.effort) for row in waiting)
+        return Line(
+            pace=pace,
+            now=now,
+            read_at=time.monotonic(),
+            working=working,
+            ranks=[rank for rank, _ in ranked],
+            efforts=list(accumulate(effort for _, effort in ranked)),
+        )
+
+
+_NOW = text("SELECT clock_timestamp()")
+
+#: Runs of jobs that had no fault: timings are summed over attempts.
 _RUNS = text(
     """
-    SELECT clock_timestamp() AS now, latest.*
-      FROM (VALUES (1)) once
-      LEFT JOIN LATERAL (
-           SELECT effort, (timings->>'run')::float8 AS gpu_s,
-                  (timings->>'run')::float8 + coalesce((timings->>'prepare')::float8, 0)
-                      + coalesce((timings->>'publish')::float8, 0) AS whole_s
-             FROM jobs
-            WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
-              AND faults = 0 AND effort > 0
-            ORDER BY completed_at DESC LIMIT :limit) latest ON true
+    SELECT effort, (timings->>'run')::float8 AS gpu_s,
+           (timings->>'run')::float8 + coalesce((timings->>'prepare')::float8, 0)
+               + coalesce((timings->>'publish')::float8, 0) AS whole_s
+      FROM jobs
+     WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
+       AND faults = 0 AND effort > 0
+     ORDER BY completed_at DESC LIMIT :limit
     """
 )
 
-#: What replicas have besides this job; where one has it, only what they have had for longer.
+#: What replicas have.
 _WORKING = text(
     """
-    SELECT other.effort, other.progress / 100, other.attempt,
-           greatest(extract(epoch FROM clock_timestamp() - other.started_at), 0)::float8
-      FROM jobs other
-     WHERE other.lease_token IS NOT NULL AND other.status = 'processing' AND other.model = :model AND other.id <> :id
-       AND other.started_at < coalesce(CAST(:before AS timestamptz), 'infinity')
+    SELECT id, effort, progress / 100, attempt, started_at,
+           greatest(extract(epoch FROM clock_timestamp() - started_at), 0)::float8
+      FROM jobs
+     WHERE lease_token IS NOT NULL AND status = 'processing' AND model = :model AND started_at IS NOT NULL
     """
 )
 
-#: What others that wait ask for, and whether each would be ahead if all were one user's.
+#: What those that wait ask for.
 _WAITING = text(
     """
-    SELECT effort, priority > :priority OR (priority = :priority AND created_at < :created)
-      FROM jobs
-     WHERE status = 'queued' AND completed_at IS NULL AND model = :model AND id <> :id
+    SELECT priority, created_at, effort FROM jobs
+     WHERE status = 'queued' AND completed_at IS NULL AND model = :model
      LIMIT :limit
     """
 )

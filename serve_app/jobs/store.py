@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any, cast
 
 import structlog
-import uuid_utils
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, CursorResult, delete, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -27,6 +26,8 @@ from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs import claim
+from serve_app.jobs.accepting import Arrival, accept, columns_of, new_id, new_nonce
+from serve_app.jobs.batches import Batches
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
 from serve_app.jobs.job import Claim, Job, NewJob, Status
@@ -57,6 +58,11 @@ class JobStore:
         #: one should not wait for long.
         self.claim_s = min(lease_s, MAX_CLAIM_S)
         self._ends = Endings(webhook_url)
+        self._accepting = Batches(engine.url.render_as_string(hide_password=False), accept)
+
+    async def aclose(self) -> None:
+        """Close the connections that are not the engine's."""
+        await self._accepting.aclose()
 
     # ---------------------------------------------------------------- clients
 
@@ -68,9 +74,9 @@ class JobStore:
         still be about.
         """
         values = {
-            "id": job_id or str(uuid_utils.uuid7()),
+            "id": job_id or new_id(),
             "key_id": key_id,
-            "nonce": _nonce(),
+            "nonce": new_nonce(),
             "status": Status.UPLOADING,
             "stage": Stage.WAITING_FOR_UPLOAD,
             "expires_at": in_seconds(UPLOAD_WINDOW_S),
@@ -94,31 +100,21 @@ class JobStore:
 
         Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
-        values: dict[str, Any] = {
-            "status": Status.QUEUED,
-            "stage": Stage.QUEUED,
-            "model": new.model,
-            "params": dict(new.params),
-            "effort": new.effort,
-            "sources": dict(new.sources),
-            "uploads": dict(new.uploads),
-            "key_id": new.key_id,
-            "user_id": new.user_id,
-            "webhook_url": new.webhook_url,
-            "request_id": new.request_id,
-            "priority": new.priority,
-            "expires_after": new.expires_after,
-            "expires_at": None if new.expires_after is None else in_seconds(new.expires_after),
-        }
+        if job_id is None and quota is None:
+            return await self._accepting.ask(Arrival(new))
+        values = {"status": Status.QUEUED, "stage": Stage.QUEUED, **columns_of(new)}
+        if new.expires_after is not None:
+            values["expires_at"] = in_seconds(new.expires_after)
         async with self._engine.begin() as db:
             if quota is not None:
                 await quota.require(db, new, opened=job_id is not None)
             if job_id is None:
-                statement: Any = insert(jobs).values(id=str(uuid_utils.uuid7()), nonce=_nonce(), **values)
+                statement: Any = insert(jobs).values(id=new_id(), nonce=new_nonce(), **values)
             else:
                 opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
                 # Whose it is was said when it was opened.
-                statement = update(jobs).where(opened).values({n: v for n, v in values.items() if n != "key_id"})
+                del values["key_id"]
+                statement = update(jobs).where(opened).values(values)
             row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
             await notify(db, "work")
         return None if row is None else Job.from_row(row)
@@ -128,12 +124,6 @@ class JobStore:
         async with self._engine.connect() as db:
             row = (await db.execute(select(jobs).where(jobs.c.id == job_id, _of(of_key)))).mappings().one_or_none()
         return None if row is None else Job.from_row(row)
-
-    async def several(self, ids: Sequence[str]) -> Sequence[Job]:
-        """Those of them that are there, of whichever key."""
-        async with self._engine.connect() as db:
-            rows = (await db.execute(select(jobs).where(jobs.c.id.in_(ids)))).mappings().all()
-        return [Job.from_row(row) for row in rows]
 
     async def list(
         self,
@@ -422,10 +412,6 @@ class JobStore:
 
 def _of(key_id: str | None) -> ColumnElement[bool]:
     return true() if key_id is None else jobs.c.key_id == key_id
-
-
-def _nonce() -> str:
-    return secrets.token_hex(8)
 
 
 def _token() -> str:
