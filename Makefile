@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet bench-first-step clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -73,6 +73,9 @@ bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 
 bench-fleet: $(STAMP)  ## $ a video, and waits, by how many nodes are wished for; virtual time, two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/fleet.py
+
+bench-api: $(STAMP)  ## Reads and creates a second, against bare uvicorn and psycopg; and what Serve's proxy costs
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/api.py
 
 bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what they can
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/neighbours.py

@@ -85,7 +85,7 @@ class Api:
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         services = build_services(settings, ServeState())
-        self._feed = services.feed
+        self._services = services
         ring = build_ring(services)
         self._ring = asyncio.create_task(ring.run())
         self._server = HttpServer(create_asgi(services, ring), host, settings.port)
@@ -94,10 +94,11 @@ class Api:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
         # First: streams and waits would go on for as long as the server waits for requests in progress.
-        await self._feed.aclose()
+        await self._services.feed.aclose()
         await self._server.stop()
         self._ring.cancel()
         await asyncio.wait({self._ring})
+        await self._services.aclose()
 
     async def check_health(self) -> None:
         """Called by Serve in the event loop that serves: when that stands still, so does this. Raises RuntimeError."""

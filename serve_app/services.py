@@ -50,7 +50,8 @@ class Services:
         return Conditions(self.engine)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """End what waits for news, and close the connections."""
+        await self.feed.aclose()
         await self.reads.aclose()
         await self.store.aclose()
         await self.engine.dispose()

@@ -36,7 +36,9 @@ class Shared(Generic[T]):
         if self._asking is None or (self._asking.done() and age >= fresh_s):
             self._last, self._asking = self._asking, asyncio.create_task(self._bounded())
             self._asking.add_done_callback(_retrieve)
-        if self._last is not None and not self._asking.done() and age < 2 * fresh_s:
+        if self._asking.done():
+            return self._asking.result()
+        if self._last is not None and age < 2 * fresh_s:
             return self._last.result()
         # Whoever gives up must not take the answer from the others.
         return await asyncio.shield(self._asking)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Body, Request, Response
+from pydantic import TypeAdapter, ValidationError
 
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
@@ -30,7 +31,7 @@ from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
-from serve_app.jobs.job import Status
+from serve_app.jobs.job import Job, Status
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
 
@@ -52,9 +53,11 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
         request: GenerateOptions = _BODY.validate_json(body)
     except ValidationError:
         return None
-    if request.job_id is not None or any(getattr(request, f"{name}_url") is None for name in input_names(request)):
+    # A field of each member of the union.
+    inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
+    if request.job_id is not None or any(getattr(request, f"{item.name}_url") is None for item in inputs):
         return None
-    created, headers = await _accept(request, {}, caller, services)
+    _, created, headers = await _accepted(request, {}, caller, services)
     return Response(created.model_dump_json(exclude_none=True), 201, headers, media_type="application/json")
 
 
@@ -91,6 +94,20 @@ async def generate(
     """
     assert isinstance(request, GenerateOptions)
     uploads = await _uploads(request, caller, services)
+    job, created, headers = await _accepted(request, uploads, caller, services)
+    response.headers.update(headers)
+    if wait_s:
+        response.headers.update(applied(wait_s))
+        waited_for = await held(job, wait_s, connection.receive, services)
+        if waited_for is not None:
+            return await view(waited_for, services)
+    return created
+
+
+async def _accepted(
+    request: GenerateOptions, uploads: Mapping[str, str], caller: Caller, services: Services
+) -> tuple[Job, Created, Mapping[str, str]]:
+    """The job, on disk, and the answer that says so with its headers."""
     new = new_job(request, uploads, caller.key_id, current_request_id())
     # Before: once the job is on disk, nothing may come between it and the answer.
     eta, cost = await foreseen(new.model, new.effort, services)
@@ -101,16 +118,7 @@ async def generate(
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")
     log.info("accepted", job_id=job.id, model=job.model)
-    response.headers["location"] = f"{router.prefix}/jobs/{job.id}"
-    if wait_s:
-        response.headers.update(applied(wait_s))
-        waited_for = await held(job, wait_s, connection.receive, services)
-        if waited_for is not None:
-            return await view(waited_for, services)
-    else:
-        # When to ask for the job: a client may do so at any time, and need not.
-        response.headers["retry-after"] = str(ceil(min(max(eta or 1, 1), MAX_RETRY_S)))
-    return Created(
+    created = Created(
         job_id=job.id,
         model=job.model,
         status=job.status,
@@ -118,6 +126,9 @@ async def generate(
         eta_seconds=eta,
         cost_estimate_usd=cost,
     )
+    # When to ask for the job: a client may do so at any time, and need not.
+    again_s = ceil(min(max(eta or 1, 1), MAX_RETRY_S))
+    return job, created, {"location": f"{router.prefix}/jobs/{job.id}", "retry-after": str(again_s)}
 
 
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))

@@ -73,7 +73,13 @@ def failed(error: Exception) -> JSONResponse:
             known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
             kind = known.get(error.status_code, InvalidRequest)
             return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
-        case StorageError(transient=True) | OperationalError() | psycopg.OperationalError() | PoolTimeout() | TimeoutError():
+        case (
+            StorageError(transient=True)
+            | OperationalError()
+            | psycopg.OperationalError()
+            | PoolTimeout()
+            | TimeoutError()
+        ):
             # A line and no stack: while a part is away, every request comes here.
             log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
             return answer(Unavailable())

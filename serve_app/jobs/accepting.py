@@ -55,7 +55,7 @@ async def accept(connection: AsyncConnection, arrivals: Sequence[Arrival]) -> Se
     """The jobs, in the order of their arrivals, once they are on disk. May be said twice."""
     rows = [{"id": each.id, "nonce": each.nonce, **columns_of(each.new)} for each in arrivals]
     cursor = connection.cursor(row_factory=dict_row)
-    await cursor.execute(_ACCEPT, {"rows": Jsonb(rows), "channel": CHANNEL})
+    await cursor.execute(ACCEPT, {"rows": Jsonb(rows), "channel": CHANNEL})
     found = {row["id"]: Job.from_row(row) for row in await cursor.fetchall()}
     return [found[each.id] for each in arrivals]
 
@@ -64,7 +64,7 @@ _GIVEN = ("id", "nonce", *columns_of(NewJob(model="", params={})))
 _JOB = ", ".join(Job.__dataclass_fields__)
 
 #: The last part finds those that are there already, since the answer to the first saying was lost.
-_ACCEPT = f"""
+ACCEPT = f"""
     WITH arrived AS (
         SELECT * FROM jsonb_populate_recordset(NULL::jobs, %(rows)s)
     ),

@@ -12,6 +12,10 @@ from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.shared import Shared
 
 
+#: Seconds for which a forecast is shown to others.
+FRESH_S = 1.0
+
+
 @dataclass(frozen=True)
 class CostRange:
     """Dollars: from a job among many on the cheapest machine to one for which the dearest is started."""
@@ -56,7 +60,7 @@ class Forecasts:
     """Of all models, made once a second however many ask. For one event loop."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._made = Shared(lambda: forecasts(engine, MODELS))
+        self._made = Shared(lambda: forecasts(engine, MODELS), fresh_s=FRESH_S)
 
     async def of(self, model: str) -> Forecast | None:
         """None: no machines are rented for it."""

@@ -92,8 +92,7 @@ def _scaled(effort: float, runs: Sequence[tuple[float, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class Line:
-    """What is known of a model's jobs at a moment. Estimates are seconds until a job's video is there; None: not known.
-    """
+    """What is known of a model's jobs at a moment. Estimates are seconds until a job's video is there; None: not known."""
 
     pace: Pace
     #: By the database's clock, and by this process's.
@@ -114,9 +113,7 @@ class Line:
             return self._until(job, before, waiting_s=0.0)
         now = self.now + timedelta(seconds=time.monotonic() - self.read_at)
         elapsed_s = max((now - job.started_at).total_seconds(), 0.0)
-        return self.pace.left_s(
-            Working(job.id, job.effort, job.progress / 100, job.attempt, job.started_at, elapsed_s)
-        )
+        return self.pace.left_s(Working(job.id, job.effort, job.progress / 100, job.attempt, job.started_at, elapsed_s))
 
     def until_turn_and_done(self, job: Job, ahead: int) -> float | None:
         """For one that waits, with so many waiting jobs ahead of it. None as well while no replica works: how long a

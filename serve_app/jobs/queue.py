@@ -21,6 +21,7 @@ class JobQueue:
                 counts.setdefault(model, {})[status] = number
         return counts
 
+
 #: The condition on ``jobs`` costs nothing and fails where the table is not there.
 _COUNTS = text(
     """

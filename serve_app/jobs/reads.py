@@ -70,7 +70,7 @@ class _Found:
 
 async def _read(connection: AsyncConnection, ids: Sequence[str]) -> Sequence[_Found | None]:
     cursor = connection.cursor(row_factory=dict_row)
-    await cursor.execute(_READ, {"ids": list(ids)})
+    await cursor.execute(READ, {"ids": list(ids)})
     found = {row["id"]: _found(row) for row in await cursor.fetchall()}
     return [found.get(job_id) for job_id in ids]
 
@@ -81,7 +81,7 @@ def _found(row: Mapping[str, Any]) -> _Found:
 
 
 #: ``merged`` of ``conditions.py`` says which of the two is believed.
-_READ = f"""
+READ = f"""
     SELECT {", ".join(f"j.{name}" for name in Job.__dataclass_fields__)},
            CASE WHEN j.status = 'queued' THEN ({ahead_of()}) END AS position,
            CASE WHEN j.completed_at IS NULL THEN (

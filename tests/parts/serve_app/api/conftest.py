@@ -12,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.api.asgi import create_asgi
 from serve_app.jobs.database import CHANGES, listen
 from serve_app.jobs.feed import Feed
+from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
 from serve_app.settings import Settings
@@ -37,18 +39,26 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-async def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, engine: AsyncEngine, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Services]:
+    # What a test changes, it sees at once.
+    monkeypatch.setattr("serve_app.jobs.pace.LINE_KEPT_S", 0)
+    monkeypatch.setattr("serve_app.jobs.forecast.FRESH_S", 0)
     feed = Feed(partial(listen, settings.database_url, CHANGES))
-    yield Services(
+    made = Services(
         settings=settings,
         engine=engine,
         store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
+        reads=JobReads(engine),
+        forecasts=Forecasts(engine),
         storage=build_storage(settings),
         feed=feed,
         cluster=cluster,
     )
-    await feed.aclose()
+    yield made
+    await made.aclose()
 
 
 @pytest.fixture

@@ -22,8 +22,10 @@ from serve_app.api.asgi import create_asgi
 from serve_app.jobs import fleet_metrics
 from serve_app.jobs.conditions import Condition
 from serve_app.jobs.database import connect
+from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
 from serve_app.storage.base import StorageError
@@ -130,7 +132,11 @@ async def test_a_crash_is_a_problem_with_the_request_id(
 
 async def test_a_database_that_is_away_is_unavailable_not_a_crash(services: Services) -> None:
     gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
-    transport = httpx.ASGITransport(create_asgi(replace(services, engine=gone, store=JobStore(gone))))
+    transport = httpx.ASGITransport(
+        create_asgi(
+            replace(services, engine=gone, store=JobStore(gone), reads=JobReads(gone), forecasts=Forecasts(gone))
+        )
+    )
     headers = {"authorization": "Bearer the-api-key"}
     async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as client:
         answer = await client.get("/api/v1/jobs")
@@ -365,7 +371,14 @@ async def test_a_database_that_is_away_is_not_taken_for_anything_else(
     # Connections are taken by the kernel; nobody ever answers them.
     port = listener.getsockname()[1] if fault == "hangs" else 1
     gone = connect(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none")
-    broken = replace(services, engine=gone, store=JobStore(gone), queue=JobQueue(gone))
+    broken = replace(
+        services,
+        engine=gone,
+        store=JobStore(gone),
+        reads=JobReads(gone),
+        forecasts=Forecasts(gone),
+        queue=JobQueue(gone),
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_asgi(broken)), base_url="http://t") as client:
         answer = await client.get("/health")
     await gone.dispose()
@@ -417,7 +430,7 @@ async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
     counted(services.storage, "check")
     counted(services.queue, "counts")
     counted(services.cluster, "models")
-    monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 3600)
     answers = await asyncio.gather(*(anyone.get(path) for path in ("/health", "/metrics") * 50))
     assert {answer.status_code for answer in answers} == {200}
     assert sorted(looks) == ["check", "counts", "models"]
@@ -437,7 +450,7 @@ async def test_a_part_that_is_down_is_not_hammered_either(
         raise StorageError("no bucket", transient=True)
 
     monkeypatch.setattr(services.storage, "check", fail)
-    monkeypatch.setattr("serve_app.api.health.FRESH_S", 3600)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 3600)
     for _ in range(5):
         assert (await anyone.get("/health")).json()["storage"] == "down"
     assert looks == 1
@@ -453,7 +466,7 @@ async def test_a_part_that_is_back_is_seen(
             raise error
 
     monkeypatch.setattr(services.storage, "check", check)
-    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 0)
     assert [(await anyone.get("/health")).json()["storage"] for _ in range(2)] == ["down", "ok"]
 
 
@@ -473,7 +486,7 @@ async def test_nobody_waits_for_the_next_look_while_the_last_is_young(
         return str((await anyone.get("/health")).json()["storage"])
 
     monkeypatch.setattr(services.storage, "check", check)
-    monkeypatch.setattr("serve_app.api.health.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("serve_app.shared.time", SimpleNamespace(monotonic=lambda: now))
     assert (await storage(), looks) == ("ok", 1)
     now += 1.5
     # Answered by the first look; the second is under way.
@@ -529,7 +542,7 @@ async def test_sums_over_all_bills_are_asked_for_once_a_minute(
     anyone: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take longer the more was ever rented, and anybody may ask."""
-    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 0)
     asked = 0
     totals = fleet_metrics.totals
 

@@ -22,6 +22,8 @@ from serve_app.api.asgi import create_asgi
 from serve_app.api.gate import Gate, GateLimits, Party, streams
 from serve_app.api.problems import install
 from serve_app.jobs.database import connect
+from serve_app.jobs.forecast import Forecasts
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services, build_ring
 from serve_app.settings import Settings
@@ -285,7 +287,9 @@ async def test_of_a_key_that_is_not_known_nobody_says_that_it_is_wrong_while_the
     services: Services,
 ) -> None:
     gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
-    app = create_asgi(replace(services, engine=gone, store=JobStore(gone)))
+    app = create_asgi(
+        replace(services, engine=gone, store=JobStore(gone), reads=JobReads(gone), forecasts=Forecasts(gone))
+    )
     found = await Exchange("GET", "/api/v1/models", {"authorization": f"Bearer {api_key.make()}"}).through(app)
     assert (found.status, found.code) == (503, "unavailable")
     # What is no key is none without a look.
@@ -404,7 +408,14 @@ async def hung(services: Services) -> AsyncIterator[Services]:
     """The services over a database that takes connections and says nothing."""
     async with Hole() as hole:
         engine = connect(f"postgresql+psycopg://nobody@127.0.0.1:{hole.port}/none")
-        yield replace(services, engine=engine, store=JobStore(engine), queue=type(services.queue)(engine))
+        yield replace(
+            services,
+            engine=engine,
+            store=JobStore(engine),
+            reads=JobReads(engine),
+            forecasts=Forecasts(engine),
+            queue=type(services.queue)(engine),
+        )
         await engine.dispose()
 
 

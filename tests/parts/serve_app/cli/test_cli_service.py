@@ -28,7 +28,7 @@ def test_models_shows_inputs_and_parameters(run: Run) -> None:
 def test_health_is_exit_code_3_when_a_part_is_down(
     run: Run, service: LiveService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_app.api.health.FRESH_S", 0)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 0)
     health = parsed(run("health", "--json"))
     assert (health["database"], health["storage"]) == ("ok", "ok")
 

@@ -15,7 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments.registry import MODELS
 from serve_app.jobs import queue, retention
 from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, TAKE_TURNS
+from serve_app.jobs.place import ahead_of
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of
 
@@ -67,17 +69,16 @@ async def pages(engine: AsyncEngine, query: TextClause, values: Mapping[str, Any
 
 
 @pytest.fixture
-async def questions(engine: AsyncEngine, store: JobStore) -> Mapping[str, tuple[TextClause, dict]]:
+async def questions(engine: AsyncEngine) -> Mapping[str, tuple[TextClause, dict]]:
     await grow(engine, SMALL)
     await execute(
         engine,
         "INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('new', 'ltx2', 'queued', 'newcomer', '{}')",
     )
-    newcomer = await store.get("new")
     return {
         "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "seconds": 30, "stage": ""}),
-        "place": (queue._PLACE, queue._place_parameters(newcomer)),
+        "place": (text(f"SELECT ({ahead_of()}) FROM jobs j WHERE id = 'new'"), {}),
         "counts": (queue._COUNTS, {}),
         "retention": (
             retention._FORGET,
@@ -143,7 +144,9 @@ async def join(engine: AsyncEngine, start: int, users: int) -> None:
 
 
 @pytest.mark.own_database
-async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: AsyncEngine, store: JobStore) -> None:
+async def test_cost_does_not_grow_with_the_number_of_users_who_wait(
+    engine: AsyncEngine, store: JobStore, reads: JobReads
+) -> None:
     """A back end passes on what its users are called; whoever signs up often could stop every queue."""
     few, many = 50, 20_000
     await join(engine, 0, few)
@@ -153,7 +156,7 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
         "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
         "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
         **{
-            f"place of {job_id}": (queue._PLACE, queue._place_parameters(await store.get(job_id)) | {"limit": 20})
+            f"place of {job_id}": (text(f"SELECT ({ahead_of(20)}) FROM jobs j WHERE id = :id"), {"id": job_id})
             for job_id in ("run 0", "run 48", "run 49", "fetch 49")
         },
     }
@@ -168,7 +171,7 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(engine: Asyn
         # Indexes have become two levels deeper. One look at each user would be a hundred times as much.
         assert large[name] < 4 * small[name] + 50, name
     # And what is found is right: newcomers first, then who was served longest ago.
-    places = [await JobQueue(engine).place(await store.get(f"run {n}")) for n in (0, 8, 1998, 2002, 1)]
-    assert [place.position for place in places if place] == [0, 4, 999, 1000, 1000]
+    seen = [await reads.get(f"run {n}") for n in (0, 8, 1998, 2002, 1)]
+    assert [each.position for each in seen if each] == [0, 4, 999, 1000, 1000]
     claimed = jobs_of(await store.claim_to_run("ltx2", 13))
     assert [job.id for job in claimed] == [f"run {2 * n}" for n in range(13)]
