@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.rate import Rates, Standing
-from serve_app.api.auth import admit_client, admit_worker, caller_of, is_stranger
+from serve_app.api.auth import admit_client, admit_worker, find_caller, is_stranger
 from serve_app.api.errors import PayloadTooLarge, RateLimited, RequestTimeout, Unavailable, VideoApiError
 from serve_app.api.problems import answer
 from serve_app.settings import Settings
@@ -156,7 +156,7 @@ class Gate:
 
     def _standing(self, scope: Scope) -> Standing | None:
         """Counts the request. None where nothing limits the key, or there is none."""
-        caller = caller_of(scope)
+        caller = find_caller(scope)
         if caller is None or caller.limits.requests_per_minute is None:
             return None
         return self._rates.take(caller.key_id, caller.limits.requests_per_minute)
@@ -272,7 +272,7 @@ class Gate:
 
 def _key_of(scope: Scope) -> str:
     """The key that has a share here; empty: the environment's own, a worker's or a stranger's, who have none."""
-    caller = caller_of(scope)
+    caller = find_caller(scope)
     return "" if caller is None else caller.key_id
 
 

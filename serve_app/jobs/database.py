@@ -1,6 +1,6 @@
 """Connections: one SQLAlchemy engine per process, migrations, and the NOTIFY channel that wakes the dispatcher."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,8 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-async def listen(url: str, channel: str = CHANNEL) -> AsyncIterator[str]:
-    """Yield the payload of each notification on ``channel``, for ever. An empty one comes first, when listening
-    has begun.
+async def listen(url: str, channel: str = CHANNEL) -> AsyncGenerator[str, None]:
+    """Yield the payload of each notification, for ever. An empty one comes first, when listening has begun.
 
     Raises:
         psycopg.OperationalError: the connection is lost; call again.
