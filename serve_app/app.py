@@ -85,6 +85,7 @@ class Api:
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         services = build_services(settings, ServeState())
+        self._feed = services.feed
         ring = build_ring(services)
         self._ring = asyncio.create_task(ring.run())
         self._server = HttpServer(create_asgi(services, ring), host, settings.port)
@@ -92,6 +93,8 @@ class Api:
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
+        # First: streams and waits would go on for as long as the server waits for requests in progress.
+        await self._feed.aclose()
         await self._server.stop()
         self._ring.cancel()
         await asyncio.wait({self._ring})

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.key_store import KeyStore
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
@@ -36,6 +37,7 @@ class Services:
     engine: AsyncEngine
     store: JobStore
     queue: JobQueue
+    feed: Feed
     storage: Storage
     cluster: ClusterState
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from serve_app import __version__
 from serve_app.access.key_ring import KeyRing
-from serve_app.api import estimate, files, generate, health, jobs, keys, presign, problems, webhooks
+from serve_app.api import estimate, events, files, generate, health, jobs, keys, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Post an image and a prompt, or a video and an audio track; get a durable job; download an mp4.
 
 1. `POST /api/v1/generate` with URLs of the inputs, or upload them first: `POST /api/v1/presign/upload`, then PUT.
-2. Poll `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
+2. Follow `GET /api/v1/jobs/{job_id}/events`, ask `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
 3. Download from `result_url`.
 
 Errors are `application/problem+json` with a stable `code`.
@@ -43,9 +43,10 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
+    services.feed.show(partial(events.look, services))
     app.state.key_ring = ring
     problems.install(app)
-    routers = [part.router for part in (generate, estimate, jobs, presign, keys, webhooks, health, files)]
+    routers = [part.router for part in (generate, estimate, jobs, events, presign, keys, webhooks, health, files)]
     for router in routers:
         app.include_router(router)
     _publish(app)
@@ -55,7 +56,14 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "ratelimit", "ratelimit-policy", "retry-after"],
+        expose_headers=[
+            "x-request-id",
+            "ratelimit",
+            "ratelimit-policy",
+            "retry-after",
+            "location",
+            "preference-applied",
+        ],
     )
     return RequestIdMiddleware(open_to_browsers)
 

@@ -26,8 +26,8 @@ _WORKER = "worker"
 
 _bearer = HTTPBearer(
     auto_error=False,
-    description="An API key (`va_…`), or the service's `API_KEY`. Answers to a key that may ask only so often carry `RateLimit-Policy` and "
-    "`RateLimit`.",
+    description="An API key (`va_…`), or the service's `API_KEY`. Where a key may ask only so often, answers carry "
+    "`RateLimit-Policy` and `RateLimit`.",
 )
 
 
@@ -62,23 +62,15 @@ async def admit_worker(scope: AsgiScope, settings: Settings, ring: KeyRing) -> N
     scope[_SHOWN] = _WORKER
 
 
-def is_stranger(scope: AsgiScope) -> bool:
-    """Whether the request has shown nothing: its route asks for nothing."""
-    return _SHOWN not in scope
-
-
-def find_caller(scope: AsgiScope) -> Caller | None:
+def caller_of(scope: AsgiScope) -> Caller | None:
     """Whose key the request has shown; None: it has shown none, or is a worker's."""
     shown = scope.get(_SHOWN)
     return shown if isinstance(shown, Caller) else None
 
 
-def caller_of(scope: AsgiScope) -> Caller:
-    """Whose key the request has shown. Raises :class:`Unauthorized`."""
-    caller = find_caller(scope)
-    if caller is None:
-        raise Unauthorized(headers=_CHALLENGE)
-    return caller
+def is_stranger(scope: AsgiScope) -> bool:
+    """Whether the request has shown nothing: its route asks for nothing."""
+    return _SHOWN not in scope
 
 
 async def _require_key(
@@ -87,6 +79,8 @@ async def _require_key(
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
     caller = caller_of(request.scope)
+    if caller is None:
+        raise Unauthorized(headers=_CHALLENGE)
     for scope in needed.scopes:
         if not caller.may(Scope(scope)):
             raise Forbidden(f"This needs a key with the scope `{scope}`.")

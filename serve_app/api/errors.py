@@ -18,6 +18,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     │   └── UploadMissing       422 upload_missing
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
+    ├── TooManyStreams          429 too_many_streams
     ├── RateLimited             429 rate_limited
     ├── QueueFull               429 queue_full
     ├── BudgetReached           429 budget_reached
@@ -153,6 +154,13 @@ class PayloadTooLarge(VideoApiError):
 
     status = 413
     code = "payload_too_large"
+
+
+class TooManyStreams(VideoApiError):
+    """Too many event streams at a time. Close some, or ask for the job instead."""
+
+    status = 429
+    code = "too_many_streams"
 
 
 class RateLimited(VideoApiError):

@@ -150,7 +150,9 @@ def _key_for(url: str, found: Mapping[str, str]) -> str:
 JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 _PLACE = "a file, or a folder (there already, or ending in /) for ID.mp4"
 _OUTPUT = ("--output", "-o")
-Poll = Annotated[float, typer.Option("--poll", min=0, help="Seconds between two questions while waiting.")]
+Poll = Annotated[
+    float, typer.Option("--poll", min=0, help="Seconds between two questions, where the service tells no events.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", min=0, help="Stop waiting after so many seconds; the job goes on.", show_default=False),

@@ -1,5 +1,6 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.api.asgi import create_asgi
+from serve_app.jobs.database import CHANGES, listen
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
@@ -34,15 +37,18 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> Services:
-    return Services(
+async def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> AsyncIterator[Services]:
+    feed = Feed(partial(listen, settings.database_url, CHANGES))
+    yield Services(
         settings=settings,
         engine=engine,
         store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
         storage=build_storage(settings),
+        feed=feed,
         cluster=cluster,
     )
+    await feed.aclose()
 
 
 @pytest.fixture

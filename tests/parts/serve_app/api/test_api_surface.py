@@ -43,6 +43,7 @@ PROTECTED = [
     ("GET", "/api/v1/estimate"),
     ("GET", "/api/v1/jobs"),
     ("GET", "/api/v1/jobs/x"),
+    ("GET", "/api/v1/jobs/x/events"),
     ("POST", "/api/v1/jobs/x/cancel"),
     ("DELETE", "/api/v1/jobs/x"),
     ("POST", "/api/v1/presign/upload"),
