@@ -1,9 +1,8 @@
 """Keys in PostgreSQL: what is kept, what a change leaves good."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -159,20 +158,20 @@ async def test_every_change_is_told(keys: KeyStore, database_url: str, change: s
 class Life(RuleBasedStateMachine):
     """One key through any life. Expected: the last secret, and while its overlap lasts the one before it."""
 
-    run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
+    runner: ClassVar[asyncio.Runner]
     keys: ClassVar[KeyStore]
     engine: ClassVar[AsyncEngine]
 
     def __init__(self) -> None:
         super().__init__()
-        issued = self.run(made(self.keys))
+        issued = self.runner.run(made(self.keys))
         self.key_id = issued.key.id
         self.secrets = [issued.secret]
         self.good = {issued.secret}
 
     @rule(overlap_s=st.sampled_from([0, 3600]), expires_in=st.sampled_from([None, 7200]))
     def rotate(self, overlap_s: float, expires_in: float | None) -> None:
-        issued = self.run(self.keys.rotate(self.key_id, overlap_s, expires_in))
+        issued = self.runner.run(self.keys.rotate(self.key_id, overlap_s, expires_in))
         assert (issued is not None) == bool(self.good)
         if issued is not None:
             self.good = {self.secrets[-1], issued.secret} if overlap_s else {issued.secret}
@@ -180,30 +179,32 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def the_overlap_ends(self) -> None:
-        self.run(execute(self.engine, "UPDATE api_keys SET previous_until = now() WHERE previous_until IS NOT NULL"))
+        self.runner.run(
+            execute(self.engine, "UPDATE api_keys SET previous_until = now() WHERE previous_until IS NOT NULL")
+        )
         self.good &= {self.secrets[-1]}
 
     @rule(revoked=st.booleans())
     def it_ends(self, revoked: bool) -> None:
         if revoked:
-            self.run(self.keys.revoke(self.key_id))
+            self.runner.run(self.keys.revoke(self.key_id))
         else:
-            self.run(execute(self.engine, "UPDATE api_keys SET expires_at = now()"))
+            self.runner.run(execute(self.engine, "UPDATE api_keys SET expires_at = now()"))
         self.good = set()
 
     @invariant()
     def what_is_good_opens_the_key_and_nothing_else_does(self) -> None:
-        found = {secret: self.run(opened(self.keys, secret)) for secret in self.secrets}
+        found = {secret: self.runner.run(opened(self.keys, secret)) for secret in self.secrets}
         assert {secret for secret, caller in found.items() if caller is not None} == self.good
         assert {caller.key_id for caller in found.values() if caller is not None} <= {self.key_id}
 
     def teardown(self) -> None:
-        self.run(execute(self.engine, "DELETE FROM api_keys"))
+        self.runner.run(execute(self.engine, "DELETE FROM api_keys"))
 
 
 def test_any_life_of_a_key(database_url: str) -> None:
     with asyncio.Runner() as runner:
-        Life.run = runner.run
+        Life.runner = runner
         Life.engine = connect(database_url)
         Life.keys = KeyStore(Life.engine, SECRET)
         try:
