@@ -16,7 +16,7 @@ some are few. So the cost follows the window and the number of keys, not the num
 who wait. Where a key has less than an even share, or may not run as many, what is left goes to the others in another
 round.
 
-A key may have a limit of running jobs, over all models; what is beyond waits (``key_limit.py`` says so).
+A key may have a limit of running jobs, over all models; what is beyond waits, as ``conditions.py`` tells.
 
 The two statements are the same but for what counts as waiting and as in flight, and for what bounds them. They stand
 here in full, so that they can be read, and pasted behind ``EXPLAIN``.

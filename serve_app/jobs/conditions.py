@@ -1,13 +1,14 @@
-"""Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses.
+"""Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses, a
+key's limit.
 
-The dispatcher writes what it sees, the launcher why it rents no machine; the API reads, and so does the store when a
-deadline passes.
+The dispatcher writes what it sees, the launcher why it rents no machine; which keys are at their limit is counted. The
+API reads, and so does the store when a deadline passes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -46,6 +47,11 @@ class WaitCode(Explained):
         "storage_unavailable",
         "Our disk is full or our bucket refuses; the job goes on by itself and loses no attempt.",
     )
+    KEY_LIMIT = (
+        "key_limit",
+        "The API key has as many jobs running as it may have at a time; the job goes on by itself when one of them has"
+        " ended.",
+    )
     RETRYING = "retrying", "What the attempt before ended with."
 
 
@@ -55,6 +61,11 @@ HOPELESS = frozenset({WaitCode.MODEL_UNAVAILABLE, WaitCode.WEIGHTS_UNAVAILABLE})
 EVERY_MODEL = ""
 #: Seconds after which what nobody has seen again is not believed any more.
 BELIEVED_S = 120
+
+
+def of_key(key_id: str) -> str:
+    """The subject of what concerns the jobs of a key, of every model."""
+    return f"key {key_id}"
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,10 @@ class Conditions:
 
 
 async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
-    """By subject: what was seen lately, by the dispatcher or by the launcher."""
-    found = {row.subject: Condition(row.code, row.message) for row in await db.execute(_SEEN_HERE)}
+    """By subject: what was seen lately, by the dispatcher or by the launcher, and which keys are at their limit."""
+    found = {}
+    for subject, code, message, limit in await db.execute(_SEEN_HERE, {"seconds": BELIEVED_S}):
+        found[subject] = Condition(code, message) if limit is None else _at_limit(limit)
     for row in await db.execute(_SAID_BY_LAUNCHER):
         # It knows why there is no node.
         if row.model not in found or found[row.model].code == WaitCode.NO_NODE_FITS:
@@ -99,7 +112,27 @@ async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
     return found
 
 
-_SEEN_HERE = select(conditions).where(conditions.c.seen_at > in_seconds(-BELIEVED_S))
+def _at_limit(jobs: int) -> Condition:
+    return Condition(
+        WaitCode.KEY_LIMIT,
+        f"The key may have {jobs} {'job' if jobs == 1 else 'jobs'} running at a time; the job goes on by itself when one"
+        " of them has ended.",
+    )
+
+
+#: One question, since every look at a job asks it. Running is what was claimed for the GPU, as in ``claim.py``.
+_SEEN_HERE = text(
+    """
+    SELECT subject, code, message, NULL AS running_jobs FROM conditions
+     WHERE seen_at > now() - make_interval(secs => :seconds)
+    UNION ALL
+    SELECT 'key ' || api_keys.id, NULL, NULL, running_jobs
+      FROM api_keys
+      LEFT JOIN (SELECT key_id, count(*) AS n FROM jobs
+                  WHERE lease_token IS NOT NULL AND inputs IS NOT NULL GROUP BY 1) running ON running.key_id = api_keys.id
+     WHERE running_jobs <= coalesce(n, 0)
+    """
+)
 _SAID_BY_LAUNCHER = select(outlooks).where(outlooks.c.code.is_not(None), outlooks.c.seen_at > in_seconds(-BELIEVED_S))
 
 
@@ -116,6 +149,8 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
         return None
     if found := everywhere or current.get(job.model):
         return found
+    if (limit := current.get(of_key(job.key_id))) and (job.lease_token is None or job.inputs is None):
+        return limit
     if job.stage == Stage.RETRYING and job.fault_log:
         last = job.fault_log[-1]
         what = f"Attempt {last['attempt']}" if last["attempt"] else "Fetching its inputs"
