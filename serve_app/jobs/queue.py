@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 
 from sqlalchemy import Boolean, DateTime, Integer, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from deployments.contract import SLOTS
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.pace import Paces
 
 #: Positions beyond this are all reported as this: nobody needs them exact, and counting costs. Of intake's line, too,
 #: only so many users of the key are looked at, so a position is a lower bound while more of them wait there.
@@ -28,6 +27,7 @@ class JobQueue:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._paces = Paces(engine)
 
     async def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Jobs by model and status."""
@@ -41,16 +41,18 @@ class JobQueue:
     async def place(self, job: Job) -> Place | None:
         """None unless the job waits.
 
-        The estimate goes by the last 20 videos of the model and the replicas at work. While none works there is no
-        estimate: how long a GPU takes to come is not known here.
+        The estimate goes by the latest videos of the model and the replicas at work (``pace.py``). While none works
+        there is no estimate: how long a GPU takes to come is not known here.
         """
         if job.status is not Status.QUEUED:
             return None
         async with self._engine.connect() as db:
-            position, seconds, workers = (await db.execute(_PLACE, _place_parameters(job))).one()
-        # A replica holds up to SLOTS jobs, of which one computes.
-        eta = (position + 1) * float(seconds) / ceil(workers / SLOTS) if seconds is not None and workers else None
-        return Place(position, eta)
+            position = (await db.execute(_PLACE, _place_parameters(job))).scalar_one()
+        return Place(position, await self._paces.until_turn_and_done(job, position))
+
+    async def until_done(self, job: Job) -> float | None:
+        """Seconds until the video of a job is there that a replica has. None: not known, or it has none."""
+        return await self._paces.until_done(job)
 
 
 def _place_parameters(job: Job) -> dict[str, object]:
@@ -187,12 +189,7 @@ _PLACE = text(
                                  < (-mine.held, mine.turn, -mine.priority, mine.since) THEN 0 ELSE 1 END))) ahead
              WHERE k.id <> :key LIMIT :limit) turns
     )
-    SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + of_key.n + others.n END),
-           (SELECT avg(seconds) FROM (
-               SELECT (timings->>'run')::float8 AS seconds FROM jobs
-                WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
-                ORDER BY completed_at DESC LIMIT 20) recent),
-           (SELECT count(*) FROM claimed WHERE status = 'processing')
+    SELECT least(:limit, handed_over.n + CASE WHEN :claimed THEN 0 ELSE own.n + of_key.n + others.n END)
       FROM handed_over, own, of_key, others
     """
 ).bindparams(

@@ -93,6 +93,8 @@ jobs = Table(
     Column("notes", JSONB, nullable=False, server_default="{}"),
     Column("error_code", Text),
     Column("error_message", Text),
+    #: Grows with each change that a client can see. Triggers of migration 0012 raise it, and tell ``feed.py``.
+    Column("version", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(f"status IN ('uploading', 'queued', 'processing') OR {_TERMINAL}", name="jobs_status_known"),
     CheckConstraint(f"({_TERMINAL}) = (completed_at IS NOT NULL)", name="jobs_end_is_dated"),
     CheckConstraint("status = 'uploading' OR model IS NOT NULL OR completed_at IS NOT NULL", name="jobs_model_known"),

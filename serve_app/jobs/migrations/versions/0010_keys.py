@@ -63,9 +63,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("hash"),
     )
-    op.create_index(
-        "api_keys_newest", "api_keys", [sa.literal_column("created_at DESC"), sa.literal_column("id DESC")]
-    )
+    op.create_index("api_keys_newest", "api_keys", [sa.literal_column("created_at DESC"), sa.literal_column("id DESC")])
     op.create_index(
         "jobs_open_of_key",
         "jobs",
