@@ -115,8 +115,8 @@ async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
 def _at_limit(jobs: int) -> Condition:
     return Condition(
         WaitCode.KEY_LIMIT,
-        f"The key may have {jobs} {'job' if jobs == 1 else 'jobs'} running at a time; the job goes on by itself when one"
-        " of them has ended.",
+        f"The key may have {jobs} {'job' if jobs == 1 else 'jobs'} running at a time; the job goes on by itself when"
+        " one of them has ended.",
     )
 
 
@@ -129,7 +129,8 @@ _SEEN_HERE = text(
     SELECT 'key ' || api_keys.id, NULL, NULL, running_jobs
       FROM api_keys
       LEFT JOIN (SELECT key_id, count(*) AS n FROM jobs
-                  WHERE lease_token IS NOT NULL AND inputs IS NOT NULL GROUP BY 1) running ON running.key_id = api_keys.id
+                  WHERE lease_token IS NOT NULL AND inputs IS NOT NULL GROUP BY 1) running
+             ON running.key_id = api_keys.id
      WHERE running_jobs <= coalesce(n, 0)
     """
 )

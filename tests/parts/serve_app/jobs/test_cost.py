@@ -130,8 +130,8 @@ async def join(engine: AsyncEngine, start: int, users: int, keys: int) -> None:
         engine,
         """
         INSERT INTO jobs (id, model, status, key_id, user_id, inputs, created_at)
-        SELECT kind || n, 'ltx2', 'queued', n % CAST(:keys AS int), 'user ' || n, CASE kind WHEN 'run ' THEN '{}'::jsonb END,
-               now() + make_interval(secs => n)
+        SELECT kind || n, 'ltx2', 'queued', n % CAST(:keys AS int), 'user ' || n,
+               CASE kind WHEN 'run ' THEN '{}'::jsonb END, now() + make_interval(secs => n)
           FROM generate_series(:start, :users - 1) n, unnest(ARRAY['run ', 'fetch ']) kind
         """,
         start=start,

@@ -146,8 +146,8 @@ async def test_a_deadline_names_the_limit_of_the_key(store: JobStore, engine: As
     job = await store.get(job.id)
     assert job.error_code == "expired"
     assert job.error_message == (
-        "The key may have 1 job running at a time; the job goes on by itself when one of them has ended. The job did not"
-        " start before its deadline."
+        "The key may have 1 job running at a time; the job goes on by itself when one of them has ended. "
+        "The job did not start before its deadline."
     )
 
 

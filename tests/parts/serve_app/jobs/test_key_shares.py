@@ -61,7 +61,10 @@ LINES = st.dictionaries(
 
 
 @given(
-    lines=LINES, holding=LINES, most=st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 3)), room=st.integers(0, 9)
+    lines=LINES,
+    holding=LINES,
+    most=st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 3)),
+    room=st.integers(0, 9),
 )
 def test_nobody_is_given_more_while_another_waits_with_less(
     lines: Mapping[Owner, int], holding: Mapping[Owner, int], most: Mapping[str, int], room: int
@@ -94,7 +97,9 @@ async def test_inventing_users_gets_a_key_no_more(store: JobStore, engine: Async
     await posted(engine, "many", users=50, each=2)
     await posted(engine, "one", users=1, each=50)
     assert await keys_of_claim(store, 6) == ["many", "one"] * 3
-    users = await fetch(engine, "SELECT count(DISTINCT user_id) AS n FROM jobs WHERE lease_token <> '' AND key_id = 'many'")
+    users = await fetch(
+        engine, "SELECT count(DISTINCT user_id) AS n FROM jobs WHERE lease_token <> '' AND key_id = 'many'"
+    )
     assert users == [{"n": 3}]
 
 

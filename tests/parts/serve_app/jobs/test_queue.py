@@ -63,9 +63,7 @@ async def test_places_are_the_order_of_claims_after_any_history(store: JobStore,
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_places_go_by_the_turns_of_keys(
-    store: JobStore, queue: JobQueue, engine: AsyncEngine, seed: int
-) -> None:
+async def test_places_go_by_the_turns_of_keys(store: JobStore, queue: JobQueue, engine: AsyncEngine, seed: int) -> None:
     """Whatever users they have, what was served before, and what a key may run."""
     chance = random.Random(seed)
     owners = [(key, user) for key in ("", "key_1", "key_2") for user in ("ann", "bob", None)]

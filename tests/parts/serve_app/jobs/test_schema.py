@@ -152,9 +152,9 @@ def test_who_waits_is_in_a_line_of_its_key_since_0011(empty_database: str) -> No
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(
             """
-            INSERT INTO jobs (id, model, status, key_id, user_id, inputs) VALUES
-                ('1', 'ltx2', 'queued', '', 'ann', '{}'), ('2', 'ltx2', 'queued', 'key_1', 'ann', '{}'),
-                ('3', 'ltx2', 'queued', 'key_1', NULL, NULL), ('4', 'ltx2', 'queued', 'key_1', 'a/b', '{}')
+            INSERT INTO jobs (id, model, status, key_id, user_id, inputs, priority) VALUES
+                ('1', 'ltx2', 'queued', '', 'ann', '{}', 0), ('2', 'ltx2', 'queued', 'key_1', 'ann', '{}', 1),
+                ('3', 'ltx2', 'queued', 'key_1', NULL, NULL, 0), ('4', 'ltx2', 'queued', 'key_1', 'a/b', '{}', 0)
             """
         )
         db.execute("UPDATE turns SET turn = 7 WHERE queue = 'ltx2' AND user_id = 'ann'")
