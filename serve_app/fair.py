@@ -1,12 +1,13 @@
 """Slots that keys and their users share fairly.
 
-Whoever holds slots for long, by slow servers or heavy files, must not be able to hold everybody's. An owner is a user of
-a key, ``key/user``. He gets at most a share of the slots; and since a key may call its users what it likes, and as many
-as it likes, a key holds at most three times as many as it leaves free: three quarters of what the others have left it.
-So whatever some keys do there are slots for the next one, until there are as few slots as keys; a key that is alone
-here has them all, or, where that can't be known (intake and webhooks, which are claimed in the database by the same
-rule), three quarters. What is free goes to the key that has used least lately, then to its user who has, and within an
-owner to who came first.
+Whoever holds slots for long, by slow servers or heavy files, must not be able to hold everybody's. An owner is a user
+of a key, ``key/user``. He gets at most a share of the slots. And since a key may have as many users as it likes, a key
+holds at most three times as many as it leaves free, or one: three quarters of what the others have left it. So whatever
+some keys do, there are slots for the next one, until the slots are about as few as the keys. A key that is alone here
+has them all. Intake and webhooks are claimed in the database by the same rule; a key alone has three quarters there.
+
+What is free goes to the key that has used least lately, then to its user who has, and within an owner to who came
+first.
 """
 
 import asyncio

@@ -11,7 +11,7 @@ from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView
-from serve_app.jobs.conditions import EVERY_MODEL
+from serve_app.jobs.conditions import EVERY_MODEL, of_key
 from serve_app.jobs.forecast import CostRange
 from serve_app.services import Services, ServicesOf
 
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
 )
 async def estimate(
     request: Request,
-    _: Reader,
+    caller: Reader,
     services: ServicesOf,
     model: Annotated[str, Query(description="See `GET /api/v1/models`.")],
 ) -> EstimateView:
@@ -47,7 +47,7 @@ async def estimate(
         ) from error
     counts = (await services.queue.counts()).get(model, {})
     current = await services.conditions.current()
-    condition = current.get(EVERY_MODEL) or current.get(model)
+    condition = current.get(EVERY_MODEL) or current.get(model) or current.get(of_key(caller.key_id))
     eta, cost = await foreseen(model, spec.effort(params), services)
     return EstimateView(
         model=model,

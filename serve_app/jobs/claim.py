@@ -16,7 +16,7 @@ some are few. So the cost follows the window and the number of keys, not the num
 who wait. Where a key has less than an even share, or may not run as many, what is left goes to the others in another
 round.
 
-A key may have a limit of running jobs, over all models; what is beyond waits (``key_limit.py`` says so).
+A key may have a limit of running jobs, over all models; what is beyond waits, as ``conditions.py`` tells.
 
 The two statements are the same but for what counts as waiting and as in flight, and for what bounds them. They stand
 here in full, so that they can be read, and pasted behind ``EXPLAIN``.
@@ -39,7 +39,7 @@ DUE_BATCH = 500
 
 async def claim_to_run(db: AsyncConnection, model: str, window: int, seconds: float) -> Sequence[Claim]:
     """Lease jobs of ``model`` for so long, at most so many that ``window`` are in flight; the next first."""
-    # One for all models, since a key's limit is.
+    # One for all models, since a key's limit is for all.
     await _lock(db, "run")
     values = {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
     claims: list[Claim] = []
@@ -74,7 +74,8 @@ async def claim_for_intake(db: AsyncConnection, limit: int, share: int, free: in
 
 
 async def _lock(db: AsyncConnection, what: str) -> None:
-    # Claims take turns, so that two dispatchers cannot overfill a window together; and all write down whose turn it was.
+    # Claims take turns, so that two dispatchers cannot overfill a window together, or a key's limit; and all write down
+    # whose turn it was.
     await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :what))"), {"what": what})
 
 

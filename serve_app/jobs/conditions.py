@@ -1,22 +1,22 @@
-"""Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses.
+"""Why jobs wait, beyond the line itself: a model that does not load, a replica without a node, a store that refuses, a
+key's limit.
 
-The dispatcher writes what it sees, the launcher why it rents no machine; the API reads, and so does the store when a
-deadline passes.
+The dispatcher writes what it sees, the launcher why it rents no machine; which keys are at their limit is counted. The
+API reads, and so does the store when a deadline passes.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.explained import Explained
 from deployments.stage import Stage
-from serve_app.jobs.database import in_seconds
 from serve_app.jobs.job import Job, Status
-from serve_app.jobs.tables import conditions, outlooks
+from serve_app.jobs.tables import conditions
 
 
 class WaitCode(Explained):
@@ -47,6 +47,11 @@ class WaitCode(Explained):
         "storage_unavailable",
         "Our disk is full or our bucket refuses; the job goes on by itself and loses no attempt.",
     )
+    KEY_LIMIT = (
+        "key_limit",
+        "The API key has as many jobs running as it may have at a time; the job goes on by itself when one of them has"
+        " ended.",
+    )
     RETRYING = "retrying", "What the attempt before ended with."
 
 
@@ -56,6 +61,11 @@ HOPELESS = frozenset({WaitCode.MODEL_UNAVAILABLE, WaitCode.WEIGHTS_UNAVAILABLE})
 EVERY_MODEL = ""
 #: Seconds after which what nobody has seen again is not believed any more.
 BELIEVED_S = 120
+
+
+def of_key(key_id: str) -> str:
+    """The subject of what concerns the jobs of a key, of every model."""
+    return f"key {key_id}"
 
 
 @dataclass(frozen=True)
@@ -91,22 +101,45 @@ class Conditions:
 
 
 async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
-    """By subject: what was seen lately, by the dispatcher or by the launcher."""
-    here = [(row.subject, row.code, row.message, False) for row in await db.execute(_SEEN_HERE)]
-    return merged([*here, *((row.model, row.code, row.message, True) for row in await db.execute(_SAID_BY_LAUNCHER))])
+    """By subject: what was seen lately, by the dispatcher or by the launcher, and which keys are at their limit."""
+    return merged((await db.execute(_SAID)).tuples())
 
 
-def merged(said: Iterable[tuple[str, str, str, bool]]) -> Mapping[str, Condition]:
-    """By subject, of subject, code, message and whether the launcher says so: it knows why there is no node."""
+def merged(said: Iterable[tuple[str, str | None, str | None, int | None, bool]]) -> Mapping[str, Condition]:
+    """By subject, of rows of :data:`SAID`. Of a node that is not there the launcher knows why."""
     found: dict[str, Condition] = {}
-    for subject, code, message, of_launcher in sorted(said, key=itemgetter(3)):
-        if not of_launcher or subject not in found or found[subject].code == WaitCode.NO_NODE_FITS:
-            found[subject] = Condition(code, message)
+    for subject, code, message, limit, of_launcher in sorted(said, key=itemgetter(4)):
+        if limit is not None:
+            found[subject] = _at_limit(limit)
+        elif not of_launcher or subject not in found or found[subject].code == WaitCode.NO_NODE_FITS:
+            found[subject] = Condition(str(code), str(message))
     return found
 
 
-_SEEN_HERE = select(conditions).where(conditions.c.seen_at > in_seconds(-BELIEVED_S))
-_SAID_BY_LAUNCHER = select(outlooks).where(outlooks.c.code.is_not(None), outlooks.c.seen_at > in_seconds(-BELIEVED_S))
+def _at_limit(jobs: int) -> Condition:
+    return Condition(
+        WaitCode.KEY_LIMIT,
+        f"The key may have {jobs} {'job' if jobs == 1 else 'jobs'} running at a time; the job goes on by itself when"
+        " one of them has ended.",
+    )
+
+
+#: One query, since every look at a job asks it. Running is what was claimed for the GPU, as in ``claim.py``.
+SAID = f"""
+    SELECT subject, code, message, NULL::int AS running_jobs, false AS of_launcher
+      FROM conditions WHERE seen_at > now() - make_interval(secs => {BELIEVED_S})
+     UNION ALL
+    SELECT model, code, message, NULL, true
+      FROM outlooks WHERE code IS NOT NULL AND seen_at > now() - make_interval(secs => {BELIEVED_S})
+     UNION ALL
+    SELECT 'key ' || api_keys.id, NULL, NULL, running_jobs, false
+      FROM api_keys
+      LEFT JOIN (SELECT key_id, count(*) AS n FROM jobs
+                  WHERE lease_token IS NOT NULL AND inputs IS NOT NULL GROUP BY 1) running
+             ON running.key_id = api_keys.id
+     WHERE running_jobs <= coalesce(n, 0)
+"""  # noqa: S608 - constants only
+_SAID = text(SAID)
 
 
 def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
@@ -122,6 +155,8 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
         return None
     if found := everywhere or current.get(job.model):
         return found
+    if (limit := current.get(of_key(job.key_id))) and (job.lease_token is None or job.inputs is None):
+        return limit
     if job.stage == Stage.RETRYING and job.fault_log:
         last = job.fault_log[-1]
         what = f"Attempt {last['attempt']}" if last["attempt"] else "Fetching its inputs"

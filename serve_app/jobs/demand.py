@@ -16,6 +16,8 @@ LEARNT_FROM = 50
 class Demand:
     #: Jobs that wait or run.
     backlog: int
+    #: How many of them may run at a time, as the limits of their keys are: more machines would help nobody.
+    at_once: int
     #: Seconds of the GPU that a job takes: the median of the latest on rented nodes, or what its spec expects.
     run_s: float
     #: The same for one whose effort is 1.
@@ -27,10 +29,11 @@ async def demands(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, 
     async with engine.connect() as db:
         rows = (await db.execute(_DEMANDS, {"models": list(models), "latest": LEARNT_FROM})).all()
     found = {}
-    for model, backlog, run_s, unit_s in rows:
+    for model, backlog, held_back, run_s, unit_s in rows:
         expected_s = MODELS[model].expected_run_s
         found[model] = Demand(
             backlog=backlog,
+            at_once=backlog - held_back,
             run_s=expected_s if run_s is None else run_s,
             unit_s=expected_s if unit_s is None else unit_s,
         )
@@ -42,6 +45,16 @@ _DEMANDS = text(
     SELECT model,
            (SELECT coalesce(sum(n), 0)::bigint FROM job_tally
              WHERE job_tally.model = asked.model AND status IN ('queued', 'processing')),
+           (SELECT coalesce(sum(greatest(waiting.n + coalesce(claimed.n, 0) - running_jobs, 0)), 0)::bigint
+              FROM api_keys
+              LEFT JOIN (SELECT model, key_id, count(*) AS n FROM jobs
+                          WHERE lease_token IS NOT NULL GROUP BY 1, 2) claimed
+                     ON claimed.model = asked.model AND claimed.key_id = api_keys.id
+             CROSS JOIN LATERAL (
+                   SELECT count(*) AS n FROM jobs
+                    WHERE status = 'queued' AND lease_token IS NULL AND jobs.model = asked.model
+                      AND key_id = api_keys.id) waiting
+             WHERE running_jobs IS NOT NULL),
            learnt.run_s, learnt.unit_s
       FROM unnest(CAST(:models AS text[])) asked (model)
      CROSS JOIN LATERAL (

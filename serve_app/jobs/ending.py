@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.jobs import metrics
-from serve_app.jobs.conditions import EVERY_MODEL, HOPELESS, believed
+from serve_app.jobs.conditions import EVERY_MODEL, HOPELESS, believed, of_key
 from serve_app.jobs.database import CHANNEL, in_seconds
 from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.job import Job, Status
@@ -97,7 +97,8 @@ class Endings:
         ]
         message = "; ".join([message, *told])
         current = await believed(db)
-        for condition in (current[subject] for subject in (job.model, EVERY_MODEL) if subject in current):
+        subjects = (of_key(job.key_id), job.model, EVERY_MODEL)
+        for condition in (current[subject] for subject in subjects if subject in current):
             if condition.code in HOPELESS:
                 code = FailureCode.MODEL_UNAVAILABLE
             reason = condition.message

@@ -11,7 +11,6 @@ from serve_app.jobs.fleet_size import Capacity, machines
 from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.shared import Shared
 
-
 #: Seconds for which a forecast is shown to others.
 FRESH_S = 1.0
 

@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.batches import Batches
-from serve_app.jobs.conditions import BELIEVED_S, Condition, merged
+from serve_app.jobs.conditions import SAID, Condition, merged
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.pace import Lines
 from serve_app.jobs.place import ahead_of
@@ -25,7 +25,7 @@ class Seen:
     position: int | None
     #: Seconds until its video is there. None: not known, e.g. since nothing works on its model.
     eta_s: float | None
-    #: What stands in the way of jobs now, by model; empty where it has ended.
+    #: What stands in the way of jobs now, by subject; empty where it has ended.
     conditions: Mapping[str, Condition]
     #: Dollars; None while its machines are in use, or where none are rented.
     cost_usd: float | None
@@ -80,17 +80,11 @@ def _found(row: Mapping[str, Any]) -> _Found:
     return _Found(Job.from_row(row), row["position"], conditions, row["cost_usd"])
 
 
-#: ``merged`` of ``conditions.py`` says which of the two is believed.
 READ = f"""
     SELECT {", ".join(f"j.{name}" for name in Job.__dataclass_fields__)},
            CASE WHEN j.status = 'queued' THEN ({ahead_of()}) END AS position,
            CASE WHEN j.completed_at IS NULL THEN (
-               SELECT jsonb_agg(jsonb_build_array(subject, code, message, of_launcher)) FROM (
-                   SELECT subject, code, message, false AS of_launcher FROM conditions
-                    WHERE seen_at > now() - make_interval(secs => {BELIEVED_S})
-                    UNION ALL
-                   SELECT model, code, message, true FROM outlooks
-                    WHERE code IS NOT NULL AND seen_at > now() - make_interval(secs => {BELIEVED_S})) said
+               SELECT jsonb_agg(jsonb_build_array(subject, code, message, running_jobs, of_launcher)) FROM ({SAID}) said
            ) END AS conditions,
            CASE WHEN j.completed_at IS NOT NULL AND j.attempt > 0 THEN (
                SELECT cost_usd FROM job_costs WHERE job_id = j.id) END AS cost_usd

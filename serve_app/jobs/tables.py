@@ -184,8 +184,8 @@ deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
-    #: With whom the others share fairly: the job's owner, a key and its user; and the receiver's server as the URL names
-    #: it.
+    #: With whom the others share fairly: the job's owner (a key and its user), and the receiver's server as the URL
+    #: names it.
     Column("owner", Text, nullable=False, server_default=""),
     Column("host", Text, nullable=False, server_default=""),
     #: ``due``: whoever has room may send it. ``waiting``: until its time. ``sending``: somebody is at it; nobody is any

@@ -29,7 +29,7 @@ class Windows:
                     run_s=demand[model].run_s,
                     start_s=outlook.start_s,
                     running=capacity.running,
-                    most=capacity.most,
+                    most=min(capacity.most, max(demand[model].at_once, 1)),
                 )
                 if outlook.condition is not None and not capacity.running:
                     # Nothing is rented. One wish is enough for the launcher to see that something should be.

@@ -126,7 +126,7 @@ class Neighbourhood:
             self._engine,
             """
             INSERT INTO deliveries (id, job_id, url, owner, host)
-            SELECT 'msg ' || :user || n, :user || n, url, :user, substring(url from '^http://([^/:]+)')
+            SELECT 'msg ' || :user || n, :user || n, url, '/' || :user, substring(url from '^http://([^/:]+)')
               FROM unnest(CAST(:hooks AS text[])) WITH ORDINALITY AS h (url, n)
             """,
             user=user,

@@ -25,10 +25,11 @@ async def test_one_users_junk_is_not_on_anothers_path(engine: AsyncEngine, datab
         still = [await place.store.get(job.id) for job in anns]
         assert any(job is not None and not job.status.terminal for job in still)
         (owed,) = await fetch(
-            engine, "SELECT count(*) AS n FROM deliveries WHERE owner = 'ann' AND delivered_at IS NULL AND attempts < 2"
+            engine,
+            "SELECT count(*) AS n FROM deliveries WHERE owner = '/ann' AND delivered_at IS NULL AND attempts < 2",
         )
         assert owed["n"] > 200
         attempts = await fetch(
-            engine, "SELECT attempts FROM deliveries WHERE owner = 'bob' AND delivered_at IS NOT NULL"
+            engine, "SELECT attempts FROM deliveries WHERE owner = '/bob' AND delivered_at IS NOT NULL"
         )
         assert [row["attempts"] for row in attempts] == [1] * 6

@@ -177,10 +177,10 @@ def _index_jobs(owner: str, completed: str, completed_before: str, *key: str) ->
         ("jobs_to_take_in", [], f"{waiting} AND inputs IS NULL"),
     ):
         op.drop_index(name, table_name="jobs")
-        columns = [*first, sa.literal_column(owner), sa.literal_column("priority DESC"), "created_at"]
+        columns: list[Any] = [*first, sa.literal_column(owner), sa.literal_column("priority DESC"), "created_at"]
         op.create_index(name, "jobs", columns, postgresql_where=sa.text(where))
     op.drop_index(completed_before, table_name="jobs")
-    ended = [sa.literal_column(owner), sa.literal_column("completed_at DESC")]
+    ended: list[Any] = [sa.literal_column(owner), sa.literal_column("completed_at DESC")]
     op.create_index(completed, "jobs", ended, postgresql_where=sa.text("status = 'completed'"))
 
 

@@ -12,6 +12,7 @@ from serve_app.jobs.conditions import EVERY_MODEL, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services
 from tests.parts.serve_app.jobs.samples import (
+    api_key,
     completed,
     execute,
     failure,
@@ -100,6 +101,25 @@ async def test_a_waiting_job_says_what_it_waits_for(client: httpx.AsyncClient, s
     for subject in ("ltx2", EVERY_MODEL):
         await services.conditions.lift(subject)
     assert await told(client, job.id) == ("queued", None, None)
+
+
+async def test_a_job_beyond_its_keys_limit_says_so(
+    client: httpx.AsyncClient, services: Services, engine: AsyncEngine
+) -> None:
+    await api_key(engine, "key_1", running_jobs=2)
+    first, second, other = [await waiting(services.store, key_id=key) for key in ("key_1", "key_1", "key_2")]
+    await services.store.claim_to_run("ltx2", 3)
+    third = await waiting(services.store, key_id="key_1")
+    reason = "The key may have 2 jobs running at a time; the job goes on by itself when one of them has ended."
+    assert await told(client, third.id) == ("queued", "key_limit", reason)
+    for job in (first, second, other):
+        # Those have been handed out.
+        assert (await told(client, job.id))[1:] == (None, None)
+    await services.conditions.note("ltx2", Condition("model_unavailable", "It cannot start."))
+    assert (await told(client, third.id))[1] == "model_unavailable"
+    await services.conditions.lift("ltx2")
+    await services.store.cancel(first.id)
+    assert await told(client, third.id) == ("queued", None, None)
 
 
 async def test_a_job_that_is_retried_says_why(client: httpx.AsyncClient, services: Services) -> None:

@@ -32,6 +32,17 @@ def jobs_of(claims: Sequence[Claim]) -> list[Job]:
     return [claim.job for claim in claims]
 
 
+async def api_key(engine: AsyncEngine, key_id: str, *, running_jobs: int | None = None) -> None:
+    """A key, so many of whose jobs may run at a time."""
+    await execute(
+        engine,
+        "INSERT INTO api_keys (id, name, hash, hint, scopes, running_jobs)"
+        " VALUES (:id, :id, :id, :id, '{generate}', :running_jobs)",
+        id=key_id,
+        running_jobs=running_jobs,
+    )
+
+
 async def waiting(store: JobStore, user_id: str | None = None, **changes: Any) -> Job:
     """A job that waits for a GPU, its inputs admitted."""
     job = await store.submit(new_job(user_id, **changes))

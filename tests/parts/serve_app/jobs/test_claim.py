@@ -112,7 +112,7 @@ async def line(engine: AsyncEngine, user: str) -> bool:
     """Whether the user is among those whose turn a claim to run may find it to be."""
     return bool(
         await fetch(
-            engine, "SELECT 1 FROM turns WHERE queue = 'ltx2' AND owner = '/' || :u AND since IS NOT NULL", u=user
+            engine, "SELECT 1 FROM turns WHERE queue = 'ltx2' AND owner = :o AND since IS NOT NULL", o=f"/{user}"
         )
     )
 

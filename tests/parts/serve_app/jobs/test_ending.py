@@ -10,6 +10,7 @@ from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import (
+    api_key,
     completed,
     execute,
     failure,
@@ -134,6 +135,20 @@ async def test_a_deadline_names_what_stood_in_the_way(store: JobStore, engine: A
     assert job.error_code == "expired"
     assert "needs 1 GPU" in job.error_message
     assert "The object store refuses" in job.error_message
+
+
+async def test_a_deadline_names_the_limit_of_the_key(store: JobStore, engine: AsyncEngine) -> None:
+    await api_key(engine, "key_1", running_jobs=1)
+    await running(store, key_id="key_1")
+    job = await waiting(store, key_id="key_1", expires_after=600)
+    await let_deadline_pass(engine)
+    await store.expire_deadlines()
+    job = await store.get(job.id)
+    assert job.error_code == "expired"
+    assert job.error_message == (
+        "The key may have 1 job running at a time; the job goes on by itself when one of them has ended. "
+        "The job did not start before its deadline."
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started
 from serve_app.jobs import reads as reads_module
@@ -10,7 +11,7 @@ from serve_app.jobs.place import ahead_of
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import INPUTS, jobs_of, lease_of, new_job, outcome, running, stopped
+from tests.parts.serve_app.jobs.samples import INPUTS, api_key, jobs_of, lease_of, new_job, outcome, running, stopped
 
 
 @pytest.fixture
@@ -61,6 +62,44 @@ async def test_places_are_the_order_of_claims_after_any_history(store: JobStore,
     told = {job.id: (await reads.get(job.id)).position for job in waiting}
     order = [job.id for job in jobs_of(await store.claim_to_run("ltx2", 100))]
     assert told == {job_id: number for number, job_id in enumerate(order)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_places_go_by_the_turns_of_keys(store: JobStore, reads: JobReads, engine: AsyncEngine, seed: int) -> None:
+    """Whatever users they have, what was served before, and what a key may run."""
+    chance = random.Random(seed)
+    owners = [(key, user) for key in ("", "key_1", "key_2") for user in ("ann", "bob", None)]
+    await api_key(engine, "key_1", running_jobs=chance.choice([None, 2, 4]))
+    await api_key(engine, "key_2")
+    for _ in range(4):
+        for key, user in owners:
+            await submit(store, *[user] * chance.randrange(3), key_id=key, priority=chance.randrange(-1, 2))
+        for job in jobs_of(await store.claim_to_run("ltx2", chance.randrange(1, 9))):
+            lease = lease_of(job)
+            await store.start(Started(lease=lease))
+            if chance.random() < 0.6:
+                await store.complete(outcome(lease), "outputs/x/1/output.mp4")
+    waiting = [job for job in await store.list(limit=100) if job.status == "queued"]
+    told = {job.id: (await reads.get(job.id)).position for job in waiting}
+    order = [job.id for job in jobs_of(await store.claim_to_run("ltx2", 100))]
+    assert len(order) >= 5
+    # Those that a limit holds back are behind what else the key has; how far, nobody can say.
+    assert {job_id: told[job_id] for job_id in order} == {job_id: number for number, job_id in enumerate(order)}
+
+
+async def test_a_key_of_many_users_is_ahead_by_its_turn_only(store: JobStore, reads: JobReads) -> None:
+    await submit(store, *[f"user {n}" for n in range(20)], key_id="many")
+    first, second = await submit(store, "ann", "ann", key_id="one")
+    assert [await position(reads, job_id) for job_id in (first, second)] == [1, 3]
+
+
+async def test_what_a_limit_holds_back_is_ahead_of_nobody_elses(
+    store: JobStore, reads: JobReads, engine: AsyncEngine
+) -> None:
+    await api_key(engine, "key_1", running_jobs=2)
+    await submit(store, *["ann"] * 9, key_id="key_1")
+    *_, last = await submit(store, *["bob"] * 5, key_id="key_2")
+    assert await position(reads, last) == 4 + 2
 
 
 async def test_claimed_jobs_are_ahead_of_waiting_ones(store: JobStore, reads: JobReads) -> None:

@@ -1,5 +1,6 @@
 """Migrations against the tables, and the exposition of counters."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,50 @@ def test_who_waits_is_in_line_since_0005(empty_database: str) -> None:
         ("ltx2", "/bob", 8, None, True, True),
         ("wav2lip", "/", 0, None, True, False),
     ]
+
+
+def test_who_waits_is_in_a_line_of_its_key_since_0011(empty_database: str) -> None:
+    script = config(empty_database)
+    command.upgrade(script, "0010")
+    url = empty_database.replace("+psycopg", "")
+    look = "SELECT queue, owner, key_id, turn, since IS NULL FROM turns ORDER BY queue, owner"
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(
+            """
+            INSERT INTO jobs (id, model, status, key_id, user_id, inputs, priority) VALUES
+                ('1', 'ltx2', 'queued', '', 'ann', '{}', 0), ('2', 'ltx2', 'queued', 'key_1', 'ann', '{}', 1),
+                ('3', 'ltx2', 'queued', 'key_1', NULL, NULL, 0), ('4', 'ltx2', 'queued', 'key_1', 'a/b', '{}', 0)
+            """
+        )
+        db.execute("UPDATE turns SET turn = 7 WHERE queue = 'ltx2' AND user_id = 'ann'")
+        db.execute("INSERT INTO deliveries (id, job_id, url, owner) VALUES ('d', '2', 'https://c.example/', 'ann')")
+        command.upgrade(script, "0011")
+        assert db.execute(look).fetchall() == [
+            ("", "/", "", 0, True),
+            ("", "key_1/", "key_1", 0, False),
+            ("ltx2", "/a/b", "", 0, True),
+            ("ltx2", "/ann", "", 7, False),
+            ("ltx2", "key_1/a/b", "key_1", 0, False),
+            ("ltx2", "key_1/ann", "key_1", 0, False),
+        ]
+        assert db.execute("SELECT owner FROM deliveries").fetchone() == ("key_1/ann",)
+        command.upgrade(script, "head")
+        assert asyncio.run(claimed(empty_database)) == ["2", "1", "4"]
+        command.downgrade(script, "0010")
+        # Whoever waits is in line again, and those who come are.
+        db.execute("INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('5', 'ltx2', 'queued', 'ann', '{}')")
+        found = db.execute("SELECT queue, user_id, since IS NULL FROM turns ORDER BY 1, 2").fetchall()
+        assert found == [("", "", False), ("ltx2", "ann", False)]
+        assert db.execute("SELECT owner FROM deliveries").fetchone() == ("ann",)
+
+
+async def claimed(url: str) -> list[str]:
+    """Ids of the jobs that a claim for the GPUs finds."""
+    engine = database.connect(url)
+    try:
+        return [claim.job.id for claim in await JobStore(engine).claim_to_run("ltx2", 10)]
+    finally:
+        await engine.dispose()
 
 
 def test_there_is_one_newest_version() -> None:

@@ -29,6 +29,7 @@ from serve_app.jobs.retry import MAX_ATTEMPTS, MAX_OUT_OF_MEMORY
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import (
     INPUTS,
+    api_key,
     execute,
     failure,
     fetch,
@@ -40,12 +41,13 @@ from tests.parts.serve_app.jobs.samples import (
     silence,
     stopped,
 )
-from tests.parts.serve_app.jobs.turns import take_turns
+from tests.parts.serve_app.jobs.turns import Owner, take_turns_of_keys
 
 T = TypeVar("T")
 
 OPERATOR_URL = "https://operator.example/hook"
 MODELS = ("ltx2", "wav2lip")
+KEYS = ("", "key_1", "key_2")
 INTAKE = "intake"
 STAGES = st.sampled_from(["preparing", "waiting_for_gpu", "generating", "encoding", "uploading"])
 FAULTS = st.sampled_from(
@@ -65,6 +67,7 @@ class Expected:
     number: int
     status: Status = Status.QUEUED
     model: str | None = None
+    key: str = ""
     user: str | None = None
     priority: int = 0
     webhook_url: str | None = None
@@ -140,14 +143,18 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = JobStore(self.engine, lease_s=3600, webhook_url=OPERATOR_URL)
         # Of a few rows this is cheaper than TRUNCATE.
         tables = ["jobs", "deliveries", "counters", "discarded_media", "used_ids", "turns", "conditions", "job_tally"]
+        tables += ["api_keys"]
         emptied = "; ".join(f"DELETE FROM {table}" for table in tables)
         self.do(execute(self.engine, f"SET LOCAL session_replication_role = replica; {emptied}"))
+        self.do(api_key(self.engine, "key_1"))
         self.jobs: dict[str, Expected] = {}
         self.lost: list[Lease] = []
         self.ended: dict[tuple[str, str, str], int] = {}
         self.deleted: dict[str, str] = {}
         #: When a user was last served, by model or intake.
-        self.turns: dict[str, dict[str | None, int]] = {}
+        self.turns: dict[str, dict[Owner, int]] = {}
+        #: How many jobs a key may have running.
+        self.most: dict[str, int] = {}
         self.seen: dict[str, Seen] = {}
         self.numbers = iter(range(10**6))
 
@@ -209,21 +216,25 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         model=st.sampled_from(MODELS),
+        key=st.sampled_from(KEYS),
         user=st.sampled_from([None, "ann", "bob"]),
         priority=st.integers(-1, 1),
         hook=st.sampled_from([None, "https://client.example/hook", OPERATOR_URL]),
         expires_after=st.sampled_from([None, 1000.0]),
         number=st.integers(1, 3),
     )
-    def submit(self, model, user, priority, hook, expires_after, number):
+    def submit(self, model, key, user, priority, hook, expires_after, number):
         for _ in range(number):
-            new = new_job(user, model=model, priority=priority, webhook_url=hook, expires_after=expires_after)
+            new = new_job(
+                user, key_id=key, model=model, priority=priority, webhook_url=hook, expires_after=expires_after
+            )
             job = self.do(self.store.submit(new))
             assert job is not None
             self.jobs[job.id] = Expected(
                 id=job.id,
                 number=next(self.numbers),
                 model=model,
+                key=key,
                 user=user,
                 priority=priority,
                 webhook_url=hook,
@@ -241,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open_upload_again(self, data):
         """Whatever became of the job, asking again neither resets nor doubles it."""
         known = self.pick(data, list(self.jobs.values()))
-        assert self.do(self.store.open_upload(known.id)).status is known.status
+        assert self.do(self.store.open_upload(known.id, key_id=known.key)).status is known.status
 
     @precondition(lambda self: self.deleted)
     @rule(data=st.data())
@@ -315,14 +326,24 @@ class StoreMachine(RuleBasedStateMachine):
         self.fault(job, *fault)
 
     def by_turns(self, queue: str, ready: list[Expected], in_flight: list[Expected], room: int) -> list[str]:
-        """Ids in the order in which users take turns; ``turns.py`` says how."""
-        lines: dict[str | None, list[Expected]] = {}
+        """Ids in the order in which keys and their users take turns; ``turns.py`` says how."""
+        lines: dict[Owner, list[Expected]] = {}
         for job in sorted(ready, key=lambda job: (-job.priority, job.number)):
-            lines.setdefault(job.user, []).append(job)
-        held = Counter(job.user for job in in_flight)
+            lines.setdefault((job.key, job.user), []).append(job)
+        held = Counter((job.key, job.user) for job in in_flight)
         served = self.turns.setdefault(queue, {})
-        chosen = take_turns(lines, held, served, room, lambda job: (-job.priority, job.number))
+        most = {}
+        if queue != INTAKE:
+            running = Counter(job.key for job in self.jobs.values() if job.lease and job.admitted)
+            most = {key: limit - running[key] for key, limit in self.most.items()}
+        chosen = take_turns_of_keys(lines, held, served, room, lambda job: (-job.priority, job.number), most)
         return [job.id for job in chosen]
+
+    @rule(limit=st.sampled_from([None, 1, 3]))
+    def limit_a_key(self, limit):
+        """What it has running above that goes on."""
+        self.do(execute(self.engine, "UPDATE api_keys SET running_jobs = :limit WHERE id = 'key_1'", limit=limit))
+        self.most = {} if limit is None else {"key_1": limit}
 
     @rule(model=st.sampled_from(MODELS), window=st.integers(1, 5))
     def claim_to_run(self, model, window):

@@ -10,14 +10,14 @@ from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.windows import Windows
-from tests.parts.serve_app.jobs.samples import execute, new_job
+from tests.parts.serve_app.jobs.samples import api_key, execute, new_job
 
 CAPPED = Outlook(start_s=300, code="cap_reached", message="$1.20 of $1.00 per hour")
 
 
-async def submit(store: JobStore, count: int) -> None:
+async def submit(store: JobStore, count: int, key: str = "") -> None:
     for _ in range(count):
-        await store.submit(new_job())
+        await store.submit(new_job(key_id=key))
 
 
 async def learn(engine: AsyncEngine, *seconds: float, model: str = "ltx2", outcome: str = "completed") -> None:
@@ -72,6 +72,24 @@ async def test_while_nothing_can_be_rented_one_wish_is_enough(store: JobStore, e
     assert await window(engine, capacity()) == 2
     # Those that are rented already are not to wait for others.
     assert await window(engine, capacity(running=1)) == 13
+
+
+async def test_jobs_that_the_limit_of_their_key_holds_back_are_no_reason_to_rent(
+    store: JobStore, engine: AsyncEngine
+) -> None:
+    await Outlooks(engine).note("ltx2", Outlook(start_s=150))
+    await learn(engine, 100.0)
+    await api_key(engine, "key_1", running_jobs=1)
+    await submit(store, 100, "key_1")
+    assert await window(engine, capacity()) == 2
+    found = (await demands(engine, ["ltx2"]))["ltx2"]
+    assert (found.backlog, found.at_once) == (100, 1)
+    # A claimed one counts as well, and other keys' jobs are worth what they were.
+    await store.claim_for_intake(1)
+    await submit(store, 2, "key_2")
+    assert (await demands(engine, ["ltx2"]))["ltx2"].at_once == 3
+    await execute(engine, "UPDATE api_keys SET running_jobs = NULL")
+    assert await window(engine, capacity()) == 13
 
 
 async def test_a_launcher_that_is_away_is_believed_less_and_less(store: JobStore, engine: AsyncEngine) -> None:
