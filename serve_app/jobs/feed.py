@@ -33,6 +33,8 @@ _PASSING = (OperationalError, PoolTimeout, OSError, TimeoutError)
 class Shown:
     """A job as those who watch it see it."""
 
+    #: Whose job it is.
+    key_id: str
     version: int
     #: The job as JSON.
     body: str
@@ -55,18 +57,20 @@ class FeedEnded(Exception):
 class Watch:
     """One who watches a job."""
 
-    def __init__(self, watched: "_Watched", version: int) -> None:
+    def __init__(self, watched: "_Watched", looks: int) -> None:
         self._watched = watched
-        self._version = version
+        #: How many there were before it came.
+        self._looks = looks
         self._seen = 0
 
     async def next(self) -> Shown | None:
-        """The job as it is, once that is news to this one: at once, the first time. None: it is deleted.
+        """The job as it is, once that is news to this one: the first time, as a look has seen it that began after this
+        one came. None: there is none any more.
 
         Raises FeedEnded.
         """
         watched = self._watched
-        while watched.turn == self._seen or (watched.shown is not None and watched.shown.version < self._version):
+        while watched.turn == self._seen or watched.look <= self._looks:
             if watched.ended:
                 raise FeedEnded
             await watched.news.wait()
@@ -85,6 +89,8 @@ class Feed:
         self._changed: dict[str, None] = {}
         self._moved: dict[str, None] = {}
         self._work = asyncio.Event()
+        #: That have begun.
+        self._looks = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
 
@@ -93,18 +99,17 @@ class Feed:
         self._look = look
 
     @contextmanager
-    def watch(self, job_id: str, version: int) -> Iterator[Watch]:
-        """Watch a job, which was seen in this version: an older one will not be shown. Raises FeedEnded."""
+    def watch(self, job_id: str) -> Iterator[Watch]:
+        """Watch a job, if there is one. Raises FeedEnded."""
         if self._ended:
             raise FeedEnded
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._see())]
         watched = self._watched.setdefault(job_id, _Watched())
         watched.watches += 1
-        if watched.shown is None or watched.shown.version < version:
-            self._mark(job_id)
+        self._mark(job_id)
         try:
-            yield Watch(watched, version)
+            yield Watch(watched, self._looks)
         finally:
             watched.watches -= 1
             if not watched.watches and self._watched.get(job_id) is watched:
@@ -208,13 +213,15 @@ class Feed:
 
     async def _see_these(self, batch: Sequence[str]) -> None:
         assert self._look is not None, "show() comes first"
+        self._looks += 1
+        look = self._looks
         found = await self._look(batch)
         now = asyncio.get_running_loop().time()
         for job_id in batch:
             # Nobody may be left who watches it.
             if (watched := self._watched.get(job_id)) is not None:
                 watched.looked_at = now
-                watched.publish(found.get(job_id))
+                watched.publish(found.get(job_id), look)
 
     def _again(self, batch: Sequence[str]) -> None:
         for job_id in batch:
@@ -229,20 +236,22 @@ class _Watched:
         self.watches = 0
         #: As it was seen last; None before that, and when it is deleted.
         self.shown: Shown | None = None
+        #: Which look that was.
+        self.look = 0
         #: Grows with each news.
         self.turn = 0
-        #: Set, and replaced, with each news.
+        #: Set, and replaced, with each look.
         self.news = asyncio.Event()
         self.ended = False
         self.looked_at = 0.0
         #: Runs until its place is looked at.
         self.timer: asyncio.TimerHandle | None = None
 
-    def publish(self, shown: Shown | None) -> None:
-        if self.turn and shown == self.shown:
-            return
-        self.shown = shown
-        self.turn += 1
+    def publish(self, shown: Shown | None, look: int) -> None:
+        self.look = look
+        if not self.turn or shown != self.shown:
+            self.shown = shown
+            self.turn += 1
         self._tell()
 
     def end(self) -> None:
