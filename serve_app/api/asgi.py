@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
+from functools import cache
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -43,7 +43,7 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    services.feed.show(partial(events.look, services))
+    services.feed.show(events.Looks(services))
     app.state.key_ring = ring
     problems.install(app)
     routers = [part.router for part in (generate, estimate, jobs, events, presign, keys, webhooks, health, files)]

@@ -12,7 +12,7 @@ from serve_app.access.caller import Caller
 from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, TooManyStreams, Unauthorized, Unavailable
 from serve_app.api.gate import Live, live
-from serve_app.api.jobs import JobPath, views
+from serve_app.api.jobs import JobPath, Surroundings, surroundings, views
 from serve_app.api.prefer import cancelled, left
 from serve_app.api.problems import documented
 from serve_app.jobs.feed import Feed, FeedEnded, Shown, Watch
@@ -28,6 +28,8 @@ HEARTBEAT_S = 15.0
 LASTS_S = 600.0
 #: Milliseconds until a client comes again.
 RETRY_MS = 2000
+#: Seconds for which what many jobs have in common is not asked anew: it changes seldom, and tells no stream.
+AROUND_S = 1.0
 HEARTBEAT = b":\n\n"
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -134,16 +136,27 @@ async def watch_job(
     return EventStream(services.feed, job_id, caller, last_event_id)
 
 
-async def look(services: Services, ids: Sequence[str]) -> Mapping[str, Shown]:
-    """What the feed shows of jobs. One query for all of them, and one more for the place of each that waits."""
-    found = await services.store.several(ids)
-    return {
-        job.id: Shown(
-            key_id=job.key_id,
-            version=job.version,
-            body=seen.model_dump_json(exclude_none=True),
-            ended=job.status.terminal,
-            line=job.model if job.status is Status.QUEUED else None,
-        )
-        for job, seen in zip(found, await views(found, services), strict=True)
-    }
+class Looks:
+    """What the feed shows of jobs."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._around = Surroundings({}, {})
+        self._around_until = 0.0
+
+    async def __call__(self, ids: Sequence[str]) -> Mapping[str, Shown]:
+        """One query for all of them, and one more for the place of each that waits."""
+        found = await self._services.store.several(ids)
+        if (now := asyncio.get_running_loop().time()) >= self._around_until:
+            self._around = await surroundings(self._services)
+            self._around_until = now + AROUND_S
+        return {
+            job.id: Shown(
+                key_id=job.key_id,
+                version=job.version,
+                body=seen.model_dump_json(exclude_none=True),
+                ended=job.status.terminal,
+                line=job.model if job.status is Status.QUEUED else None,
+            )
+            for job, seen in zip(found, await views(found, self._services, self._around), strict=True)
+        }

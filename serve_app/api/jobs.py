@@ -1,6 +1,7 @@
 """Jobs: look, list, cancel, delete."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -32,25 +33,35 @@ def _possible(job_id: str) -> str:
 JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with."), AfterValidator(_possible)]
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What many jobs have in common: what keeps them waiting, and what is foreseen, by model."""
+
+    conditions: Mapping[str, Condition]
+    forecasts: Mapping[str, Forecast]
+
+
+async def surroundings(services: Services) -> Surroundings:
+    """Of all models."""
+    return Surroundings(await services.conditions.current(), await forecasts(services.engine, MODELS))
+
+
 async def view(job: Job, services: Services) -> JobView:
-    return (await views([job], services))[0]
+    cost = (await costs_of(services.engine, [job])).get(job.id)
+    current = {} if job.status.terminal else await services.conditions.current()
+    estimates = {} if cost is not None else await forecasts(services.engine, [job.model])
+    return await _view(job, services, cost, Surroundings(current, estimates))
 
 
-async def views(found: Sequence[Job], services: Services) -> Sequence[JobView]:
-    """As clients see them, each with its place in the line."""
+async def views(found: Sequence[Job], services: Services, around: Surroundings) -> Sequence[JobView]:
+    """The same of several, with what they have in common."""
     costs = await costs_of(services.engine, found)
-    estimates = await forecasts(services.engine, {job.model for job in found if job.id not in costs})
-    # Nothing else can wait.
-    waiting = any(not job.status.terminal for job in found)
-    current = await services.conditions.current() if waiting else {}
-    return [await _view(job, services, costs.get(job.id), estimates.get(job.model), current) for job in found]
+    return [await _view(job, services, costs.get(job.id), around) for job in found]
 
 
-async def _view(
-    job: Job, services: Services, cost: float | None, forecast: Forecast | None, current: Mapping[str, Condition]
-) -> JobView:
+async def _view(job: Job, services: Services, cost: float | None, around: Surroundings) -> JobView:
     place = await services.queue.place(job)
-    found = None if cost is not None else forecast
+    found = None if cost is not None else around.forecasts.get(job.model)
     eta = await services.queue.until_done(job) if place is None else place.eta_seconds
     if place is not None and eta is None and found is not None:
         # None works on it yet: machines have to start.
@@ -60,7 +71,7 @@ async def _view(
         result_url=await services.result_url(job),
         position=None if place is None else place.position,
         eta=eta,
-        waits=why_waiting(job, current),
+        waits=why_waiting(job, around.conditions),
         cost_usd=cost,
         estimate=None if found is None else found.cost_usd(job.effort),
     )

@@ -3,7 +3,9 @@
 One connection listens, for the process. A change marks its job; one loop looks at the marked ones, many at a time, and
 hands what it sees to whoever watches. Nothing is queued: who is slow finds the latest, and nobody asks an idle line.
 
-The place of a waiting job changes without its row: it is looked at again after the line of its model has moved.
+The place of a waiting job changes without its row: it is looked at again after the line of its model has moved, by a
+loop of its own. A place costs a query, so that loop rests for longer than it works: with many who wait, each is told
+its place less often, and changes are told as soon as ever.
 """
 
 import asyncio
@@ -18,11 +20,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger()
 
-#: Jobs that are looked at together: those that have changed, and those whose place may have.
+#: Jobs that are looked at together.
 BATCH = 50
-PLACES = 5
 #: Least seconds between two looks at a job for its place alone.
 PLACE_S = 5.0
+#: How much longer than it looks for places it rests.
+RESTS = 4
 #: Seconds until a database that does not answer is asked again.
 AGAIN_S = 1.0
 #: What passes by itself: the next look may be answered.
@@ -85,10 +88,9 @@ class Feed:
         self._listen = listen
         self._look: Look | None = None
         self._watched: dict[str, _Watched] = {}
-        #: Which to look at, in this order. Places only when there is nothing else.
-        self._changed: dict[str, None] = {}
-        self._moved: dict[str, None] = {}
-        self._work = asyncio.Event()
+        #: Which to look at.
+        self._changed = _Marked()
+        self._moved = _Marked()
         #: That have begun.
         self._looks = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -104,10 +106,10 @@ class Feed:
         if self._ended:
             raise FeedEnded
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._see())]
+            self._tasks = [asyncio.create_task(each) for each in (self._hear(), self._see(), self._see_places())]
         watched = self._watched.setdefault(job_id, _Watched())
         watched.watches += 1
-        self._mark(job_id)
+        self._changed.add(job_id)
         try:
             yield Watch(watched, self._looks)
         finally:
@@ -125,14 +127,10 @@ class Feed:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _mark(self, job_id: str) -> None:
-        self._changed[job_id] = None
-        self._work.set()
-
     def _forget(self, job_id: str) -> None:
         self._watched.pop(job_id).stop()
-        self._changed.pop(job_id, None)
-        self._moved.pop(job_id, None)
+        self._changed.drop(job_id)
+        self._moved.drop(job_id)
 
     def _fail(self, job_id: str) -> None:
         watched = self._watched[job_id]
@@ -155,7 +153,7 @@ class Feed:
         if not payload:
             # It listens (again): what was said before, nobody has heard.
             for job_id in self._watched:
-                self._mark(job_id)
+                self._changed.add(job_id)
             return
         job_id, _, rest = payload.partition(" ")
         version, _, line = rest.partition(" ")
@@ -164,7 +162,7 @@ class Feed:
             return
         watched = self._watched.get(job_id)
         if watched is not None and (watched.shown is None or watched.shown.version < int(version)):
-            self._mark(job_id)
+            self._changed.add(job_id)
         if line:
             for waiting_id, waiting in self._watched.items():
                 if waiting.shown is not None and waiting.shown.line == line:
@@ -177,39 +175,44 @@ class Feed:
 
     def _place_now(self, job_id: str) -> None:
         self._watched[job_id].timer = None
-        self._moved[job_id] = None
-        self._work.set()
+        self._moved.add(job_id)
 
     # ---------------------------------------------------------------- what is seen
 
     async def _see(self) -> None:
         most = BATCH
         while True:
-            await self._work.wait()
-            source = self._changed or self._moved
-            if not source:
-                self._work.clear()
-                continue
-            batch = list(source)[: min(most, BATCH if source is self._changed else PLACES)]
-            # Now, since it may change again while it is looked at.
+            batch = await self._changed.take(most)
             for job_id in batch:
-                self._changed.pop(job_id, None)
-                self._moved.pop(job_id, None)
-            try:
-                await self._see_these(batch)
-                most = BATCH
-            except _PASSING as error:
-                log.warning("look_failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+                # Its place is looked at with it.
+                self._moved.drop(job_id)
+            most = BATCH if await self._try(batch) else 1
+
+    async def _see_places(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._moved.take(1)
+            begun = loop.time()
+            await self._try(batch)
+            await asyncio.sleep(RESTS * (loop.time() - begun))
+
+    async def _try(self, batch: Sequence[str]) -> bool:
+        """Returns whether they could be seen together; else they are marked again, unless one alone could not."""
+        try:
+            await self._see_these(batch)
+        except _PASSING as error:
+            log.warning("look_failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            self._again(batch)
+            await asyncio.sleep(AGAIN_S)
+        except Exception:
+            # A defect, or a row that nobody can read. It must not keep those beside it from being shown.
+            log.exception("look_crashed", jobs=len(batch))
+            if len(batch) > 1:
                 self._again(batch)
-                await asyncio.sleep(AGAIN_S)
-            except Exception:
-                # A defect, or a row that nobody can read. It must not keep those beside it from being shown.
-                log.exception("look_crashed", jobs=len(batch))
-                most = 1
-                if len(batch) > 1:
-                    self._again(batch)
-                elif batch[0] in self._watched:
-                    self._fail(batch[0])
+            elif batch[0] in self._watched:
+                self._fail(batch[0])
+            return False
+        return True
 
     async def _see_these(self, batch: Sequence[str]) -> None:
         assert self._look is not None, "show() comes first"
@@ -226,7 +229,32 @@ class Feed:
     def _again(self, batch: Sequence[str]) -> None:
         for job_id in batch:
             if job_id in self._watched:
-                self._mark(job_id)
+                self._changed.add(job_id)
+
+
+class _Marked:
+    """Ids of jobs that wait to be looked at, each once; the one that has waited for longest comes first."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+        self._some = asyncio.Event()
+
+    def add(self, job_id: str) -> None:
+        self._ids[job_id] = None
+        self._some.set()
+
+    def drop(self, job_id: str) -> None:
+        self._ids.pop(job_id, None)
+
+    async def take(self, most: int) -> Sequence[str]:
+        """At least one, as soon as there is one. It may be marked again while it is looked at."""
+        while not self._ids:
+            self._some.clear()
+            await self._some.wait()
+        taken = list(self._ids)[:most]
+        for job_id in taken:
+            del self._ids[job_id]
+        return taken
 
 
 class _Watched:
@@ -248,6 +276,9 @@ class _Watched:
         self.timer: asyncio.TimerHandle | None = None
 
     def publish(self, shown: Shown | None, look: int) -> None:
+        if look < self.look:
+            # The other loop began later and was done earlier.
+            return
         self.look = look
         if not self.turn or shown != self.shown:
             self.shown = shown

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from statistics import fmean, median
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,9 +19,11 @@ from deployments.contract import SLOTS
 from deployments.stage import Stage
 from serve_app.jobs.job import Job, Status
 
-#: Latest videos that are looked at, and seconds for which they are not looked up again.
+#: Latest videos that are looked at.
 LEARNT_FROM = 50
-KEPT_S = 5.0
+#: Seconds for which they, and the work at hand, are not looked up again.
+LEARNT_S = 5.0
+AT_HAND_S = 1.0
 #: Runs whose efforts differ by no more than this factor are of one shape.
 SAME_SHAPE = 1.25
 #: Waiting jobs that are looked at for what the others ask for.
@@ -90,6 +93,8 @@ class Paces:
         self._engine = engine
         #: By model, with the database's clock at this process's.
         self._kept: dict[str, tuple[Pace, datetime, float]] = {}
+        #: By model, until when.
+        self._hands: dict[str, tuple[Sequence[Any], float]] = {}
 
     async def until_done(self, job: Job) -> float | None:
         """Seconds for a job that a replica has. None: not known, or it has none."""
@@ -109,24 +114,38 @@ class Paces:
         own_s = pace.whole_s(job.effort)
         if own_s is None:
             return None
-        asked = {"id": job.id, "model": job.model, "priority": job.priority, "created": job.created_at}
-        before = job.started_at if job.status is Status.PROCESSING else None
-        async with self._engine.connect() as db:
-            working = [Working(*row) for row in await db.execute(_WORKING, {**asked, "before": before})]
-            efforts = (await db.execute(_WAITING, {**asked, "limit": MOST_WAITING})).all() if ahead else []
+        others = [other for other in await self._at_hand(job.model) if other.id != job.id]
+        # What replicas have besides this job; where one has it, only what they have had for longer.
+        mine = job.started_at if job.status is Status.PROCESSING else None
+        working = [
+            Working(other.effort, other.done, other.attempt, other.elapsed_s)
+            for other in others
+            if other.started_at is not None and (mine is None or other.started_at < mine)
+        ]
         if not working and job.status is Status.QUEUED:
             return None
         # A replica holds up to SLOTS jobs, of which one computes.
         replicas = ceil(max(len(working), 1) / SLOTS)
-        better = [effort for effort, is_better in efforts if is_better] or [effort for effort, _ in efforts]
-        waiting_s = pace.gpu_s(fmean(better) if better else job.effort) or 0.0
-        before_s = sum(pace.left_s(other) or 0.0 for other in working) + ahead * waiting_s
-        return before_s / replicas + own_s
+        line = [other for other in others if other.started_at is None]
+        place = (-job.priority, job.created_at)
+        # As if all were one user's.
+        before = [other for other in line if (-other.priority, other.created_at) < place] or line
+        waiting_s = pace.gpu_s(fmean(other.effort for other in before) if before else job.effort) or 0.0
+        return (sum(pace.left_s(other) or 0.0 for other in working) + ahead * waiting_s) / replicas + own_s
+
+    async def _at_hand(self, model: str) -> Sequence[Any]:
+        """Rows of :data:`_AT_HAND`."""
+        rows, until = self._hands.get(model, ((), 0.0))
+        if time.monotonic() >= until:
+            async with self._engine.connect() as db:
+                rows = (await db.execute(_AT_HAND, {"model": model, "limit": MOST_WAITING})).all()
+            self._hands[model] = rows, time.monotonic() + AT_HAND_S
+        return rows
 
     async def _pace(self, model: str) -> tuple[Pace, datetime]:
         """And the time, by the database's clock."""
         kept = self._kept.get(model)
-        if kept is None or time.monotonic() - kept[2] > KEPT_S:
+        if kept is None or time.monotonic() - kept[2] > LEARNT_S:
             async with self._engine.connect() as db:
                 rows = (await db.execute(_RUNS, {"model": model, "limit": LEARNT_FROM})).all()
             runs = [Run(row.effort, row.gpu_s, row.whole_s) for row in rows if row.effort is not None]
@@ -150,23 +169,17 @@ _RUNS = text(
     """
 )
 
-#: What replicas have besides this job; where one has it, only what they have had for longer.
-_WORKING = text(
+#: What replicas have, and what waits. ``started_at`` says which: a job that is tried again has one, too, and waits.
+_AT_HAND = text(
     """
-    SELECT other.effort, other.progress / 100, other.attempt,
-           greatest(extract(epoch FROM clock_timestamp() - other.started_at), 0)::float8
-      FROM jobs other
-     WHERE other.lease_token IS NOT NULL AND other.status = 'processing' AND other.model = :model AND other.id <> :id
-       AND other.started_at < coalesce(CAST(:before AS timestamptz), 'infinity')
-    """
-)
-
-#: What others that wait ask for, and whether each would be ahead if all were one user's.
-_WAITING = text(
-    """
-    SELECT effort, priority > :priority OR (priority = :priority AND created_at < :created)
-      FROM jobs
-     WHERE status = 'queued' AND completed_at IS NULL AND model = :model AND id <> :id
-     LIMIT :limit
+    (SELECT id, effort, priority, created_at, progress / 100 AS done, attempt, started_at,
+            greatest(extract(epoch FROM clock_timestamp() - started_at), 0)::float8 AS elapsed_s
+       FROM jobs
+      WHERE lease_token IS NOT NULL AND status = 'processing' AND model = :model)
+    UNION ALL
+    (SELECT id, effort, priority, created_at, 0, 0, NULL, 0
+       FROM jobs
+      WHERE status = 'queued' AND completed_at IS NULL AND model = :model
+      LIMIT :limit)
     """
 )

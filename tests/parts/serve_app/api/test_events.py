@@ -209,10 +209,11 @@ async def test_a_slow_reader_finds_the_latest_and_no_backlog(services: Services)
 async def test_many_who_watch_cost_one_look(services: Services, http: httpx.AsyncClient) -> None:
     lease = await running(services.store)
     looked: list[list[str]] = []
+    looks = events.Looks(services)
 
     async def look(ids: Any) -> Any:
         looked.append(list(ids))
-        return await events.look(services, ids)
+        return await looks(ids)
 
     services.feed.show(look)
     async with AsyncExitStack() as opened:

@@ -4,11 +4,17 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Progress, Started
+from serve_app.jobs import pace
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import completed, execute, failure, outcome, running, skip_back_off, waiting
 
 SHORT, LONG = 1.0, 10.0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "AT_HAND_S", 0.0)
 
 
 @pytest.fixture

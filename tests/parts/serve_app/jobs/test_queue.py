@@ -5,6 +5,7 @@ import random
 import pytest
 
 from deployments.contract import Started
+from serve_app.jobs import pace
 from serve_app.jobs import queue as queue_module
 from serve_app.jobs.queue import JobQueue, Place
 from serve_app.jobs.store import JobStore
@@ -88,7 +89,10 @@ async def test_a_long_line_is_not_counted_to_its_end(
     assert await position(store, queue, last) == 3
 
 
-async def test_the_estimate_is_that_of_recent_videos(store: JobStore, queue: JobQueue) -> None:
+async def test_the_estimate_is_that_of_recent_videos(
+    store: JobStore, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "AT_HAND_S", 0.0)
     for seconds in (10.0, 20.0):
         await store.complete(outcome(await running(store), run=seconds), "outputs/x/1/output.mp4")
     working = await running(store)
