@@ -20,8 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger()
 
-#: Jobs that are looked at together.
+#: Jobs that are looked at together; one that waits, or may wait, counts for as many as its place costs.
 BATCH = 50
+PLACE_COSTS = 10
 #: Least seconds between two looks at a job for its place alone.
 PLACE_S = 5.0
 #: How much longer than it looks for places it rests.
@@ -182,7 +183,7 @@ class Feed:
     async def _see(self) -> None:
         most = BATCH
         while True:
-            batch = await self._changed.take(most)
+            batch = await self._changed.take(most, self._cost)
             for job_id in batch:
                 # Its place is looked at with it.
                 self._moved.drop(job_id)
@@ -191,10 +192,14 @@ class Feed:
     async def _see_places(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._moved.take(1)
+            batch = await self._moved.take(1, self._cost)
             begun = loop.time()
             await self._try(batch)
             await asyncio.sleep(RESTS * (loop.time() - begun))
+
+    def _cost(self, job_id: str) -> int:
+        shown = self._watched[job_id].shown
+        return 1 if shown is not None and shown.line is None else PLACE_COSTS
 
     async def _try(self, batch: Sequence[str]) -> bool:
         """Returns whether they could be seen together; else they are marked again, unless one alone could not."""
@@ -246,12 +251,18 @@ class _Marked:
     def drop(self, job_id: str) -> None:
         self._ids.pop(job_id, None)
 
-    async def take(self, most: int) -> Sequence[str]:
-        """At least one, as soon as there is one. It may be marked again while it is looked at."""
+    async def take(self, most: int, cost: Callable[[str], int]) -> Sequence[str]:
+        """One as soon as there is one, and as many more as cost no more than ``most`` with it. They may be marked again
+        while they are looked at."""
         while not self._ids:
             self._some.clear()
             await self._some.wait()
-        taken = list(self._ids)[:most]
+        taken: list[str] = []
+        for job_id in self._ids:
+            most -= cost(job_id)
+            if taken and most < 0:
+                break
+            taken.append(job_id)
         for job_id in taken:
             del self._ids[job_id]
         return taken
