@@ -2,21 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 from starlette.types import Receive, Scope, Send
 
+from serve_app.access.caller import Caller
 from serve_app.api.auth import Reader
-from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, TooManyStreams, Unauthorized
+from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, TooManyStreams, Unauthorized, Unavailable
 from serve_app.api.gate import Live, live
 from serve_app.api.jobs import JobPath, view
 from serve_app.api.prefer import cancelled, left
 from serve_app.api.problems import documented
-from serve_app.jobs.feed import Feed, FeedEnded, Shown
-from serve_app.jobs.job import Job
+from serve_app.jobs.feed import Feed, FeedEnded, Shown, Watch
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -33,30 +32,76 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class EventStream(Response):
-    """Sends what ``pieces`` yields, until that ends or the client leaves."""
+    """A job as it goes. Ends with it, with the client, and with the service."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, feed: Feed, job_id: str, caller: Caller, last_event_id: str | None) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._pieces = pieces
+        self._feed = feed
+        self._job_id = job_id
+        self._caller = caller
+        self._last_event_id = last_event_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(send))
+        """Raises JobNotFound, Unavailable."""
+        telling = asyncio.ensure_future(self._tell(send))
         leaving = asyncio.ensure_future(left(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancelled(sending, leaving)
+            await cancelled(telling, leaving)
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # Closed at once and not some time later: it holds the place of one who watches.
-        async with aclosing(self._pieces) as pieces:
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+    async def _tell(self, send: Send) -> None:
+        async def tell(piece: bytes, *, last: bool = False) -> None:
+            await send({"type": "http.response.body", "body": piece, "more_body": not last})
+
+        began = False
+        try:
+            with self._feed.watch(self._job_id) as watch:
+                # The look that all who come share also says whose job it is.
+                shown = await watch.next()
+                if shown is None or self._caller.sees not in (None, shown.key_id):
+                    raise JobNotFound
+                known = self._last_event_id == str(shown.version)
+                status = 204 if known and shown.ended else self.status_code
+                await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
+                began = True
+                if status == self.status_code:
+                    await tell(b"retry: %d\n\n" % RETRY_MS)
+                    if not known:
+                        await tell(encode("snapshot", shown.body, shown.version))
+                    await _follow(watch, shown, self._job_id, tell)
+        except FeedEnded:
+            if not began:
+                raise Unavailable(headers={"retry-after": "1"}) from None
+        await tell(b"", last=True)
+
+
+async def _follow(watch: Watch, shown: Shown | None, job_id: str, tell: Callable[[bytes], Awaitable[None]]) -> None:
+    """What comes after what was ``shown``, to the end."""
+    clock = asyncio.get_running_loop().time
+    ends = clock() + LASTS_S
+    while shown is not None and not shown.ended and (remaining_s := ends - clock()) > 0:
+        try:
+            async with asyncio.timeout(min(HEARTBEAT_S, remaining_s)):
+                shown = await watch.next()
+        except TimeoutError:
+            await tell(HEARTBEAT)
+            continue
+        if shown is not None and not shown.ended:
+            await tell(encode("update", shown.body, shown.version))
+    if shown is None:
+        await tell(encode("deleted", json.dumps({"job_id": job_id})))
+    elif shown.ended:
+        await tell(encode("end", shown.body, shown.version))
+
+
+def encode(kind: str, data: str, version: int | None = None) -> bytes:
+    """One event. ``data`` is JSON, which has no line breaks."""
+    number = "" if version is None else f"id: {version}\n"
+    return f"{number}event: {kind}\ndata: {data}\n\n".encode()
 
 
 @router.get(
@@ -85,19 +130,14 @@ async def watch_job(
     The first event, `snapshot`, is the whole job; `update` follows with each change, `end` with the last one, or
     `deleted`. After that, or after ten minutes, the stream is closed.
     """
-    job = await services.store.get(job_id, of_key=caller.sees)
-    if job is None:
-        raise JobNotFound
-    known = last_event_id == str(job.version)
-    if known and job.status.terminal:
-        return Response(status_code=204, headers=_HEADERS)
-    return EventStream(_events(services.feed, job, known))
+    return EventStream(services.feed, job_id, caller, last_event_id)
 
 
 async def look(services: Services, ids: Sequence[str]) -> Mapping[str, Shown]:
     """What the feed shows of jobs, by id; those that are not there are absent."""
     return {
         seen.job.id: Shown(
+            key_id=seen.job.key_id,
             version=seen.job.version,
             body=(await view(seen, services)).model_dump_json(exclude_none=True),
             ended=seen.job.status.terminal,
@@ -105,38 +145,3 @@ async def look(services: Services, ids: Sequence[str]) -> Mapping[str, Shown]:
         )
         for seen in await services.reads.several(ids)
     }
-
-
-def encode(kind: str, data: str, version: int | None = None) -> bytes:
-    """One event. ``data`` is JSON, which has no line breaks."""
-    number = "" if version is None else f"id: {version}\n"
-    return f"{number}event: {kind}\ndata: {data}\n\n".encode()
-
-
-async def _events(feed: Feed, job: Job, known: bool) -> AsyncGenerator[bytes, None]:
-    """``known``: the client has this version of the job."""
-    yield b"retry: %d\n\n" % RETRY_MS
-    clock = asyncio.get_running_loop().time
-    ends, first = clock() + LASTS_S, True
-    try:
-        with feed.watch(job.id, job.version) as watch:
-            while (remaining_s := ends - clock()) > 0:
-                try:
-                    async with asyncio.timeout(min(HEARTBEAT_S, remaining_s)):
-                        shown = await watch.next()
-                except TimeoutError:
-                    yield HEARTBEAT
-                    continue
-                if shown is None:
-                    yield encode("deleted", json.dumps({"job_id": job.id}))
-                    return
-                if first and not known:
-                    yield encode("snapshot", shown.body, shown.version)
-                elif not shown.ended and not (first and shown.version == job.version):
-                    yield encode("update", shown.body, shown.version)
-                first = False
-                if shown.ended:
-                    yield encode("end", shown.body, shown.version)
-                    return
-    except FeedEnded:
-        return

@@ -83,7 +83,7 @@ async def held(job: Job, seconds: float, receive: Receive, services: Services) -
 
 async def _end(job: Job, services: Services) -> None:
     try:
-        with services.feed.watch(job.id, job.version) as watch:
+        with services.feed.watch(job.id) as watch:
             shown = await watch.next()
             while shown is not None and not shown.ended:
                 shown = await watch.next()

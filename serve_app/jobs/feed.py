@@ -3,7 +3,9 @@
 One connection listens, for the process. A change marks its job; one loop looks at the marked ones, many at a time, and
 hands what it sees to whoever watches. Nothing is queued: who is slow finds the latest, and nobody asks an idle line.
 
-The place of a waiting job changes without its row: it is looked at again after the line of its model has moved.
+The place of a waiting job changes without its row: it is looked at again after the line of its model has moved, by a
+loop of its own. A place costs a query, so that loop rests for longer than it works: with many who wait, each is told
+its place less often, and changes are told as soon as ever.
 """
 
 import asyncio
@@ -18,11 +20,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger()
 
-#: Jobs that are looked at together: those that have changed, and those whose place may have.
+#: Jobs that are looked at together; one that waits, or may wait, counts for as many as its place costs.
 BATCH = 50
-PLACES = 5
+PLACE_COSTS = 10
 #: Least seconds between two looks at a job for its place alone.
 PLACE_S = 5.0
+#: How much longer than it looks for places it rests.
+RESTS = 4
 #: Seconds until a database that does not answer is asked again.
 AGAIN_S = 1.0
 #: What passes by itself: the next look may be answered.
@@ -33,6 +37,8 @@ _PASSING = (OperationalError, PoolTimeout, OSError, TimeoutError)
 class Shown:
     """A job as those who watch it see it."""
 
+    #: Whose job it is.
+    key_id: str
     version: int
     #: The job as JSON.
     body: str
@@ -55,18 +61,20 @@ class FeedEnded(Exception):
 class Watch:
     """One who watches a job."""
 
-    def __init__(self, watched: "_Watched", version: int) -> None:
+    def __init__(self, watched: "_Watched", looks: int) -> None:
         self._watched = watched
-        self._version = version
+        #: How many there were before it came.
+        self._looks = looks
         self._seen = 0
 
     async def next(self) -> Shown | None:
-        """The job as it is, once that is news to this one: at once, the first time. None: it is deleted.
+        """The job as it is, once that is news to this one: the first time, as a look has seen it that began after this
+        one came. None: there is none any more.
 
         Raises FeedEnded.
         """
         watched = self._watched
-        while watched.turn == self._seen or (watched.shown is not None and watched.shown.version < self._version):
+        while watched.turn == self._seen or watched.look <= self._looks:
             if watched.ended:
                 raise FeedEnded
             await watched.news.wait()
@@ -81,10 +89,11 @@ class Feed:
         self._listen = listen
         self._look: Look | None = None
         self._watched: dict[str, _Watched] = {}
-        #: Which to look at, in this order. Places only when there is nothing else.
-        self._changed: dict[str, None] = {}
-        self._moved: dict[str, None] = {}
-        self._work = asyncio.Event()
+        #: Which to look at.
+        self._changed = _Marked()
+        self._moved = _Marked()
+        #: That have begun.
+        self._looks = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
 
@@ -93,18 +102,17 @@ class Feed:
         self._look = look
 
     @contextmanager
-    def watch(self, job_id: str, version: int) -> Iterator[Watch]:
-        """Watch a job, which was seen in this version: an older one will not be shown. Raises FeedEnded."""
+    def watch(self, job_id: str) -> Iterator[Watch]:
+        """Watch a job, if there is one. Raises FeedEnded."""
         if self._ended:
             raise FeedEnded
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._see())]
+            self._tasks = [asyncio.create_task(each) for each in (self._hear(), self._see(), self._see_places())]
         watched = self._watched.setdefault(job_id, _Watched())
         watched.watches += 1
-        if watched.shown is None or watched.shown.version < version:
-            self._mark(job_id)
+        self._changed.add(job_id)
         try:
-            yield Watch(watched, version)
+            yield Watch(watched, self._looks)
         finally:
             watched.watches -= 1
             if not watched.watches and self._watched.get(job_id) is watched:
@@ -120,14 +128,10 @@ class Feed:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _mark(self, job_id: str) -> None:
-        self._changed[job_id] = None
-        self._work.set()
-
     def _forget(self, job_id: str) -> None:
         self._watched.pop(job_id).stop()
-        self._changed.pop(job_id, None)
-        self._moved.pop(job_id, None)
+        self._changed.drop(job_id)
+        self._moved.drop(job_id)
 
     def _fail(self, job_id: str) -> None:
         watched = self._watched[job_id]
@@ -150,7 +154,7 @@ class Feed:
         if not payload:
             # It listens (again): what was said before, nobody has heard.
             for job_id in self._watched:
-                self._mark(job_id)
+                self._changed.add(job_id)
             return
         job_id, _, rest = payload.partition(" ")
         version, _, line = rest.partition(" ")
@@ -159,7 +163,7 @@ class Feed:
             return
         watched = self._watched.get(job_id)
         if watched is not None and (watched.shown is None or watched.shown.version < int(version)):
-            self._mark(job_id)
+            self._changed.add(job_id)
         if line:
             for waiting_id, waiting in self._watched.items():
                 if waiting.shown is not None and waiting.shown.line == line:
@@ -172,54 +176,96 @@ class Feed:
 
     def _place_now(self, job_id: str) -> None:
         self._watched[job_id].timer = None
-        self._moved[job_id] = None
-        self._work.set()
+        self._moved.add(job_id)
 
     # ---------------------------------------------------------------- what is seen
 
     async def _see(self) -> None:
         most = BATCH
         while True:
-            await self._work.wait()
-            source = self._changed or self._moved
-            if not source:
-                self._work.clear()
-                continue
-            batch = list(source)[: min(most, BATCH if source is self._changed else PLACES)]
-            # Now, since it may change again while it is looked at.
+            batch = await self._changed.take(most, self._cost)
             for job_id in batch:
-                self._changed.pop(job_id, None)
-                self._moved.pop(job_id, None)
-            try:
-                await self._see_these(batch)
-                most = BATCH
-            except _PASSING as error:
-                log.warning("look_failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+                # Its place is looked at with it.
+                self._moved.drop(job_id)
+            most = BATCH if await self._try(batch) else 1
+
+    async def _see_places(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._moved.take(1, self._cost)
+            begun = loop.time()
+            await self._try(batch)
+            await asyncio.sleep(RESTS * (loop.time() - begun))
+
+    def _cost(self, job_id: str) -> int:
+        shown = self._watched[job_id].shown
+        return 1 if shown is not None and shown.line is None else PLACE_COSTS
+
+    async def _try(self, batch: Sequence[str]) -> bool:
+        """Returns whether they could be seen together; else they are marked again, unless one alone could not."""
+        try:
+            await self._see_these(batch)
+        except _PASSING as error:
+            log.warning("look_failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            self._again(batch)
+            await asyncio.sleep(AGAIN_S)
+        except Exception:
+            # A defect, or a row that nobody can read. It must not keep those beside it from being shown.
+            log.exception("look_crashed", jobs=len(batch))
+            if len(batch) > 1:
                 self._again(batch)
-                await asyncio.sleep(AGAIN_S)
-            except Exception:
-                # A defect, or a row that nobody can read. It must not keep those beside it from being shown.
-                log.exception("look_crashed", jobs=len(batch))
-                most = 1
-                if len(batch) > 1:
-                    self._again(batch)
-                elif batch[0] in self._watched:
-                    self._fail(batch[0])
+            elif batch[0] in self._watched:
+                self._fail(batch[0])
+            return False
+        return True
 
     async def _see_these(self, batch: Sequence[str]) -> None:
         assert self._look is not None, "show() comes first"
+        self._looks += 1
+        look = self._looks
         found = await self._look(batch)
         now = asyncio.get_running_loop().time()
         for job_id in batch:
             # Nobody may be left who watches it.
             if (watched := self._watched.get(job_id)) is not None:
                 watched.looked_at = now
-                watched.publish(found.get(job_id))
+                watched.publish(found.get(job_id), look)
 
     def _again(self, batch: Sequence[str]) -> None:
         for job_id in batch:
             if job_id in self._watched:
-                self._mark(job_id)
+                self._changed.add(job_id)
+
+
+class _Marked:
+    """Ids of jobs that wait to be looked at, each once; the one that has waited for longest comes first."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+        self._some = asyncio.Event()
+
+    def add(self, job_id: str) -> None:
+        self._ids[job_id] = None
+        self._some.set()
+
+    def drop(self, job_id: str) -> None:
+        self._ids.pop(job_id, None)
+
+    async def take(self, most: int, cost: Callable[[str], int]) -> Sequence[str]:
+        """One as soon as there is one, and as many more as cost no more than ``most`` with it. They may be marked again
+        while they are looked at."""
+        while not self._ids:
+            self._some.clear()
+            await self._some.wait()
+        taken: list[str] = []
+        for job_id in self._ids:
+            most -= cost(job_id)
+            if taken and most < 0:
+                break
+            taken.append(job_id)
+        for job_id in taken:
+            del self._ids[job_id]
+        return taken
 
 
 class _Watched:
@@ -229,20 +275,25 @@ class _Watched:
         self.watches = 0
         #: As it was seen last; None before that, and when it is deleted.
         self.shown: Shown | None = None
+        #: Which look that was.
+        self.look = 0
         #: Grows with each news.
         self.turn = 0
-        #: Set, and replaced, with each news.
+        #: Set, and replaced, with each look.
         self.news = asyncio.Event()
         self.ended = False
         self.looked_at = 0.0
         #: Runs until its place is looked at.
         self.timer: asyncio.TimerHandle | None = None
 
-    def publish(self, shown: Shown | None) -> None:
-        if self.turn and shown == self.shown:
+    def publish(self, shown: Shown | None, look: int) -> None:
+        if look < self.look:
+            # The other loop began later and was done earlier.
             return
-        self.shown = shown
-        self.turn += 1
+        self.look = look
+        if not self.turn or shown != self.shown:
+            self.shown = shown
+            self.turn += 1
         self._tell()
 
     def end(self) -> None:

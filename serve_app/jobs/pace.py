@@ -92,7 +92,7 @@ def _scaled(effort: float, runs: Sequence[tuple[float, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class Line:
-    """What is known of a model's jobs at a moment. Estimates are seconds until a job's video is there; None: not known."""
+    """What is known of a model's jobs at a moment. Estimates are in seconds; None: not known."""
 
     pace: Pace
     #: By the database's clock, and by this process's.

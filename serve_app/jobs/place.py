@@ -30,12 +30,14 @@ _AHEAD = """
     handed_over AS (
         SELECT count(*) AS n FROM claimed
          WHERE status = 'queued'
-           AND (j.lease_token IS NULL OR j.inputs IS NULL OR priority > j.priority OR (priority = j.priority AND created_at < j.created_at))
+           AND (j.lease_token IS NULL OR j.inputs IS NULL OR priority > j.priority
+                OR (priority = j.priority AND created_at < j.created_at))
     ),
     own AS (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM jobs
-             WHERE status = 'queued' AND lease_token IS NULL AND model = j.model AND key_id = j.key_id AND owner = j.owner
+             WHERE status = 'queued' AND lease_token IS NULL AND model = j.model AND key_id = j.key_id
+               AND owner = j.owner
                AND (priority > j.priority OR (priority = j.priority AND created_at < j.created_at)) LIMIT {limit}) mine
     ),
     me AS (
@@ -101,7 +103,8 @@ _AHEAD = """
           LEFT JOIN holding ON holding.key_id = each.id
           LEFT JOIN api_keys ON api_keys.id = each.id
           LEFT JOIN LATERAL (
-               SELECT turn FROM turns WHERE queue = j.model AND key_id = each.id ORDER BY turn DESC LIMIT 1) last ON true
+               SELECT turn FROM turns
+                WHERE queue = j.model AND key_id = each.id ORDER BY turn DESC LIMIT 1) last ON true
           LEFT JOIN LATERAL (
                SELECT priority, since FROM turns WHERE queue = j.model AND key_id = each.id AND since IS NOT NULL
                 ORDER BY turn, priority DESC, since LIMIT 1) next ON true

@@ -49,7 +49,7 @@ class Database:
         return found
 
     def put(self, job_id: str, version: int, *, told: bool = True, **changes: Any) -> None:
-        values: dict[str, Any] = {"body": f"{job_id} {version}", "ended": False, "line": None}
+        values: dict[str, Any] = {"key_id": "", "body": f"{job_id} {version}", "ended": False, "line": None}
         self.jobs[job_id] = Shown(version=version, **(values | changes))
         if told:
             self.payloads.put_nowait(f"{job_id} {version}")
@@ -80,7 +80,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_change_is_looked_at_once_for_all_who_watch() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as one, database.feed.watch("a", 1) as other:
+    with database.feed.watch("a") as one, database.feed.watch("a") as other:
         assert (await version(one), await version(other)) == (1, 1)
         assert await silent(one)
         database.looked.clear()
@@ -93,12 +93,12 @@ async def test_each_change_is_looked_at_once_for_all_who_watch() -> None:
 async def test_what_nobody_watches_is_not_looked_at() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
     database.put("a", 2)
     database.put("b", 1)
     database.put("c", 1, told=False)
-    with database.feed.watch("c", 1) as watch:
+    with database.feed.watch("c") as watch:
         await version(watch)
         assert await silent(watch)
     assert database.looked.keys() == {"a", "c"}
@@ -109,7 +109,7 @@ async def test_what_nobody_watches_is_not_looked_at() -> None:
 async def test_who_is_slow_finds_the_latest() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as quick, database.feed.watch("a", 1) as slow:
+    with database.feed.watch("a") as quick, database.feed.watch("a") as slow:
         for number in range(1, 50):
             database.put("a", number)
             assert await version(quick) == number
@@ -124,7 +124,7 @@ async def test_changes_that_come_together_are_looked_at_together() -> None:
     for name in names:
         database.put(name, 1, told=False)
     with ExitStack() as watching:
-        watches = [watching.enter_context(database.feed.watch(name, 1)) for name in names]
+        watches = [watching.enter_context(database.feed.watch(name)) for name in names]
         for watch in watches:
             await version(watch)
         assert await silent(watches[0])
@@ -140,7 +140,7 @@ async def test_changes_that_come_together_are_looked_at_together() -> None:
 async def test_a_change_during_a_look_is_looked_at_again() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
         assert await silent(watch)
         database.open.clear()
@@ -156,13 +156,19 @@ async def test_a_change_during_a_look_is_looked_at_again() -> None:
 
 
 async def test_nobody_is_shown_less_than_he_has_seen() -> None:
-    """He has read version 2; that it is there was not heard yet."""
+    """Version 2 was there before he came; that was not heard yet, nor what comes after."""
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as early:
+    with database.feed.watch("a") as early:
         assert await version(early) == 1
+        assert await silent(early)
+        database.open.clear()
+        database.payloads.put_nowait("a 9")
+        assert await silent(early)
+        # The look that goes on saw version 1.
         database.put("a", 2, told=False)
-        with database.feed.watch("a", 2) as late:
+        with database.feed.watch("a") as late:
+            database.open.set()
             assert await version(late) == 2
     await database.feed.aclose()
 
@@ -170,7 +176,7 @@ async def test_nobody_is_shown_less_than_he_has_seen() -> None:
 async def test_a_lost_connection_loses_nothing() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
         assert await silent(watch)
         database.put("a", 2, told=False)
@@ -183,7 +189,7 @@ async def test_a_lost_connection_loses_nothing() -> None:
 async def test_a_job_that_goes_is_told_once() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
         del database.jobs["a"]
         database.payloads.put_nowait("a 2")
@@ -198,7 +204,7 @@ async def test_a_line_that_moves_is_looked_at_by_those_who_wait_in_it() -> None:
     database.put("elsewhere", 1, told=False, line="wav2lip")
     database.put("runs", 1, told=False)
     feed = database.feed
-    with feed.watch("waits", 1) as waits, feed.watch("elsewhere", 1) as elsewhere, feed.watch("runs", 1) as runs:
+    with feed.watch("waits") as waits, feed.watch("elsewhere") as elsewhere, feed.watch("runs") as runs:
         for watch in (waits, elsewhere, runs):
             await version(watch)
         assert await silent(waits)
@@ -220,7 +226,7 @@ async def test_a_place_is_not_looked_at_more_often_than_every_few_seconds(monkey
     monkeypatch.setattr(feed_module, "PLACE_S", 3600.0)
     database = Database()
     database.put("a", 1, told=False, line="ltx2")
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
         assert await silent(watch)
         database.looked.clear()
@@ -239,7 +245,7 @@ async def test_a_database_that_is_away_is_waited_for(trouble: Exception) -> None
     database = Database()
     database.put("a", 1, told=False)
     database.trouble = [trouble] * 3
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         assert await version(watch) == 1
     await database.feed.aclose()
 
@@ -254,7 +260,7 @@ async def test_one_that_cannot_be_shown_stands_in_nobodys_way() -> None:
         return await database.look(ids)
 
     database.feed.show(look)
-    with database.feed.watch("bad", 1) as bad, database.feed.watch("good", 1) as good:
+    with database.feed.watch("bad") as bad, database.feed.watch("good") as good:
         assert await version(good) == 1
         with pytest.raises(FeedEnded):
             await bad.next()
@@ -264,7 +270,7 @@ async def test_one_that_cannot_be_shown_stands_in_nobodys_way() -> None:
 async def test_all_who_watch_are_told_that_it_ends() -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch, database.feed.watch("a", 1) as other:
+    with database.feed.watch("a") as watch, database.feed.watch("a") as other:
         await version(watch)
         waiting = asyncio.ensure_future(watch.next())
         await asyncio.sleep(0)
@@ -274,7 +280,7 @@ async def test_all_who_watch_are_told_that_it_ends() -> None:
         await version(other)
         with pytest.raises(FeedEnded):
             await other.next()
-    with pytest.raises(FeedEnded), database.feed.watch("a", 1):
+    with pytest.raises(FeedEnded), database.feed.watch("a"):
         pass
 
 
@@ -282,7 +288,7 @@ async def test_all_who_watch_are_told_that_it_ends() -> None:
 async def test_what_is_no_payload_is_none(payload: str) -> None:
     database = Database()
     database.put("a", 1, told=False)
-    with database.feed.watch("a", 1) as watch:
+    with database.feed.watch("a") as watch:
         await version(watch)
         database.payloads.put_nowait(payload)
         database.put("a", 2)
@@ -326,7 +332,7 @@ async def _played(script: list[tuple[str, str]]) -> None:
         if step == "change":
             database.put(name, database.jobs[name].version + 1)
         elif step == "watch":
-            opened = database.feed.watch(name, database.jobs[name].version)
+            opened = database.feed.watch(name)
             seen = [database.jobs[name].version]
             watching[name].append((opened, asyncio.ensure_future(follow(opened.__enter__(), seen)), seen))
         elif step == "leave" and watching[name]:
