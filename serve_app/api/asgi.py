@@ -13,6 +13,7 @@ from serve_app import __version__
 from serve_app.api import estimate, files, generate, health, jobs, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
+from serve_app.api.idempotency import REPLAYED
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.schemas import Problem
 from serve_app.services import Services
@@ -52,7 +53,7 @@ def create_asgi(services: Services) -> ASGIApp:
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id"],
+        expose_headers=["x-request-id", REPLAYED],
     )
     return RequestIdMiddleware(open_to_browsers)
 

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-import structlog
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Response
 
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
     Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
@@ -19,15 +20,14 @@ from serve_app.api.errors import (
     Unauthorized,
     UploadMissing,
 )
-from serve_app.api.estimate import foreseen
+from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
-from serve_app.jobs.job import Status
+from serve_app.api.submission import accept
+from serve_app.jobs.job import NewJob, Status
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
-
-log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
 
@@ -36,38 +36,33 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
     "/generate",
     status_code=201,
     operation_id="generate",
+    response_model=Created,
     response_model_exclude_none=True,
     responses=documented(
         Unauthorized,
         Forbidden,
         InvalidRequest,
         UploadMissing,
+        IdempotencyKeyReused,
         JobNotFound,
         JobNotUploading,
+        IdempotencyInFlight,
         PayloadTooLarge,
         RequestTimeout,
     ),
 )
-async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf) -> Created:
+async def generate(
+    request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf, key: IdempotencyKeyOf
+) -> Created | Response:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
     assert isinstance(request, GenerateOptions)
-    uploads = await _uploads(request, caller, services)
-    new = new_job(request, uploads, caller.key_id, current_request_id())
-    # Before: once the job is on disk, nothing may come between it and the answer.
-    eta, cost = await foreseen(new.model, new.effort, services)
-    job = await services.store.submit(new, request.job_id, of_key=caller.sees)
-    if job is None:
-        # It was there when the uploads were looked for.
-        raise JobNotUploading(param="job_id")
-    log.info("accepted", job_id=job.id, model=job.model)
-    return Created(
-        job_id=job.id,
-        model=job.model,
-        status=job.status,
-        created_at=job.created_at,
-        eta_seconds=eta,
-        cost_estimate_usd=cost,
-    )
+
+    async def prepare() -> NewJob:
+        uploads = await _uploads(request, caller, services)
+        return new_job(request, uploads, caller.key_id, current_request_id())
+
+    once = keyed(key, caller, "generate", request.model_dump(mode="json", exclude_unset=True))
+    return await accept(prepare, caller, services, job_id=request.job_id, once=once)
 
 
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))

@@ -7,13 +7,28 @@ from pydantic import AfterValidator
 
 from deployments.registry import MODELS
 from serve_app.api.auth import Maker, Reader
-from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.errors import (
+    Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    InputsGone,
+    InvalidRequest,
+    JobNotFailed,
+    JobNotFinished,
+    JobNotFound,
+    Unauthorized,
+)
+from serve_app.api.idempotency import IdempotencyKeyOf, keyed
+from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.problems import documented
-from serve_app.api.schemas import JobPage, JobView, QueryText
+from serve_app.api.request_id import current_request_id
+from serve_app.api.retries import again
+from serve_app.api.schemas import Created, JobPage, JobView, QueryText
+from serve_app.api.submission import accept
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
 from serve_app.jobs.forecast import forecasts
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -67,10 +82,12 @@ async def get_job(job_id: JobPath, caller: Reader, services: ServicesOf, model: 
     operation_id="list_jobs",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    openapi_extra={"parameters": [PARAMETER]},
 )
 async def list_jobs(
     caller: Reader,
     services: ServicesOf,
+    metadata: MetadataWanted,
     status: Status | None = None,
     model: str | None = None,
     user_id: QueryText | None = None,
@@ -87,7 +104,13 @@ async def list_jobs(
             raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
     found = await services.store.list(
-        status=status, model=model, user_id=user_id, after=position, limit=limit + 1, of_key=caller.sees
+        status=status,
+        model=model,
+        user_id=user_id,
+        metadata=metadata,
+        after=position,
+        limit=limit + 1,
+        of_key=caller.sees,
     )
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
@@ -122,6 +145,36 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
     if job is None:
         raise JobNotFound
     return await view(job, services)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=201,
+    operation_id="retry_job",
+    response_model=Created,
+    response_model_exclude_none=True,
+    responses=documented(
+        Unauthorized,
+        Forbidden,
+        JobNotFound,
+        JobNotFailed,
+        InputsGone,
+        IdempotencyInFlight,
+        InvalidRequest,
+        IdempotencyKeyReused,
+    ),
+)
+async def retry_job(job_id: JobPath, caller: Maker, services: ServicesOf, key: IdempotencyKeyOf) -> Created | Response:
+    """Ask once more for what a failed or cancelled job was to make: a new job, with the same parameters, options and
+    inputs. It has `retry_of`, and needs nothing of the old one, which may be deleted."""
+
+    async def prepare() -> NewJob:
+        job = await services.store.get(job_id, of_key=caller.sees)
+        if job is None:
+            raise JobNotFound
+        return await again(job, services.storage, current_request_id())
+
+    return await accept(prepare, caller, services, once=keyed(key, caller, "retry", {"job_id": job_id}))
 
 
 @router.delete(

@@ -11,25 +11,25 @@ Time is the database's: no clock of another machine decides anything.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
 import structlog
-import uuid_utils
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, CursorResult, delete, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs import claim
+from serve_app.jobs import claim, idempotency
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
-from serve_app.jobs.job import Claim, Job, NewJob, Status
+from serve_app.jobs.idempotency import Answer, IdempotencyKey
+from serve_app.jobs.job import Claim, Job, NewJob, Status, new_id, new_nonce
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 
@@ -66,9 +66,9 @@ class JobStore:
         still be about.
         """
         values = {
-            "id": job_id or str(uuid_utils.uuid7()),
+            "id": job_id or new_id(),
             "key_id": key_id,
-            "nonce": _nonce(),
+            "nonce": new_nonce(),
             "status": Status.UPLOADING,
             "stage": Stage.WAITING_FOR_UPLOAD,
             "expires_at": in_seconds(UPLOAD_WINDOW_S),
@@ -87,32 +87,38 @@ class JobStore:
 
         Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
-        values: dict[str, Any] = {
-            "status": Status.QUEUED,
-            "stage": Stage.QUEUED,
-            "model": new.model,
-            "params": dict(new.params),
-            "effort": new.effort,
-            "sources": dict(new.sources),
-            "uploads": dict(new.uploads),
-            "key_id": new.key_id,
-            "user_id": new.user_id,
-            "webhook_url": new.webhook_url,
-            "request_id": new.request_id,
-            "priority": new.priority,
-            "expires_after": new.expires_after,
-            "expires_at": None if new.expires_after is None else in_seconds(new.expires_after),
-        }
         async with self._engine.begin() as db:
-            if job_id is None:
-                statement: Any = insert(jobs).values(id=str(uuid_utils.uuid7()), nonce=_nonce(), **values)
-            else:
-                opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
-                # Whose it is was said when it was opened.
-                statement = update(jobs).where(opened).values({n: v for n, v in values.items() if n != "key_id"})
-            row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
-            await notify(db, "work")
-        return None if row is None else Job.from_row(row)
+            return await _accept(db, new, job_id, of_key)
+
+    async def submit_once(
+        self,
+        key: IdempotencyKey,
+        answer: Callable[[Job], Answer],
+        new: NewJob,
+        job_id: str | None = None,
+        *,
+        of_key: str | None = None,
+    ) -> tuple[Job | None, Answer] | None:
+        """As :meth:`submit`, but once for all requests with ``key``: the job and what is ``answer``-ed commit together.
+
+        Returns no job beside the answer if that is of an earlier request, or of one that came at the same time. None as
+        above; the key is free then. Raises what :func:`~serve_app.jobs.idempotency.take` does.
+        """
+        async with self._engine.begin() as db:
+            if (given := await idempotency.take(db, key)) is not None:
+                return None, given
+            job = await _accept(db, new, job_id, of_key)
+            if job is None:
+                await db.rollback()
+                return None
+            made = answer(job)
+            await idempotency.keep(db, key, made)
+            return job, made
+
+    async def answered(self, key: IdempotencyKey) -> Answer | None:
+        """What the request with ``key`` was answered with; None if it is new. Raises ``KeyReused``."""
+        async with self._engine.connect() as db:
+            return await idempotency.find(db, key)
 
     async def get(self, job_id: str, *, of_key: str | None = None) -> Job | None:
         """With ``of_key``, here and below, only if it is a job of that key."""
@@ -126,15 +132,18 @@ class JobStore:
         status: Status | None = None,
         model: str | None = None,
         user_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 20,
         of_key: str | None = None,
     ) -> Sequence[Job]:
-        """Newest first, those after the position ``(created_at, id)``."""
+        """Newest first, those after the position ``(created_at, id)``, that have all pairs of ``metadata``."""
         query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).where(_of(of_key)).limit(limit)
         for column, value in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.user_id, user_id)):
             if value is not None:
                 query = query.where(column == value)
+        if metadata:
+            query = query.where(jobs.c.metadata.contains(dict(metadata)))
         if after is not None:
             query = query.where(func.row(jobs.c.created_at, jobs.c.id) < func.row(*after))
         async with self._engine.connect() as db:
@@ -408,8 +417,35 @@ def _of(key_id: str | None) -> ColumnElement[bool]:
     return true() if key_id is None else jobs.c.key_id == key_id
 
 
-def _nonce() -> str:
-    return secrets.token_hex(8)
+async def _accept(db: AsyncConnection, new: NewJob, job_id: str | None, of_key: str | None) -> Job | None:
+    values: dict[str, Any] = {
+        "status": Status.QUEUED,
+        "stage": Stage.QUEUED,
+        "model": new.model,
+        "params": dict(new.params),
+        "effort": new.effort,
+        "sources": dict(new.sources),
+        "uploads": dict(new.uploads),
+        "key_id": new.key_id,
+        "user_id": new.user_id,
+        "webhook_url": new.webhook_url,
+        "request_id": new.request_id,
+        "priority": new.priority,
+        "expires_after": new.expires_after,
+        "expires_at": None if new.expires_after is None else in_seconds(new.expires_after),
+        "timeout_s": new.timeout_s,
+        "metadata": dict(new.metadata) or None,
+        "retry_of": new.retry_of,
+    }
+    if job_id is None:
+        statement: Any = insert(jobs).values(id=new.id, nonce=new.nonce, **values)
+    else:
+        opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
+        # Whose it is was said when it was opened.
+        statement = update(jobs).where(opened).values({n: v for n, v in values.items() if n != "key_id"})
+    row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
+    await notify(db, "work")
+    return None if row is None else Job.from_row(row)
 
 
 def _token() -> str:

@@ -1,0 +1,111 @@
+"""The ``Idempotency-Key`` header, by draft-ietf-httpapi-idempotency-key-header-07.
+
+The draft wants a quoted string (RFC 8941); most clients send the bare value. Both are taken, and mean the same key.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request, Response
+
+from serve_app.access.caller import Caller
+from serve_app.api.errors import IdempotencyInFlight, IdempotencyKeyReused, InvalidRequest, VideoApiError
+from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyInFlight, KeyReused
+from serve_app.jobs.job import Job
+from serve_app.jobs.store import JobStore
+
+NAME = "Idempotency-Key"
+MAX_LENGTH = 255
+#: Of an answer that was given before.
+REPLAYED = "idempotency-replayed"
+
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
+#: What two headers, joined by somebody between, are not.
+_BARE = re.compile(r"[!#-+\--~]*", re.ASCII)
+
+
+def parse(header: str) -> str:
+    """The key. ValueError, with what is wrong, unless it is one."""
+    header = header.strip(" \t")
+    if quoted := _QUOTED.fullmatch(header):
+        value = re.sub(r"\\(.)", r"\1", quoted[1])
+    elif _BARE.fullmatch(header):
+        value = header
+    else:
+        raise ValueError("must be a string in double quotes, or visible ASCII characters without quotes and commas")
+    if not 1 <= len(value) <= MAX_LENGTH:
+        raise ValueError(f"must have 1 to {MAX_LENGTH} characters")
+    return value
+
+
+def fingerprint(asked: Mapping[str, Any]) -> str:
+    """SHA-256 of what was asked for, as JSON values: the order of keys and the blanks between them mean nothing."""
+    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+async def _given(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Any string that is new for this request, e.g. a UUID, quoted or bare. A request that "
+            "comes again with it within 24 hours is answered as it was the first time, with "
+            "`Idempotency-Replayed: true`, and nothing is done twice. Errors are not kept."
+        ),
+    ] = None,
+) -> str | None:
+    if idempotency_key is None:
+        return None
+    given = request.headers.getlist(NAME)
+    try:
+        if len(given) > 1:
+            raise ValueError("is given twice")
+        return parse(given[0])
+    except ValueError as error:
+        raise InvalidRequest(f"{NAME}: {error}.", param=NAME) from None
+
+
+#: The request's key, if it has one.
+IdempotencyKeyOf = Annotated[str | None, Depends(_given)]
+
+
+def keyed(value: str | None, caller: Caller, route: str, asked: Mapping[str, Any]) -> IdempotencyKey | None:
+    """The key of a request that asks ``route`` for ``asked``; None if it has none."""
+    if value is None:
+        return None
+    return IdempotencyKey(key_id=caller.key_id, route=route, value=value, fingerprint=fingerprint(asked))
+
+
+async def answer_once(
+    key: IdempotencyKey, store: JobStore, submit: Callable[[], Awaitable[tuple[Job | None, Answer]]]
+) -> Response:
+    """What the first request with ``key`` was answered with; the same bytes each time. ``submit`` is asked if none was
+    yet, and says by a job that it was this one.
+
+    Raises:
+        IdempotencyKeyReused, IdempotencyInFlight
+    """
+    try:
+        if (given := await store.answered(key)) is not None:
+            return _response(given, replayed=True)
+        try:
+            job, answer = await submit()
+        except VideoApiError:
+            # Another one may have been faster since: then what he has done stands in the way, e.g. of an upload.
+            if (given := await store.answered(key)) is not None:
+                return _response(given, replayed=True)
+            raise
+    except KeyReused:
+        raise IdempotencyKeyReused(param=NAME) from None
+    except KeyInFlight:
+        raise IdempotencyInFlight(headers={"retry-after": "1", "x-should-retry": "true"}) from None
+    return _response(answer, replayed=job is None)
+
+
+def _response(answer: Answer, *, replayed: bool) -> Response:
+    headers = {REPLAYED: "true"} if replayed else {}
+    return Response(answer.body, answer.status, headers, media_type="application/json")
