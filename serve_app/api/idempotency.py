@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import WithJsonSchema
 
 from serve_app.access.caller import Caller
 from serve_app.api.errors import IdempotencyInFlight, IdempotencyKeyReused, InvalidRequest, VideoApiError
@@ -22,23 +23,20 @@ MAX_LENGTH = 255
 #: Of an answer that was given before.
 REPLAYED = "idempotency-replayed"
 
-_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
-#: What two headers, joined by somebody between, are not.
-_BARE = re.compile(r"[!#-+\--~]*", re.ASCII)
+#: Without commas, bare: two headers that somebody has joined are no key.
+_KEY = re.compile(
+    rf'(?P<bare>[!#-+\--~]{{1,{MAX_LENGTH}}})|"(?P<quoted>(?:[ !#-\[\]-~]|\\["\\]){{1,{MAX_LENGTH}}})"', re.ASCII
+)
 
 
 def parse(header: str) -> str:
     """The key. ValueError, with what is wrong, unless it is one."""
-    header = header.strip(" \t")
-    if quoted := _QUOTED.fullmatch(header):
-        value = re.sub(r"\\(.)", r"\1", quoted[1])
-    elif _BARE.fullmatch(header):
-        value = header
-    else:
-        raise ValueError("must be a string in double quotes, or visible ASCII characters without quotes and commas")
-    if not 1 <= len(value) <= MAX_LENGTH:
-        raise ValueError(f"must have 1 to {MAX_LENGTH} characters")
-    return value
+    found = _KEY.fullmatch(header.strip(" \t"))
+    if found is None:
+        raise ValueError(
+            f"must be 1 to {MAX_LENGTH} visible ASCII characters without quotes and commas, or a string in quotes"
+        )
+    return found["bare"] or re.sub(r"\\(.)", r"\1", found["quoted"])
 
 
 def fingerprint(asked: Mapping[str, Any]) -> str:
@@ -56,6 +54,7 @@ async def _given(
             "comes again with it within 24 hours is answered as it was the first time, with "
             "`Idempotency-Replayed: true`, and nothing is done twice. Errors are not kept."
         ),
+        WithJsonSchema({"type": "string", "pattern": f"^(?:{re.sub('[?]P<[a-z]+>', '?:', _KEY.pattern)})$"}),
     ] = None,
 ) -> str | None:
     if idempotency_key is None:

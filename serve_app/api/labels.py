@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from serve_app.api.errors import InvalidRequest
 
@@ -13,13 +13,16 @@ MAX_PAIRS, MAX_NAME, MAX_VALUE = 16, 64, 512
 
 #: Nothing with a NUL, which PostgreSQL cannot store.
 _PLAIN = r"^[^\x00]*$"
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=_PLAIN)],
-        Annotated[str, Field(max_length=MAX_VALUE, pattern=_PLAIN)],
-    ],
-    Field(max_length=MAX_PAIRS),
-]
+_NAME = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=_PLAIN)]
+_VALUE = Annotated[str, Field(max_length=MAX_VALUE, pattern=_PLAIN)]
+#: What pydantic would say of the pattern of a name leaves all others open.
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "maxProperties": MAX_PAIRS,
+    "propertyNames": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "pattern": _PLAIN},
+    "additionalProperties": {"type": "string", "maxLength": MAX_VALUE, "pattern": _PLAIN},
+}
+Metadata = Annotated[dict[_NAME, _VALUE], Field(max_length=MAX_PAIRS), WithJsonSchema(_SCHEMA)]
 
 _METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 _PARAMETER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -31,7 +34,7 @@ PARAMETER: dict[str, Any] = {
     "style": "deepObject",
     "explode": True,
     "description": "Only jobs that have all these pairs: `?metadata[shot]=12&metadata[scene]=3`.",
-    "schema": _METADATA.json_schema(),
+    "schema": _SCHEMA,
 }
 
 
