@@ -50,9 +50,10 @@ async def _given(
     idempotency_key: Annotated[
         str | None,
         Header(
+            alias=NAME,
             description="Any string that is new for this request, e.g. a UUID, quoted or bare. A request that "
             "comes again with it within 24 hours is answered as it was the first time, with "
-            "`Idempotency-Replayed: true`, and nothing is done twice. Errors are not kept."
+            "`Idempotency-Replayed: true`, and nothing is done twice. Errors are not kept.",
         ),
         WithJsonSchema({"type": "string", "pattern": f"^(?:{re.sub('[?]P<[a-z]+>', '?:', _KEY.pattern)})$"}),
     ] = None,

@@ -9,7 +9,7 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.services import Services
 from serve_app.storage import keys
@@ -72,10 +72,12 @@ async def job_of(services: Services, answer: httpx.Response) -> Job:
 
 
 async def test_a_retry_asks_for_the_same_again(
-    client: httpx.AsyncClient, generate: Generate, services: Services
+    client: httpx.AsyncClient, generate: Generate, services: Services, engine: AsyncEngine
 ) -> None:
+    """An admin asks; it stays the job of the key that it was for."""
     asked = {
         "prompt": "A storm",
+        "duration": 7,
         "user_id": "ann",
         "priority": 3,
         "webhook_url": "https://c.example/hook",
@@ -84,15 +86,17 @@ async def test_a_retry_asks_for_the_same_again(
         "metadata": {"shot": "12"},
     }
     old = await job_of(services, await generate(**asked))
-    await services.store.cancel(old.id)
+    await execute(engine, "UPDATE jobs SET key_id = 'key_b'")
+    cancelled = await services.store.cancel(old.id)
+    assert cancelled is not None
     new = await job_of(services, answer := await retry(client, old.id))
     assert (answer.json()["status"], answer.json()["model"]) == ("queued", "ltx2")
     assert (new.retry_of, new.id != old.id, new.nonce != old.nonce) == (old.id, True, True)
-    for name in (
-        "model", "params", "effort", "sources", "key_id", "user_id", "priority", "webhook_url", "expires_after",
-        "timeout_s", "metadata",
-    ):  # fmt: skip
-        assert getattr(new, name) == getattr(old, name), name
+    plain = NewJob(model="", params={})
+    for name in NewJob.__dataclass_fields__.keys() - {"id", "nonce", "sources", "uploads", "request_id", "retry_of"}:
+        assert getattr(cancelled, name) != getattr(plain, name), f"give it a {name}"
+        assert getattr(new, name) == getattr(cancelled, name), name
+    assert new.sources == old.sources
     assert (new.status, new.attempt, new.faults, new.error_code) == (Status.QUEUED, 0, 0, None)
     assert (await client.get(f"/api/v1/jobs/{new.id}")).json()["retry_of"] == old.id
     assert "retry_of" not in (await client.get(f"/api/v1/jobs/{old.id}")).json()
