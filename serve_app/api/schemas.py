@@ -245,7 +245,11 @@ class UploadRequest(_Request):
     """Where may I upload?"""
 
     input_type: MediaKind
-    job_id: JobId | None = Field(None, description="Leave out for the first file: a job is opened and its id returned.")
+    job_id: JobId | None = Field(
+        None,
+        description="Leave out for the first file: a job is opened and its id returned. Or give a new UUID: then a "
+        "request that comes again opens no second job.",
+    )
     content_type: str | None = Field(None, max_length=100, examples=["image/png"])
     size: int | None = Field(
         None,
