@@ -1,14 +1,16 @@
 """``POST /api/v1/generate`` and what models there are."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    BudgetReached,
     Forbidden,
     IdempotencyInFlight,
     IdempotencyKeyReused,
@@ -16,14 +18,18 @@ from serve_app.api.errors import (
     JobNotFound,
     JobNotUploading,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
     UploadMissing,
 )
+from serve_app.api.gate import Live, live
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
+from serve_app.api.jobs import view
+from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
+from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
 from serve_app.api.submission import accept
 from serve_app.jobs.job import NewJob, Status
 from serve_app.services import Services, ServicesOf
@@ -31,12 +37,14 @@ from serve_app.storage import keys
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
 
+#: Most seconds after which a client is told to ask for its new job.
+MAX_RETRY_S = 30
+
 
 @router.post(
     "/generate",
     status_code=201,
     operation_id="generate",
-    response_model=Created,
     response_model_exclude_none=True,
     responses=documented(
         Unauthorized,
@@ -49,12 +57,24 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
         IdempotencyInFlight,
         PayloadTooLarge,
         RequestTimeout,
+        QueueFull,
+        BudgetReached,
     ),
 )
+@live(Live.WAIT)
 async def generate(
-    request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf, key: IdempotencyKeyOf
-) -> Created | Response:
-    """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
+    request: Annotated[GenerateRequest, Body()],
+    caller: Maker,
+    services: ServicesOf,
+    wait_s: WaitGranted,
+    key: IdempotencyKeyOf,
+    connection: Request,
+    response: Response,
+) -> Created | JobView:
+    """Ask for a video. The answer means that the job is on disk and will end in exactly one final state.
+
+    With `Prefer: wait=n` it is the job as it is when it has ended, or after n seconds.
+    """
     assert isinstance(request, GenerateOptions)
 
     async def prepare() -> NewJob:
@@ -62,7 +82,18 @@ async def generate(
         return new_job(request, uploads, caller.key_id, current_request_id())
 
     once = keyed(key, caller, "generate", request.model_dump(mode="json", exclude_unset=True))
-    return await accept(prepare, caller, services, job_id=request.job_id, once=once)
+    created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
+    if wait_s:
+        response.headers.update(applied(wait_s))
+        # A repetition waits as well, unless the job was deleted meanwhile.
+        job = await services.store.get(created.job_id)
+        waited_for = None if job is None else await held(job, wait_s, connection.receive, services)
+        if waited_for is not None:
+            return await view(waited_for, services)
+    else:
+        # When to ask for the job: a client may do so at any time, and need not.
+        response.headers["retry-after"] = str(ceil(min(max(created.eta_seconds or 1, 1), MAX_RETRY_S)))
+    return created
 
 
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))

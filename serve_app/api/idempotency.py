@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Header, Request
 from pydantic import WithJsonSchema
 
 from serve_app.access.caller import Caller
@@ -82,30 +82,25 @@ def keyed(value: str | None, caller: Caller, route: str, asked: Mapping[str, Any
 
 async def answer_once(
     key: IdempotencyKey, store: JobStore, submit: Callable[[], Awaitable[tuple[Job | None, Answer]]]
-) -> Response:
-    """What the first request with ``key`` was answered with; the same bytes each time. ``submit`` is asked if none was
-    yet, and says by a job that it was this one.
+) -> tuple[Answer, bool]:
+    """What the first request with ``key`` was answered with, and whether that was another one. ``submit`` is asked if
+    none was yet, and says by a job that it was this one.
 
     Raises:
         IdempotencyKeyReused, IdempotencyInFlight
     """
     try:
         if (given := await store.answered(key)) is not None:
-            return _response(given, replayed=True)
+            return given, True
         try:
             job, answer = await submit()
         except VideoApiError:
             # Another one may have been faster since: then what he has done stands in the way, e.g. of an upload.
             if (given := await store.answered(key)) is not None:
-                return _response(given, replayed=True)
+                return given, True
             raise
     except KeyReused:
         raise IdempotencyKeyReused(param=NAME) from None
     except KeyInFlight:
         raise IdempotencyInFlight(headers={"retry-after": "1", "x-should-retry": "true"}) from None
-    return _response(answer, replayed=job is None)
-
-
-def _response(answer: Answer, *, replayed: bool) -> Response:
-    headers = {REPLAYED: "true"} if replayed else {}
-    return Response(answer.body, answer.status, headers, media_type="application/json")
+    return answer, job is None

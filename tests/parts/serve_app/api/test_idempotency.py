@@ -20,6 +20,7 @@ from tests.parts.serve_app.api.test_api_media import put, ticket
 from tests.parts.serve_app.jobs.samples import execute, fetch, new_job
 
 Once = Callable[..., Awaitable[httpx.Response]]
+WithKey = Callable[..., Awaitable[httpx.AsyncClient]]
 
 
 @pytest.fixture
@@ -166,9 +167,10 @@ async def test_who_comes_meanwhile_waits_for_the_first(once: Once, services: Ser
         assert await idempotency.take(db, key) is None
         second = asyncio.create_task(once())
         await waits_for_a_lock(engine)
-        await idempotency.keep(db, key, Answer(201, '{"job_id":"first"}'))
+        body = '{"job_id":"first","model":"ltx2","status":"queued","created_at":"2026-11-26T15:15:55.000001Z"}'
+        await idempotency.keep(db, key, Answer(201, body))
     answer = await second
-    assert (answer.json(), answer.headers["idempotency-replayed"]) == ({"job_id": "first"}, "true")
+    assert (answer.text, answer.headers["idempotency-replayed"]) == (body, "true")
 
 
 async def test_who_waits_for_one_that_dies_does_it_himself(once: Once, engine: AsyncEngine) -> None:
@@ -228,3 +230,40 @@ async def test_a_create_without_a_key_pays_nothing(client: httpx.AsyncClient, en
         await db.execute(text("LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE"))
         body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"}
         assert (await client.post("/api/v1/generate", json=body)).status_code == 201
+
+
+async def test_keys_of_another_api_key_are_others(with_key: WithKey, engine: AsyncEngine) -> None:
+    body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"}
+    for client in (await with_key(scopes=["generate"]), await with_key(scopes=["generate"])):
+        answer = await client.post("/api/v1/generate", json=body, headers={"idempotency-key": "k-1"})
+        assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
+    assert await job_count(engine) == 2
+
+
+async def test_a_full_queue_does_not_hide_what_was_done(with_key: WithKey, engine: AsyncEngine) -> None:
+    client = await with_key(scopes=["generate"], limits={"queued_jobs": 1})
+    body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"}
+
+    async def ask(key: str) -> httpx.Response:
+        return await client.post("/api/v1/generate", json=body, headers={"idempotency-key": key})
+
+    first = await ask("k-1")
+    refused = await ask("k-2")
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert (await ask("k-1")).content == first.content
+    # What was refused has left its key free.
+    await execute(engine, "DELETE FROM jobs")
+    assert (await ask("k-2")).status_code == 201
+
+
+async def test_a_repetition_may_wait_for_the_end_too(client: httpx.AsyncClient, services: Services) -> None:
+    body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"}
+    headers = {"idempotency-key": "k-1"}
+    first = await client.post("/api/v1/generate", json=body, headers=headers)
+    await services.store.cancel(first.json()["job_id"])
+    answer = await client.post("/api/v1/generate", json=body, headers=headers | {"prefer": "wait=60"})
+    assert (answer.json()["job_id"], answer.json()["status"]) == (first.json()["job_id"], "cancelled")
+    assert (answer.headers["idempotency-replayed"], answer.headers["preference-applied"]) == ("true", "wait=60")
+    await client.delete(f"/api/v1/jobs/{first.json()['job_id']}")
+    gone = await client.post("/api/v1/generate", json=body, headers=headers | {"prefer": "wait=60"})
+    assert gone.content == first.content
