@@ -56,7 +56,11 @@ class FailureCode(Explained):
     # The machines
     OUT_OF_MEMORY = "out_of_memory", "The GPU's memory was too small. Retried once.", True
     DEVICE_LOST = "device_lost", "The GPU failed.", True
-    TIMED_OUT = "timed_out", "An attempt took longer than the model's limit.", True
+    TIMED_OUT = (
+        "timed_out",
+        "An attempt took longer than the model's limit. Not retried if that was the job's own `timeout_s`.",
+        True,
+    )
     WORKER_LOST = "worker_lost", "The GPU worker died or fell silent.", True
     STORAGE_UNAVAILABLE = "storage_unavailable", "The object store failed.", True
     OUTPUT_CORRUPT = "output_corrupt", "The stored video is not the one that was made.", True

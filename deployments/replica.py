@@ -248,7 +248,9 @@ class Replica:
         return await self._in_time(run, self._call(self._cpu_threads, function, *args))
 
     async def _in_time(self, run: Run, work: "asyncio.Future[T]") -> T:
-        done, _ = await asyncio.wait({work}, timeout=max(0.0, run.seconds_left) + STEP_GRACE_S)
+        # The model's limit: who gives a run less time does not make a slow thread a wedged one.
+        left = run.seconds_left_of(MODELS[self._model].timeout_s)
+        done, _ = await asyncio.wait({work}, timeout=max(0.0, left) + STEP_GRACE_S)
         if not done:
             # The thread hangs, in the device perhaps, and cannot be ended; the process has to go.
             self._broken = "a thread made no step within its time limit"

@@ -92,8 +92,12 @@ class Run:
     def seconds_left(self) -> float:
         return self._deadline - time.monotonic()
 
+    def seconds_left_of(self, limit_s: float) -> float:
+        """As if it might take so long: a client may have given it less than the model does."""
+        return self.seconds_left + limit_s - self._task.timeout_s
+
     def _out_of_time(self) -> Fault:
-        return Fault(FailureCode.TIMED_OUT, f"The run took longer than {self._task.timeout_s:.0f} s.")
+        return Fault(FailureCode.TIMED_OUT, f"The run took longer than {self._task.timeout_s:g} s.")
 
     def hurry(self) -> None:
         """Ask the head now what it wants, instead of at the next report."""

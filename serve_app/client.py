@@ -15,11 +15,13 @@ import json
 import mimetypes
 import os
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NotRequired, Self, TypedDict, cast
+from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -33,7 +35,14 @@ SILENCE_S = 30.0
 #: Streams that may break in a row, each before it has lasted for ``SILENCE_S``.
 BREAKS = 3
 PAGE = 100
+#: Times that something is asked for which is safe to ask for again, in no more than :data:`PATIENCE_S` in all. Seconds
+#: between them, doubled each time, where the service does not say how many.
+_TRIES, _AGAIN_S = 5, 0.5
+#: Answers of a service, or of what stands before it, that does not know at the moment.
+_PASSING = frozenset({502, 503, 504})
 _CHUNK = 256 * 1024
+
+T = TypeVar("T")
 
 #: ``(bytes so far, bytes in all or None)``
 OnBytes = Callable[[int, int | None], None]
@@ -76,6 +85,9 @@ class Job(TypedDict):
     error_code: NotRequired[str]
     attempt: int
     user_id: NotRequired[str]
+    timeout_s: NotRequired[float]
+    metadata: NotRequired[dict[str, str]]
+    retry_of: NotRequired[str]
     media: NotRequired[dict[str, Any]]
     notes: NotRequired[dict[str, Any]]
     created_at: str
@@ -207,12 +219,23 @@ class EventParser:
 class ApiError(Exception):
     """The API answered, but not with what was asked for."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         #: Stable, e.g. ``invalid_request``.
         self.code = code
         self.message = message
+        #: Seconds until it is worth another try; None: nothing was said.
+        self.retry_after_s = retry_after_s
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return (
+            self.status in _PASSING
+            or self.code == "idempotency_in_flight"
+            or (self.status == 429 and self.retry_after_s is not None)
+        )
 
 
 class Unreachable(Exception):
@@ -237,7 +260,7 @@ def _ignore(*_: object) -> None:
 
 
 class Client:
-    """One connection pool. ``transport`` is httpx's seam for tests, ``pause`` and ``clock`` those of ``wait``."""
+    """One connection pool. ``transport`` is httpx's seam for tests, ``pause`` and ``clock`` those of what waits."""
 
     def __init__(
         self,
@@ -267,16 +290,22 @@ class Client:
     # ---------------------------------------------------------------- asking for videos
 
     def generate(self, model: str, **fields: Any) -> Created:
-        """``POST /api/v1/generate``."""
-        return cast("Created", self._json("POST", "/api/v1/generate", json={"model": model, **fields}))
+        """``POST /api/v1/generate``, again and again while nobody answers: it makes one job all the same."""
+        return self._once("/api/v1/generate", json={"model": model, **fields})
+
+    def retry(self, job_id: str) -> Created:
+        """A new job like one that failed or was cancelled; asked for as in :meth:`generate`."""
+        return self._once(f"{_job_path(job_id)}/retry")
 
     def upload(self, path: Path, kind: str, job_id: str | None = None, on_bytes: OnBytes = _ignore) -> str:
         """Upload an input of ``kind`` to a job, a new one by default. Returns the id for ``generate`` to use."""
         guessed = mimetypes.guess_type(path.name, strict=False)[0] or ""
         # What the name says of another kind the service would refuse; by itself it looks at the bytes.
         content_type = guessed if guessed.startswith(f"{kind}/") else None
-        body = {"input_type": kind, "job_id": job_id, "content_type": content_type}
-        ticket = cast("Ticket", self._json("POST", "/api/v1/presign/upload", json=body))
+        # An id of our own: asked for again, it is the same job.
+        body = {"input_type": kind, "job_id": job_id or str(uuid.uuid4()), "content_type": content_type}
+        asked = partial(self._json, "POST", "/api/v1/presign/upload", json=body)
+        ticket = cast("Ticket", self._patiently(asked))
         size = path.stat().st_size
 
         def chunks() -> Iterator[bytes]:
@@ -289,8 +318,12 @@ class Client:
 
         # Object stores do not take chunked uploads; the header makes httpx send a plain one.
         headers = {"content-type": ticket["content_type"], "content-length": str(size)}
-        with _reaching(ticket["upload_url"]):
-            _check(self._http.put(ticket["upload_url"], content=chunks(), headers=headers))
+
+        def put() -> None:
+            with _reaching(ticket["upload_url"]):
+                _check(self._http.put(ticket["upload_url"], content=chunks(), headers=headers))
+
+        self._patiently(put)
         return ticket["job_id"]
 
     # ---------------------------------------------------------------- jobs
@@ -300,13 +333,20 @@ class Client:
         return cast("Job", self._json("GET", _job_path(job_id)))
 
     def jobs(
-        self, *, status: str | None = None, model: str | None = None, user_id: str | None = None, limit: int = 20
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        user_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int = 20,
     ) -> JobPage:
-        """The newest ``limit`` jobs, as many requests as that takes."""
+        """The newest ``limit`` jobs that have all pairs of ``metadata``, as many requests as that takes."""
         found: JobPage = {"data": [], "last_id": None, "has_more": True}
         while found["has_more"] and (wanted := limit - len(found["data"])) > 0:
             query = {"status": status, "model": model, "user_id": user_id, "after": found["last_id"]}
             params = {name: value for name, value in query.items() if value is not None}
+            params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
             page = cast("JobPage", self._json("GET", "/api/v1/jobs", params={**params, "limit": min(wanted, PAGE)}))
             found = {**page, "data": found["data"] + page["data"]}
         return found
@@ -448,11 +488,34 @@ class Client:
             _check(answer)
         return cast("dict[str, Any]", self._parsed(answer))
 
+    def _once(self, path: str, **arguments: Any) -> Created:
+        headers = {"idempotency-key": f'"{uuid.uuid4()}"'}
+        return cast("Created", self._patiently(partial(self._json, "POST", path, headers=headers, **arguments)))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """``ask``, which may be done twice, until it is answered; the last error if it is not."""
+        begun = self._clock()
+        for number in range(1, _TRIES + 1):
+            wait_s = _AGAIN_S * 2 ** (number - 1)
+            try:
+                return ask()
+            except (ApiError, Unreachable) as error:
+                if isinstance(error, ApiError):
+                    if not error.passing:
+                        raise
+                    wait_s = wait_s if error.retry_after_s is None else error.retry_after_s
+                if number == _TRIES or self._clock() - begun + wait_s > PATIENCE_S:
+                    raise
+            self._pause(wait_s)
+        raise AssertionError("the last try returns or raises")
+
     def _json(self, method: str, path: str, **arguments: Any) -> Any:
         return self._parsed(self._request(method, path, **arguments))
 
-    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        answer = self._send(method, path, self._headers, **arguments)
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **arguments: Any
+    ) -> httpx.Response:
+        answer = self._send(method, path, {**self._headers, **(headers or {})}, **arguments)
         _check(answer)
         return answer
 
@@ -561,4 +624,8 @@ def _check(answer: httpx.Response) -> None:
     if not isinstance(problem, dict):
         problem = {}
     message = problem.get("detail") or problem.get("error") or where
-    raise ApiError(answer.status_code, str(problem.get("code") or f"http_{answer.status_code}"), str(message))
+    code = str(problem.get("code") or f"http_{answer.status_code}")
+    after = answer.headers.get("retry-after", "")
+    # Seconds; nobody here says it as a date.
+    retry_after_s = float(after) if after.isascii() and after.isdecimal() else None
+    raise ApiError(answer.status_code, code, str(message), retry_after_s)

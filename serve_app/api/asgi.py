@@ -15,6 +15,7 @@ from serve_app.api import estimate, events, files, generate, health, jobs, keys,
 from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
+from serve_app.api.idempotency import REPLAYED
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.schemas import Problem
 from serve_app.services import Services, build_ring
@@ -64,6 +65,7 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
             "retry-after",
             "location",
             "preference-applied",
+            REPLAYED,
         ],
     )
     return RequestIdMiddleware(open_to_browsers)

@@ -14,8 +14,12 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
     ├── JobIdUsed               409 job_id_used
+    ├── JobNotFailed            409 job_not_failed
+    ├── InputsGone              409 inputs_gone
+    ├── IdempotencyInFlight     409 idempotency_in_flight
     ├── InvalidRequest          422 invalid_request
-    │   └── UploadMissing       422 upload_missing
+    │   ├── UploadMissing       422 upload_missing
+    │   └── IdempotencyKeyReused 422 idempotency_key_reused
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── TooManyStreams          429 too_many_streams
@@ -129,6 +133,27 @@ class JobIdUsed(VideoApiError):
     code = "job_id_used"
 
 
+class JobNotFailed(VideoApiError):
+    """Only a job that has failed or was cancelled can be retried."""
+
+    status = 409
+    code = "job_not_failed"
+
+
+class InputsGone(VideoApiError):
+    """The job's inputs are not kept any more. Submit a new one."""
+
+    status = 409
+    code = "inputs_gone"
+
+
+class IdempotencyInFlight(VideoApiError):
+    """The first request with this `Idempotency-Key` is still being worked on. Send it again."""
+
+    status = 409
+    code = "idempotency_in_flight"
+
+
 class InvalidRequest(VideoApiError):
     """The request does not fit the schema."""
 
@@ -140,6 +165,12 @@ class UploadMissing(InvalidRequest):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 
     code = "upload_missing"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """This `Idempotency-Key` came with another request before. Use a new one for each."""
+
+    code = "idempotency_key_reused"
 
 
 class SignatureRejected(VideoApiError):

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Annotated, Any
 
-import structlog
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +13,8 @@ from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
     BudgetReached,
     Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
@@ -23,19 +24,17 @@ from serve_app.api.errors import (
     Unauthorized,
     UploadMissing,
 )
-from serve_app.api.estimate import foreseen
 from serve_app.api.gate import Live, live
+from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
-from serve_app.api.limits import quota_of, told
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
-from serve_app.jobs.job import Job, Status
+from serve_app.api.submission import accept
+from serve_app.jobs.job import NewJob, Status
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
-
-log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
 
@@ -57,8 +56,21 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
     inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
     if request.job_id is not None or any(getattr(request, f"{item.name}_url") is None for item in inputs):
         return None
-    _, created, headers = await _accepted(request, {}, caller, services)
-    return Response(created.model_dump_json(exclude_none=True), 201, headers, media_type="application/json")
+
+    async def prepare() -> NewJob:
+        return new_job(request, {}, caller.key_id, current_request_id())
+
+    response = Response(status_code=201, media_type="application/json")
+    created = await accept(prepare, caller, services, response, once=None)
+    response.headers["retry-after"] = _again(created)
+    response.body = created.model_dump_json(exclude_none=True).encode()
+    response.headers["content-length"] = str(len(response.body))
+    return response
+
+
+def _again(created: Created) -> str:
+    """Seconds after which to ask for the job: a client may do so at any time, and need not."""
+    return str(ceil(min(max(created.eta_seconds or 1, 1), MAX_RETRY_S)))
 
 
 @router.post(
@@ -71,8 +83,10 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
         Forbidden,
         InvalidRequest,
         UploadMissing,
+        IdempotencyKeyReused,
         JobNotFound,
         JobNotUploading,
+        IdempotencyInFlight,
         PayloadTooLarge,
         RequestTimeout,
         QueueFull,
@@ -85,6 +99,7 @@ async def generate(
     caller: Maker,
     services: ServicesOf,
     wait_s: WaitGranted,
+    key: IdempotencyKeyOf,
     connection: Request,
     response: Response,
 ) -> Created | JobView:
@@ -93,42 +108,23 @@ async def generate(
     With `Prefer: wait=n` it is the job as it is when it has ended, or after n seconds.
     """
     assert isinstance(request, GenerateOptions)
-    uploads = await _uploads(request, caller, services)
-    job, created, headers = await _accepted(request, uploads, caller, services)
-    response.headers.update(headers)
+
+    async def prepare() -> NewJob:
+        uploads = await _uploads(request, caller, services)
+        return new_job(request, uploads, caller.key_id, current_request_id())
+
+    once = keyed(key, caller, "generate", request.model_dump(mode="json", exclude_unset=True))
+    created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
     if wait_s:
         response.headers.update(applied(wait_s))
-        waited_for = await held(job, wait_s, connection.receive, services)
+        # A repetition waits as well, unless the job was deleted meanwhile.
+        job = await services.store.get(created.job_id)
+        waited_for = None if job is None else await held(job, wait_s, connection.receive, services)
         if waited_for is not None:
             return await view(waited_for, services)
+    else:
+        response.headers["retry-after"] = _again(created)
     return created
-
-
-async def _accepted(
-    request: GenerateOptions, uploads: Mapping[str, str], caller: Caller, services: Services
-) -> tuple[Job, Created, Mapping[str, str]]:
-    """The job, on disk, and the answer that says so with its headers."""
-    new = new_job(request, uploads, caller.key_id, current_request_id())
-    # Before: once the job is on disk, nothing may come between it and the answer.
-    eta, cost = await foreseen(new.model, new.effort, services)
-    quota = await quota_of(caller, services)
-    with told():
-        job = await services.store.submit(new, request.job_id, of_key=caller.sees, quota=quota)
-    if job is None:
-        # It was there when the uploads were looked for.
-        raise JobNotUploading(param="job_id")
-    log.info("accepted", job_id=job.id, model=job.model)
-    created = Created(
-        job_id=job.id,
-        model=job.model,
-        status=job.status,
-        created_at=job.created_at,
-        eta_seconds=eta,
-        cost_estimate_usd=cost,
-    )
-    # When to ask for the job: a client may do so at any time, and need not.
-    again_s = ceil(min(max(eta or 1, 1), MAX_RETRY_S))
-    return job, created, {"location": f"{router.prefix}/jobs/{job.id}", "retry-after": str(again_s)}
 
 
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))

@@ -8,14 +8,31 @@ from pydantic import AfterValidator
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
-from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.errors import (
+    BudgetReached,
+    Forbidden,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    InputsGone,
+    InvalidRequest,
+    JobNotFailed,
+    JobNotFinished,
+    JobNotFound,
+    QueueFull,
+    Unauthorized,
+)
 from serve_app.api.gate import Live, live
+from serve_app.api.idempotency import IdempotencyKeyOf, keyed
+from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
-from serve_app.api.schemas import JobPage, JobView, QueryText
+from serve_app.api.request_id import current_request_id
+from serve_app.api.retries import again
+from serve_app.api.schemas import Created, JobPage, JobView, QueryText
+from serve_app.api.submission import accept
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
-from serve_app.jobs.job import Status
+from serve_app.jobs.job import NewJob, Status
 from serve_app.jobs.reads import Seen
 from serve_app.services import Services, ServicesOf
 
@@ -92,10 +109,12 @@ async def get_job(
     operation_id="list_jobs",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    openapi_extra={"parameters": [PARAMETER]},
 )
 async def list_jobs(
     caller: Reader,
     services: ServicesOf,
+    metadata: MetadataWanted,
     status: Status | None = None,
     model: str | None = None,
     user_id: QueryText | None = None,
@@ -112,7 +131,13 @@ async def list_jobs(
             raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
     found = await services.store.list(
-        status=status, model=model, user_id=user_id, after=position, limit=limit + 1, of_key=caller.sees
+        status=status,
+        model=model,
+        user_id=user_id,
+        metadata=metadata,
+        after=position,
+        limit=limit + 1,
+        of_key=caller.sees,
     )
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
@@ -150,6 +175,39 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
     if seen is None:
         raise JobNotFound
     return await view(seen, services)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=201,
+    operation_id="retry_job",
+    response_model_exclude_none=True,
+    responses=documented(
+        Unauthorized,
+        Forbidden,
+        JobNotFound,
+        JobNotFailed,
+        InputsGone,
+        IdempotencyInFlight,
+        InvalidRequest,
+        IdempotencyKeyReused,
+        QueueFull,
+        BudgetReached,
+    ),
+)
+async def retry_job(
+    job_id: JobPath, caller: Maker, services: ServicesOf, key: IdempotencyKeyOf, response: Response
+) -> Created:
+    """Ask once more for what a failed or cancelled job was to make: a new job, with the same parameters, options and
+    inputs. It has `retry_of`, and needs nothing of the old one, which may be deleted."""
+
+    async def prepare() -> NewJob:
+        job = await services.store.get(job_id, of_key=caller.sees)
+        if job is None:
+            raise JobNotFound
+        return await again(job, services.storage, current_request_id())
+
+    return await accept(prepare, caller, services, response, once=keyed(key, caller, "retry", {"job_id": job_id}))
 
 
 @router.delete(

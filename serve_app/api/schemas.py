@@ -12,6 +12,7 @@ from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from deployments.stage import Stage
+from serve_app.api.labels import Metadata
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
@@ -56,11 +57,23 @@ class GenerateOptions(_Request):
     expires_after: float = Field(
         24 * 3600, gt=0, le=7 * 24 * 3600, description="Seconds within which the job has to start, else it fails."
     )
+    #: Each model's request has its own limit of it.
+    timeout_s: float | None = None
+    metadata: Metadata | None = Field(
+        None, description="Your own pairs of strings; the job carries them, and lists can be filtered by them."
+    )
 
 
 def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
     """``GenerateOptions`` + the model's parameters + ``<input>_url`` for each input."""
-    fields: dict[str, Any] = {"model": (Literal[spec.name], ...)}
+    limit = (
+        "Seconds that a run may take, else the job fails (`timed_out`) and is not retried. Waiting does not count. "
+        f"Left out: {spec.timeout_s:g}, and such a failure is retried."
+    )
+    fields: dict[str, Any] = {
+        "model": (Literal[spec.name], ...),
+        "timeout_s": (float | None, Field(None, gt=0, le=spec.timeout_s, description=limit)),
+    }
     for item in spec.inputs:
         kinds = " or ".join(item.kinds)
         text = f"{item.description} An http(s) URL; leave it out when you uploaded the {kinds} to `job_id`."
@@ -100,6 +113,8 @@ def new_job(request: GenerateOptions, uploads: Mapping[str, str], key_id: str, r
         request_id=request_id,
         priority=request.priority,
         expires_after=request.expires_after,
+        timeout_s=request.timeout_s,
+        metadata=request.metadata or {},
     )
 
 
@@ -155,6 +170,9 @@ class JobView(BaseModel):
     )
     attempt: int = Field(description="How many times a GPU has started on it.")
     user_id: str | None = None
+    timeout_s: float | None = Field(None, description="Seconds that a run may take, where that was asked for.")
+    metadata: Mapping[str, str] | None = None
+    retry_of: str | None = Field(None, description="The job that this one retries.")
     media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
     notes: Mapping[str, Any] | None = Field(
         None, description="E.g. the `seed` used, or `random_weights` when no checkpoint is configured."
@@ -202,6 +220,9 @@ class JobView(BaseModel):
             error_code=job.error_code if job.status is Status.FAILED else None,
             attempt=job.attempt,
             user_id=job.user_id,
+            timeout_s=job.timeout_s,
+            metadata=job.metadata,
+            retry_of=job.retry_of,
             media=job.media if isinstance(job.media, dict) else None,
             notes=job.notes or None,
             created_at=job.created_at,
@@ -224,7 +245,11 @@ class UploadRequest(_Request):
     """Where may I upload?"""
 
     input_type: MediaKind
-    job_id: JobId | None = Field(None, description="Leave out for the first file: a job is opened and its id returned.")
+    job_id: JobId | None = Field(
+        None,
+        description="Leave out for the first file: a job is opened and its id returned. Or give a new UUID: then a "
+        "request that comes again opens no second job.",
+    )
     content_type: str | None = Field(None, max_length=100, examples=["image/png"])
     size: int | None = Field(
         None,

@@ -20,7 +20,7 @@ from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
 from serve_app.cli.terminal import Code, CommandFailed, Session, UsageProblem, consoles, sentence
-from serve_app.client import ApiError, Client, Job, Unreachable, WaitTimedOut
+from serve_app.client import ApiError, Client, Created, Job, Unreachable, WaitTimedOut
 
 EXIT_CODES = """\
 [bold]Exit codes[/]
@@ -153,6 +153,14 @@ _OUTPUT = ("--output", "-o")
 Poll = Annotated[
     float, typer.Option("--poll", min=0, help="Seconds between two questions, where the service tells no events.")
 ]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="NAME=VALUE", help="A pair of your own; may be repeated.", show_default=False),
+]
+WaitForIt = Annotated[bool, typer.Option("--wait", help="Wait for the end. Implied by -o.")]
+Output = Annotated[
+    str, typer.Option(*_OUTPUT, metavar="PATH", help=f"Save the video there: {_PLACE}.", show_default=False)
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", min=0, help="Stop waiting after so many seconds; the job goes on.", show_default=False),
@@ -171,11 +179,10 @@ def submit(
     user_id: Annotated[str | None, typer.Option(help="Your user; users share the GPUs fairly.")] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10; higher runs first.")] = None,
     expires_after: Annotated[float | None, typer.Option(help="Seconds in which it has to start.")] = None,
-    wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait for the end. Implied by -o.")] = False,
-    output: Annotated[
-        str,
-        typer.Option(*_OUTPUT, metavar="PATH", help=f"Save the video there: {_PLACE}.", show_default=False),
-    ] = "",
+    run_timeout: Annotated[float | None, typer.Option(help="Seconds that a run may take.")] = None,
+    metadata: Metadata = None,
+    wait_for_it: WaitForIt = False,
+    output: Output = "",
     timeout: Timeout = None,
     poll: Poll = 1.0,
 ) -> None:
@@ -188,6 +195,8 @@ def submit(
         "user_id": user_id,
         "priority": priority,
         "expires_after": expires_after,
+        "timeout_s": run_timeout,
+        "metadata": _pairs(metadata or []) or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     current: Session = ctx.obj
@@ -195,14 +204,23 @@ def submit(
     with current.client() as client:
         with showing_bytes(current.err, "uploading") as on_bytes:
             created = request_video(client, model, _pairs(values or []), given, on_bytes)
-        job_id = created["job_id"]
-        if not wait_for_it and place is None:
-            current.show(created, job_id)
-            return
-        current.err.print(f"job {job_id}", soft_wrap=True)
-        job = _follow(current, client, job_id, poll, timeout)
-        path = place and _save(current, client, job_id, place)
-        current.show(job, str(path) if path else display.job(job))
+        _go_on(current, client, created, wait_for_it, place, poll, timeout)
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    job_id: JobId,
+    wait_for_it: WaitForIt = False,
+    output: Output = "",
+    timeout: Timeout = None,
+    poll: Poll = 1.0,
+) -> None:
+    """Ask again for what a failed or cancelled job was to make, as a new job."""
+    current: Session = ctx.obj
+    place = Place.parse(output) if output else None
+    with current.client() as client:
+        _go_on(current, client, client.retry(job_id), wait_for_it, place, poll, timeout)
 
 
 @app.command()
@@ -261,11 +279,13 @@ def list_jobs(
     only_status: Annotated[str | None, typer.Option("--status", help="E.g. queued or failed.")] = None,
     model: Annotated[str | None, typer.Option()] = None,
     user_id: Annotated[str | None, typer.Option("--user")] = None,
+    metadata: Metadata = None,
     limit: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
     """List jobs, newest first."""
     with ctx.obj.client() as client:
-        page = client.jobs(status=only_status, model=model, user_id=user_id, limit=limit)
+        wanted = _pairs(metadata or [])
+        page = client.jobs(status=only_status, model=model, user_id=user_id, metadata=wanted, limit=limit)
     ctx.obj.show(page, display.jobs(page["data"]))
 
 
@@ -360,6 +380,26 @@ def _pairs(values: list[str]) -> Mapping[str, str]:
             raise UsageProblem(f"{name} is given twice: {pairs[name]} and {text}")
         pairs[name] = text
     return pairs
+
+
+def _go_on(
+    current: Session,
+    client: Client,
+    created: Created,
+    wait_for_it: bool,
+    place: Place | None,
+    poll_s: float,
+    timeout_s: float | None,
+) -> None:
+    """What a command does with the job that it has asked for."""
+    job_id = created["job_id"]
+    if not wait_for_it and place is None:
+        current.show(created, job_id)
+        return
+    current.err.print(f"job {job_id}", soft_wrap=True)
+    job = _follow(current, client, job_id, poll_s, timeout_s)
+    path = place and _save(current, client, job_id, place)
+    current.show(job, str(path) if path else display.job(job))
 
 
 def _follow(current: Session, client: Client, job_id: str, poll_s: float, timeout_s: float | None) -> Job:

@@ -66,7 +66,10 @@ class Endings:
         if job.cancel_requested_at is not None:
             await self.end(db, job, Status.CANCELLED, **spent)
             return
-        delay = delay_before_retry(faults=max(faults, 1), code=stumble.code, transient=stumble.transient)
+        # It would be too long for the client's limit again.
+        too_long = stumble.code is FailureCode.TIMED_OUT and job.timeout_s is not None
+        transient = stumble.transient and not too_long
+        delay = delay_before_retry(faults=max(faults, 1), code=stumble.code, transient=transient)
         if delay is None:
             await self.fail(db, job, stumble.code, stumble.message, **spent)
             return

@@ -1,10 +1,13 @@
 """The job: a frozen snapshot of one row, and the table of legal transitions."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+import uuid_utils
 
 from deployments.contract import Lease
 
@@ -43,12 +46,30 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 }
 
 
+def new_id() -> str:
+    """Of a job that no client has chosen one for: UUIDv7."""
+    return str(uuid_utils.uuid7())
+
+
+def new_nonce() -> str:
+    """See ``storage/keys.py``."""
+    return secrets.token_hex(8)
+
+
+def folder_of(job_id: str, nonce: str) -> str:
+    """Where the media of a job lies in the store: see ``storage/keys.py``."""
+    return f"{job_id}/{nonce}" if nonce else job_id
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
     """What a client asked for."""
 
     model: str
     params: Mapping[str, Any]
+    #: Of a job that was not opened for uploads before.
+    id: str = field(default_factory=new_id)
+    nonce: str = field(default_factory=new_nonce)
     #: The key that asked; empty: the environment's ``API_KEY``.
     key_id: str = ""
     #: URL by input name.
@@ -63,6 +84,15 @@ class NewJob:
     effort: float = 1.0
     #: Seconds from now in which the job has to start.
     expires_after: float | None = None
+    #: Seconds that a run may take; None: as many as the model gives it.
+    timeout_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: The job that this one is asked for in place of.
+    retry_of: str | None = None
+
+    @property
+    def folder(self) -> str:
+        return folder_of(self.id, self.nonce)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +139,12 @@ class Job:
     expires_at: datetime | None
     #: Seconds that each attempt has to start.
     expires_after: float | None
+    #: Seconds that the client gives a run; None: as many as the model gives it.
+    timeout_s: float | None
+    #: The client's own; None: nothing.
+    metadata: Mapping[str, str] | None
+    #: The job that this one was asked for in place of. It may be gone.
+    retry_of: str | None
     #: The report of a finished video that could not be verified yet.
     outcome: Mapping[str, Any] | None
     output_key: str | None
@@ -124,8 +160,8 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Where its media lies in the store: see ``storage/keys.py``."""
-        return f"{self.id}/{self.nonce}" if self.nonce else self.id
+        """Where its media lies in the store."""
+        return folder_of(self.id, self.nonce)
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> "Job":

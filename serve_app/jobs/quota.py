@@ -37,9 +37,14 @@ class Quota:
     #: Dollars that a job whose effort is 1 is expected to cost, by model. Where none are rented, models are absent.
     unit_usd: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def limits_jobs(self) -> bool:
+        """Whether there is anything to :meth:`require`."""
+        return self.queued_jobs is not None or self.usd_per_day is not None
+
     async def require(self, db: AsyncConnection, new: NewJob, *, opened: bool) -> None:
         """Let ``new`` in; ``opened``: it has its place since it was opened for uploads. Raises NoPlace or NoBudget."""
-        if self.queued_jobs is None and self.usd_per_day is None:
+        if not self.limits_jobs:
             return
         await self._alone(db)
         if self.queued_jobs is not None and not opened:

@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from serve_app.jobs.idempotency import FORGET_ANSWERS, KEPT_S
 from serve_app.storage import keys
 from serve_app.storage.base import Storage, StorageError
 
@@ -75,11 +76,13 @@ class Retention:
         return len(deleted)
 
     async def tidy(self) -> int:
-        """Keep what only grows small: the tally of jobs, ids that were used, turns of owners who have not been back."""
+        """Keep what only grows small: the tally of jobs, ids that were used, turns of owners who have not been back,
+        answers that are not repeated any more."""
         async with self._engine.begin() as db:
             await db.execute(_ADD_UP)
             await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
             await db.execute(_FORGET_TURNS, {"batch": 10 * self.BATCH})
+            await db.execute(FORGET_ANSWERS, {"kept_s": KEPT_S, "batch": 10 * self.BATCH})
         return 0
 
 

@@ -11,7 +11,7 @@ Time is the database's: no clock of another machine decides anything.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -19,22 +19,25 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, CursorResult, delete, func, insert, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs import claim
-from serve_app.jobs.accepting import Arrival, accept, columns_of, new_id, new_nonce
+from serve_app.jobs import claim, idempotency
+from serve_app.jobs.accepting import accept, columns_of
 from serve_app.jobs.batches import Batches
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
-from serve_app.jobs.job import Claim, Job, NewJob, Status
+from serve_app.jobs.idempotency import Answer, IdempotencyKey
+from serve_app.jobs.job import Claim, Job, NewJob, Status, new_id, new_nonce
 from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 
+#: Columns of a job that is opened for uploads.
+_OPENED_WITH = frozenset({"id", "nonce", "key_id"})
 #: Seconds that an opened upload waits for its ``generate``.
 UPLOAD_WINDOW_S = 24 * 3600
 #: Seconds for which a finished video is kept while the store cannot be asked about it.
@@ -100,24 +103,41 @@ class JobStore:
 
         Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
-        if job_id is None and quota is None:
-            return await self._accepting.ask(Arrival(new))
-        values = {"status": Status.QUEUED, "stage": Stage.QUEUED, **columns_of(new)}
-        if new.expires_after is not None:
-            values["expires_at"] = in_seconds(new.expires_after)
+        if job_id is None and (quota is None or not quota.limits_jobs):
+            return await self._accepting.ask(new)
         async with self._engine.begin() as db:
-            if quota is not None:
-                await quota.require(db, new, opened=job_id is not None)
-            if job_id is None:
-                statement: Any = insert(jobs).values(id=new_id(), nonce=new_nonce(), **values)
-            else:
-                opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
-                # Whose it is was said when it was opened.
-                del values["key_id"]
-                statement = update(jobs).where(opened).values(values)
-            row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
-            await notify(db, "work")
-        return None if row is None else Job.from_row(row)
+            return await _accept(db, new, job_id, of_key, quota)
+
+    async def submit_once(
+        self,
+        key: IdempotencyKey,
+        answer: Callable[[Job], Answer],
+        new: NewJob,
+        job_id: str | None = None,
+        *,
+        of_key: str | None = None,
+        quota: Quota | None = None,
+    ) -> tuple[Job | None, Answer] | None:
+        """As :meth:`submit`, but once for all requests with ``key``: the job and what is ``answer``-ed commit together.
+
+        Returns no job beside the answer if that is of an earlier request, or of one that came at the same time. None as
+        above; the key is free then. Raises what :func:`~serve_app.jobs.idempotency.take` does.
+        """
+        async with self._engine.begin() as db:
+            if (given := await idempotency.take(db, key)) is not None:
+                return None, given
+            job = await _accept(db, new, job_id, of_key, quota)
+            if job is None:
+                await db.rollback()
+                return None
+            made = answer(job)
+            await idempotency.keep(db, key, made)
+            return job, made
+
+    async def answered(self, key: IdempotencyKey) -> Answer | None:
+        """What the request with ``key`` was answered with; None if it is new. Raises ``KeyReused``."""
+        async with self._engine.connect() as db:
+            return await idempotency.find(db, key)
 
     async def get(self, job_id: str, *, of_key: str | None = None) -> Job | None:
         """With ``of_key``, here and below, only if it is a job of that key."""
@@ -131,15 +151,18 @@ class JobStore:
         status: Status | None = None,
         model: str | None = None,
         user_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 20,
         of_key: str | None = None,
     ) -> Sequence[Job]:
-        """Newest first, those after the position ``(created_at, id)``."""
+        """Newest first, those after the position ``(created_at, id)``, that have all pairs of ``metadata``."""
         query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).where(_of(of_key)).limit(limit)
         for column, value in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.user_id, user_id)):
             if value is not None:
                 query = query.where(column == value)
+        if metadata:
+            query = query.where(jobs.c.metadata.contains(dict(metadata)))
         if after is not None:
             query = query.where(func.row(jobs.c.created_at, jobs.c.id) < func.row(*after))
         async with self._engine.connect() as db:
@@ -412,6 +435,26 @@ class JobStore:
 
 def _of(key_id: str | None) -> ColumnElement[bool]:
     return true() if key_id is None else jobs.c.key_id == key_id
+
+
+async def _accept(
+    db: AsyncConnection, new: NewJob, job_id: str | None, of_key: str | None, quota: Quota | None
+) -> Job | None:
+    if quota is not None:
+        await quota.require(db, new, opened=job_id is not None)
+    values = {"status": Status.QUEUED, "stage": Stage.QUEUED, **columns_of(new)}
+    if new.expires_after is not None:
+        values["expires_at"] = in_seconds(new.expires_after)
+    if job_id is None:
+        statement: Any = insert(jobs).values(values)
+    else:
+        opened = (jobs.c.id == job_id) & (jobs.c.status == Status.UPLOADING) & _of(of_key)
+        # Which it is, and whose, was said when it was opened. What is not said again stays as it was then.
+        said = {"expires_at": None, **values}
+        statement = update(jobs).where(opened).values({n: v for n, v in said.items() if n not in _OPENED_WITH})
+    row = (await db.execute(statement.returning(jobs))).mappings().one_or_none()
+    await notify(db, "work")
+    return None if row is None else Job.from_row(row)
 
 
 def _token() -> str:

@@ -84,6 +84,12 @@ jobs = Table(
     _timestamp("expires_at"),
     #: Seconds that a client gives the job to start; every retry gets as many again.
     Column("expires_after", Double),
+    #: Seconds that a client gives a run; null: as many as the model does.
+    Column("timeout_s", Double),
+    #: The client's own pairs of strings; null where there are none, so that jobs without cost its index nothing.
+    Column("metadata", JSONB(none_as_null=True)),
+    #: The job that this one was asked for in place of. It may be gone.
+    Column("retry_of", Text),
     #: A finished video that the store could not be asked about yet: the worker's report.
     Column("outcome", JSONB(none_as_null=True)),
     Column("output_key", Text),
@@ -144,6 +150,33 @@ jobs = Table(
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_key", "key_id", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
+    Index(
+        "jobs_metadata",
+        "metadata",
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+        postgresql_where=text("metadata IS NOT NULL"),
+    ),
+)
+
+#: What requests that came with an ``Idempotency-Key`` were answered with, for a day. Written in the transaction of what
+#: was asked for, so that a crash leaves both or neither. No key of ``jobs``: an answer outlives its job.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    #: The API key that asked.
+    Column("key_id", Text, primary_key=True),
+    #: E.g. ``generate``.
+    Column("route", Text, primary_key=True),
+    #: The header.
+    Column("value", Text, primary_key=True),
+    #: SHA-256 of what was asked for.
+    Column("fingerprint", Text, nullable=False),
+    #: Both null only within the transaction that writes them.
+    Column("status", SmallInteger),
+    Column("body", Text),
+    _timestamp("created_at", now=True),
+    Index("idempotency_keys_oldest", "created_at"),
 )
 
 #: Who may call. Rows stay when a key is revoked or has expired: jobs and costs name them.

@@ -38,7 +38,7 @@ class Tasks:
                     keys.output(job.folder, lease.attempt), URL_LIFETIME_S, "video/mp4"
                 ),
                 lease_s=self._lease_s,
-                timeout_s=spec.timeout_s,
+                timeout_s=spec.timeout_s if job.timeout_s is None else min(job.timeout_s, spec.timeout_s),
                 alone=job.alone,
             )
         except (ValidationError, InvalidKey, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -92,6 +92,10 @@ class Storage(Protocol):
         """Store the file. Readers see the old object or the whole new one, never a part."""
         ...
 
+    async def copy(self, source: str, target: str) -> None:
+        """Store the object once more, within the store. Raises :class:`ObjectMissing`."""
+        ...
+
     async def get_file(self, key: str, path: Path, max_bytes: int) -> None:
         """Copy the object to ``path``. Raises :class:`ObjectMissing` or :class:`ObjectTooLarge`, leaving no file."""
         ...

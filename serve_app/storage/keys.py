@@ -3,6 +3,7 @@
 ::
 
     inputs/{job}/{nonce}/input.jpg              as a client uploaded it
+    inputs/{job}/{nonce}/copied/image           of the job that this one retries
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
     probes/{nonce}/                             written and deleted by `video-api doctor`
@@ -44,6 +45,11 @@ _WEIGHTS = re.compile(rf"{WEIGHTS}(?P<name>{_WEIGHTS_NAME})/.+")
 def upload(folder: str, kind: MediaKind) -> str:
     """What a client puts to; one file of each kind per job."""
     return f"inputs/{folder}/input.{_EXTENSIONS[kind]}"
+
+
+def copied(folder: str, name: str) -> str:
+    """What a retry takes along of the job before it. Nobody has a link to it."""
+    return f"inputs/{folder}/copied/{name}"
 
 
 def verified(folder: str, name: str, extension: str) -> str:

@@ -125,6 +125,16 @@ class LocalStorage:
 
         await _call(put)
 
+    async def copy(self, source: str, target: str) -> None:
+        """See :class:`~serve_app.storage.base.Storage`."""
+
+        def put() -> None:
+            with self._open(source) as file, self._writing(target) as copied:
+                require_room(self._root, os.fstat(file.fileno()).st_size)
+                shutil.copyfileobj(file, copied, _CHUNK)
+
+        await _call(put)
+
     async def write(self, key: str, chunks: AsyncIterator[bytes], max_bytes: int) -> ObjectInfo:
         """Store a request body. Raises :class:`ObjectTooLarge`; then, or if ``chunks`` raises, nothing changes."""
         size, digest = 0, hashlib.md5(usedforsecurity=False)
@@ -162,11 +172,7 @@ class LocalStorage:
         """See :class:`~serve_app.storage.base.Storage`."""
 
         def get() -> None:
-            try:
-                source = self._path(key).open("rb")
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                raise ObjectMissing(key) from None
-            with source:
+            with self._open(key) as source:
                 size = os.fstat(source.fileno()).st_size
                 if size > max_bytes:
                     raise ObjectTooLarge(key, max_bytes)
@@ -264,6 +270,12 @@ class LocalStorage:
         if path.resolve() != path:
             raise InvalidKey(key)
         return path
+
+    def _open(self, key: str) -> BufferedReader:
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ObjectMissing(key) from None
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[BinaryIO]:

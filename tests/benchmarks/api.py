@@ -75,8 +75,8 @@ def main() -> None:
     )
     table = "\n".join(
         [
-            f"{CONNECTIONS} connections, {ROUNDS} rounds of {SECONDS:g} s each in turns, medians; {os.cpu_count()} cores "
-            f"({platform.machine()}) shared by server, PostgreSQL and load; Python {platform.python_version()}.",
+            f"{CONNECTIONS} connections, {ROUNDS} rounds of {SECONDS:g} s each in turns, medians. {os.cpu_count()} "
+            f"cores ({platform.machine()}) shared by server, PostgreSQL and load; Python {platform.python_version()}.",
             "",
             "| | bare uvicorn + psycopg, /s | ours, /s | ours / bare | bar | ours p99, ms |",
             "|---|---|---|---|---|---|",
@@ -125,21 +125,26 @@ def post() -> str:
 
 def filled(url: str) -> tuple[list[str], list[str]]:
     """Jobs that have ended, and jobs that wait."""
+    asked = {
+        "prompt": json.dumps({"prompt": "A cat yawns"}),
+        "sources": json.dumps({"image": "https://pictures.example/cat.png"}),
+        "media": json.dumps({"width": 768, "height": 512, "fps": "24/1", "frames": 121, "has_audio": True}),
+        "number": JOBS,
+    }
     with psycopg.connect(url, autocommit=True) as db:
         ended = db.execute(
             "INSERT INTO jobs (id, nonce, model, status, stage, progress, attempt, params, sources, output_key,"
             " started_at, completed_at, media, timings)"
-            " SELECT gen_random_uuid(), 'ab', 'ltx2', 'completed', 'completed', 100, 1, '{\"prompt\": \"A cat yawns\"}',"
-            " '{\"image\": \"https://pictures.example/cat.png\"}', 'outputs/x/1/output.mp4', now(), now(),"
-            ' \'{"width": 768, "height": 512, "fps": "24/1", "frames": 121, "has_audio": true}\', \'{"run": 40}\''
-            " FROM generate_series(1, %s) RETURNING id",
-            (JOBS,),
+            " SELECT gen_random_uuid(), 'ab', 'ltx2', 'completed', 'completed', 100, 1, %(prompt)s, %(sources)s,"
+            " 'outputs/x/1/output.mp4', now(), now(), %(media)s, '{\"run\": 40}'"
+            " FROM generate_series(1, %(number)s) RETURNING id",
+            asked,
         ).fetchall()
         waiting = db.execute(
-            "INSERT INTO jobs (id, nonce, model, status, stage, params, sources) SELECT gen_random_uuid(), 'ab', 'ltx2',"
-            " 'queued', 'queued', '{\"prompt\": \"A cat yawns\"}', '{\"image\": \"https://pictures.example/cat.png\"}'"
-            " FROM generate_series(1, %s) RETURNING id",
-            (JOBS,),
+            "INSERT INTO jobs (id, nonce, model, status, stage, params, sources)"
+            " SELECT gen_random_uuid(), 'ab', 'ltx2', 'queued', 'queued', %(prompt)s, %(sources)s"
+            " FROM generate_series(1, %(number)s) RETURNING id",
+            asked,
         ).fetchall()
         db.execute("ANALYZE")
     return [row[0] for row in ended], [row[0] for row in waiting]

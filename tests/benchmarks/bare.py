@@ -1,7 +1,7 @@
 """What the API is measured against: uvicorn and psycopg doing the same SQL, and nothing else.
 
-``python -m tests.benchmarks.bare PORT DATABASE_URL``. ``GET /…/{job_id}`` reads a job, ``POST`` makes one of the JSON in
-its body; each on a connection of a pool in autocommit, with prepared statements.
+``python -m tests.benchmarks.bare PORT DATABASE_URL``. ``GET /…/{job_id}`` reads a job, ``POST`` makes one of the JSON
+in its body; each on a connection of a pool in autocommit, with prepared statements.
 """
 
 import json

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, Task, Verdict
+from deployments.faults import Fault
 from deployments.occupancy import Occupancy
 from deployments.run import Reporter, Run, RunStopped
 from serve_app.jobs.conditions import Condition
@@ -123,6 +124,8 @@ class FakeWorkers:
             )
         except RunStopped:
             report = Stopped(lease=task.lease) if run.verdict is Verdict.CANCELLED else None
+        except Fault as fault:
+            report = Failure(lease=task.lease, code=fault.code, message=fault.message, transient=fault.transient)
         finally:
             heartbeat.cancel()
         if report is not None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -594,6 +595,7 @@ async def test_a_wedged_thread_breaks_the_replica(
     replica: Replica, engine: ScriptedEngine, head: Head, task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica_module, "STEP_GRACE_S", 0.05)
+    monkeypatch.setitem(MODELS, "scripted", spec_of(engine, timeout_s=0.3))
     gate = Gate()
     engine.script["run", "job"] = gate
     await within(replica.generate(task(timeout_s=0.3)))
@@ -614,11 +616,29 @@ async def test_a_stage_on_the_cpu_that_hangs_ends_the_job_too(
 ) -> None:
     """The heartbeat goes on meanwhile, so without a limit the job would be ``processing`` for ever."""
     monkeypatch.setattr(replica_module, "STEP_GRACE_S", 0.05)
+    monkeypatch.setitem(MODELS, "scripted", spec_of(engine, timeout_s=0.3))
     gate = Gate()
     engine.script[stage, "job"] = gate
     await within(replica.generate(task(timeout_s=0.3)))
     assert (head.last("job").code, head.last("job").transient) == ("timed_out", True)
     gate.opened.set()
+
+
+@pytest.mark.parametrize("stage", ["prepare", "run", "publish"])
+async def test_a_client_who_gives_a_run_little_time_breaks_no_replica(
+    replica: Replica,
+    engine: ScriptedEngine,
+    head: Head,
+    task: Callable[..., Task],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    """By the model's limit the thread has plenty of time until its next step."""
+    monkeypatch.setattr(replica_module, "STEP_GRACE_S", 0.05)
+    engine.script[stage, "job"] = lambda *_: time.sleep(0.5)
+    await within(replica.generate(task(timeout_s=0.1)))
+    assert head.last("job").code == "timed_out"
+    replica.check_health()
 
 
 async def test_a_download_that_never_ends_ends_the_job_too(

@@ -165,6 +165,7 @@ async def test_a_job_of_another_model_is_not_found(generate: Generate, client: h
     [
         ("GET", "/api/v1/jobs/{}"),
         ("POST", "/api/v1/jobs/{}/cancel"),
+        ("POST", "/api/v1/jobs/{}/retry"),
         ("DELETE", "/api/v1/jobs/{}"),
         ("GET", "/api/v1/presign/download/{}"),
     ],
@@ -241,6 +242,33 @@ async def test_lists_are_filtered(generate: Generate, client: httpx.AsyncClient,
     assert await pages(client, nothing, user_id="nobody") == []
 
 
+async def test_lists_are_filtered_by_the_clients_own_pairs(generate: Generate, client: httpx.AsyncClient) -> None:
+    """Names and values may have anything in them but a NUL."""
+    odd = {"shot": "12", "a][b": "x&y=1 \N{SNOWMAN}", "empty": ""}
+    one = (await generate(metadata=odd)).json()["job_id"]
+    other = (await generate(metadata={"shot": "12", "scene": "3"})).json()["job_id"]
+    await generate(metadata={"shot": "13"})
+    await generate()
+
+    async def found(**pairs: str) -> list[str]:
+        page = await client.get("/api/v1/jobs", params={f"metadata[{name}]": value for name, value in pairs.items()})
+        return [job["job_id"] for job in page.json()["data"]]
+
+    assert await found(shot="12") == [other, one]
+    assert await found(shot="12", scene="3") == [other]
+    assert await found(**odd) == [one]
+    assert await found(empty="") == [one]
+    assert await found(shot="1") == await found(scene="12") == []
+    shown = (await client.get(f"/api/v1/jobs/{one}")).json()
+    assert shown["metadata"] == odd
+
+
+async def test_a_job_shows_the_limit_that_it_was_given(generate: Generate, client: httpx.AsyncClient) -> None:
+    given, none = [(await generate(**asked)).json()["job_id"] for asked in ({"timeout_s": 30}, {})]
+    assert (await client.get(f"/api/v1/jobs/{given}")).json()["timeout_s"] == 30
+    assert not {"timeout_s", "metadata", "retry_of"} & (await client.get(f"/api/v1/jobs/{none}")).json().keys()
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
@@ -252,6 +280,15 @@ async def test_lists_are_filtered(generate: Generate, client: httpx.AsyncClient,
         (f"after={UNKNOWN}", "after"),
         ("after=%00", "after"),
         ("user_id=%00", "user_id"),
+        ("metadata=12", "metadata"),
+        ("metadata[shot=12", "metadata"),
+        ("metadata[]=12", "metadata"),
+        ("metadata[shot]=1&metadata[shot]=2", "metadata"),
+        ("metadata[shot]=%00", "metadata"),
+        ("metadata[%00]=1", "metadata"),
+        (f"metadata[{'a' * 65}]=1", "metadata"),
+        (f"metadata[shot]={'a' * 513}", "metadata"),
+        ("&".join(f"metadata[{n}]=1" for n in range(17)), "metadata"),
     ],
 )
 async def test_a_bad_filter_is_named(client: httpx.AsyncClient, query: str, param: str) -> None:

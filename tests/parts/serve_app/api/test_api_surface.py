@@ -47,6 +47,7 @@ PROTECTED = [
     ("GET", "/api/v1/jobs/x"),
     ("GET", "/api/v1/jobs/x/events"),
     ("POST", "/api/v1/jobs/x/cancel"),
+    ("POST", "/api/v1/jobs/x/retry"),
     ("DELETE", "/api/v1/jobs/x"),
     ("POST", "/api/v1/presign/upload"),
     ("GET", "/api/v1/presign/download/x"),
@@ -192,7 +193,8 @@ async def test_any_origin_may_call(anyone: httpx.AsyncClient) -> None:
     assert "authorization" in allowed["access-control-allow-headers"].lower()
     refused = await anyone.get("/api/v1/jobs", headers={"origin": "https://front.example"})
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "*")
-    assert refused.headers["access-control-expose-headers"].startswith("x-request-id")
+    exposed = refused.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "idempotency-replayed"} <= set(exposed)
 
 
 # -------------------------------------------------------------------- outside workers

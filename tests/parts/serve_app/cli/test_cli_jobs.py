@@ -56,6 +56,36 @@ def test_submit_tells_the_job_before_it_waits(run: Run, service: LiveService, pi
     assert result.stderr.splitlines()[0] == f"job {job_id}"
 
 
+def test_a_job_carries_pairs_and_lists_are_filtered_by_them(run: Run, picture: Path) -> None:
+    pairs = ("--metadata", "shot=12", "--metadata", "scene=a=b")
+    one = run("submit", "ltx2", "image=cat.jpg", *pairs, "--run-timeout", "30").stdout.strip()
+    run("submit", "ltx2", "image=cat.jpg", "--metadata", "shot=13")
+
+    found = parsed(run("list", "--metadata", "shot=12", "--metadata", "scene=a=b", "--json"))["data"]
+
+    assert [job["job_id"] for job in found] == [one]
+    assert (found[0]["metadata"], found[0]["timeout_s"]) == ({"shot": "12", "scene": "a=b"}, 30)
+    assert run("list", "--metadata", "shot").exit_code == 2
+
+
+def test_retry_makes_the_video_of_a_failed_job(
+    run: Run, service: LiveService, folder: Path, submitted: Callable[[str], str]
+) -> None:
+    old = submitted("a cat")
+    service.worker.fails = True
+    assert run("wait", old, *POLL).exit_code == 1
+    service.worker.fails = False
+
+    result = run("retry", old, "-o", "cat.mp4", *POLL)
+
+    assert result.exit_code == 0, result.output
+    assert (folder / "cat.mp4").read_bytes() == VIDEO
+    new = result.stderr.splitlines()[0].removeprefix("job ")
+    assert parsed(run("status", new, "--json"))["retry_of"] == old
+    refused = run("retry", new)
+    assert (refused.exit_code, "job_not_failed" in refused.stderr) == (4, True)
+
+
 @pytest.mark.parametrize("command", ["submit", "wait"])
 def test_ctrl_c_tells_which_job_goes_on(
     run: Run, service: LiveService, picture: Path, monkeypatch: pytest.MonkeyPatch, command: str

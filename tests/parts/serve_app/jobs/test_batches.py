@@ -9,9 +9,9 @@ from psycopg import AsyncConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs import batches as batches_module
-from serve_app.jobs.accepting import Arrival, accept
+from serve_app.jobs.accepting import accept
 from serve_app.jobs.batches import Batches
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, NewJob
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import new_job
 
@@ -123,10 +123,10 @@ async def test_a_job_whose_acceptance_was_not_heard_is_there_once(
     """The connection dies after the commit and before the answer: it is said once more, under the same id."""
     deaths = 0
 
-    async def accept_and_die(connection: AsyncConnection, arrivals: Sequence[Arrival]) -> Sequence[Job]:
+    async def accept_and_die(connection: AsyncConnection, arrivals: Sequence[NewJob]) -> Sequence[Job]:
         nonlocal deaths
         accepted = await accept(connection, arrivals)
-        if deaths == 0 and arrivals[0].new.user_id == "bob":
+        if deaths == 0 and arrivals[0].user_id == "bob":
             deaths += 1
             await connection.close()
             raise psycopg.OperationalError("the server closed the connection")
@@ -152,5 +152,5 @@ async def _end_others(url: str) -> None:
 
 async def _until(holds) -> None:
     async with asyncio.timeout(20):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - what is waited for is a call of this loop
             await asyncio.sleep(0)

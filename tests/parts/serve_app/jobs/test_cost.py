@@ -198,3 +198,30 @@ async def test_cost_follows_the_keys_that_wait_by_a_few_pages_each(engine: Async
     print(touched)
     for few, many in zip(touched[10], touched[100], strict=True):
         assert many < few + 90 * 30
+
+
+async def test_jobs_are_found_by_their_pairs(engine: AsyncEngine, store: JobStore) -> None:
+    """Those that few jobs have by the index, in as many pages with many jobs as with few; and jobs without pairs are
+    not in it."""
+    await grow(engine, SMALL)
+    pairs = "jsonb_build_object('shot', id, 'project', 'ours')"
+    await execute(engine, f"UPDATE jobs SET metadata = {pairs} WHERE model = 'ltx2'")
+    find = text(
+        "SELECT * FROM jobs WHERE key_id = '' AND metadata @> CAST(:pairs AS jsonb)"
+        " ORDER BY created_at DESC, id DESC LIMIT 21"
+    )
+    wanted = {"pairs": '{"shot": "job 1", "project": "ours"}'}
+
+    async def cost() -> int:
+        async with engine.connect() as db:
+            await (await db.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE jobs"))
+        return await pages(engine, find, wanted)
+
+    few = await cost()
+    await grow(engine, LARGE, SMALL)
+    assert await cost() <= few + 10
+    (size,) = await fetch(engine, "SELECT pg_relation_size('jobs_metadata') AS before")
+    await execute(engine, "UPDATE jobs SET stage = 'x' WHERE metadata IS NULL")
+    assert await fetch(engine, "SELECT pg_relation_size('jobs_metadata') AS before") == [size]
+    assert [job.id for job in await store.list(metadata={"shot": "job 1"}, of_key="")] == ["job 1"]
+    assert await store.list(metadata={"shot": "job 1"}, of_key="key_b") == []

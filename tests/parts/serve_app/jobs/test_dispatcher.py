@@ -192,6 +192,15 @@ async def test_many_jobs_each_run_once(house: House, submit: Any) -> None:
     assert house.workers.runs == dict.fromkeys(ids, 1)
 
 
+async def test_a_run_that_its_client_gives_too_little_time_is_not_tried_again(house: House, submit: Any) -> None:
+    house.workers.compute = Stop()
+    async with house.dispatching():
+        job = await house.until(await submit(timeout_s=0.2), lambda job: job.status.terminal)
+    assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "timed_out", 1)
+    assert job.error_message == "The run took longer than 0.2 s."
+    assert [task.timeout_s for task in house.workers.tasks] == [0.2]
+
+
 async def test_a_broken_input_never_reaches_a_worker(house: House, source: HttpSource, submit: Any) -> None:
     source.routes["/text"] = reply(200, b"this is no picture")
     async with house.dispatching():

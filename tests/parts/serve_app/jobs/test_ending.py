@@ -426,3 +426,14 @@ async def test_a_status_of_another_version_hides_no_other_job(store: JobStore, e
     await execute(engine, "UPDATE jobs SET status = 'paused' WHERE id = :id", id=odd.id)
     assert [job.id for job in await store.list()] == [good.id]
     assert [job.id for job in jobs_of(await store.claim_to_run("ltx2", 5))] == [good.id]
+
+
+async def test_a_run_that_is_too_long_for_its_client_is_not_tried_again(store: JobStore) -> None:
+    lease = await running(store, timeout_s=5)
+    await store.fail(failure(lease, "timed_out"))
+    job = await store.get(lease.job_id)
+    assert (job.status, job.error_code, job.faults) == (Status.FAILED, "timed_out", 1)
+    # Other faults are, whatever its limit.
+    lease = await running(store, timeout_s=5)
+    await store.fail(failure(lease, "worker_lost"))
+    assert (await store.get(lease.job_id)).status is Status.QUEUED

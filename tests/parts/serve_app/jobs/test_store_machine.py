@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from deployments.contract import Lease, Progress, Started, Verdict
 from serve_app.jobs import metrics
 from serve_app.jobs.ending import IDLE_STAGES
+from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyReused
 from serve_app.jobs.job import TERMINAL, TRANSITIONS, Status
 from serve_app.jobs.queue import _COUNTS
 from serve_app.jobs.retention import Retention, RetentionPolicy
@@ -72,6 +73,8 @@ class Expected:
     priority: int = 0
     webhook_url: str | None = None
     has_deadline: bool = False
+    #: Its client has said how long a run may take.
+    limited: bool = False
     late: bool = False
     backing_off: bool = False
     admitted: bool = False
@@ -143,11 +146,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = JobStore(self.engine, lease_s=3600, webhook_url=OPERATOR_URL)
         # Of a few rows this is cheaper than TRUNCATE.
         tables = ["jobs", "deliveries", "counters", "discarded_media", "used_ids", "turns", "conditions", "job_tally"]
-        tables += ["api_keys"]
+        tables += ["api_keys", "idempotency_keys"]
         emptied = "; ".join(f"DELETE FROM {table}" for table in tables)
         self.do(execute(self.engine, f"SET LOCAL session_replication_role = replica; {emptied}"))
         self.do(api_key(self.engine, "key_1"))
         self.jobs: dict[str, Expected] = {}
+        #: By key: what came with it, and the job that was answered with.
+        self.answered: dict[str, tuple[str, str]] = {}
         self.lost: list[Lease] = []
         self.ended: dict[tuple[str, str, str], int] = {}
         self.deleted: dict[str, str] = {}
@@ -189,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
         limit = MAX_OUT_OF_MEMORY if code == "out_of_memory" else MAX_ATTEMPTS
         if job.cancelling:
             self.end(job, Status.CANCELLED)
-        elif not transient or job.faults >= limit:
+        elif not transient or job.faults >= limit or (code == "timed_out" and job.limited):
             self.end(job, Status.FAILED, code)
         else:
             job.alone, job.code = job.alone or code == "worker_lost", code
@@ -221,13 +226,13 @@ class StoreMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         hook=st.sampled_from([None, "https://client.example/hook", OPERATOR_URL]),
         expires_after=st.sampled_from([None, 1000.0]),
+        timeout_s=st.sampled_from([None, 60.0]),
         number=st.integers(1, 3),
     )
-    def submit(self, model, key, user, priority, hook, expires_after, number):
+    def submit(self, model, key, user, priority, hook, expires_after, timeout_s, number):
         for _ in range(number):
-            new = new_job(
-                user, key_id=key, model=model, priority=priority, webhook_url=hook, expires_after=expires_after
-            )
+            options = {"priority": priority, "webhook_url": hook, "expires_after": expires_after}
+            new = new_job(user, key_id=key, model=model, timeout_s=timeout_s, **options)
             job = self.do(self.store.submit(new))
             assert job is not None
             self.jobs[job.id] = Expected(
@@ -239,7 +244,29 @@ class StoreMachine(RuleBasedStateMachine):
                 priority=priority,
                 webhook_url=hook,
                 has_deadline=expires_after is not None,
+                limited=timeout_s is not None,
             )
+
+    @rule(value=st.sampled_from(["a", "b"]), fingerprint=st.sampled_from(["x", "y"]), model=st.sampled_from(MODELS))
+    def submit_once(self, value, fingerprint, model):
+        """Two at once, and maybe not for the first time: one job, whatever has become of it."""
+        key = IdempotencyKey(key_id="", route="generate", value=value, fingerprint=fingerprint)
+
+        async def twice() -> list[Any]:
+            asked = [self.store.submit_once(key, lambda job: Answer(201, job.id), new_job(model=model)) for _ in "12"]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        known = self.answered.get(value)
+        found = self.do(twice())
+        if known is not None and known[0] != fingerprint:
+            assert [type(error) for error in found] == [KeyReused, KeyReused]
+            return
+        made = [job for job, _ in found if job is not None]
+        assert len(made) == (known is None)
+        for job in made:
+            self.jobs[job.id] = Expected(id=job.id, number=next(self.numbers), model=model)
+            self.answered[value] = fingerprint, job.id
+        assert [answer for _, answer in found] == [Answer(201, self.answered[value][1])] * 2
 
     @rule()
     def open_upload(self):

@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from deployments.contract import Lease
+from deployments.registry import MODELS
 from serve_app.jobs.job import Job
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.tasks import Tasks, UnreadableJob
@@ -37,6 +38,12 @@ async def test_a_task_is_all_that_a_replica_needs(tasks: Tasks, job: Job) -> Non
     assert urlsplit(task.inputs["image"].url).path == f"/files/{IMAGE.key}"
     assert unquote(urlsplit(task.output_url).path) == f"/files/{keys.output(job.folder, 2)}"
     assert (await tasks.of(replace(job, alone=True), lease(job))).alone
+
+
+async def test_a_client_may_give_a_run_less_time_and_not_more(tasks: Tasks, job: Job) -> None:
+    most = MODELS["ltx2"].timeout_s
+    for given, taken in ((None, most), (5.0, 5.0), (most + 1, most)):
+        assert (await tasks.of(replace(job, timeout_s=given), lease(job))).timeout_s == taken
 
 
 async def test_a_field_of_a_newer_version_is_no_hindrance(tasks: Tasks, job: Job) -> None:

@@ -56,6 +56,19 @@ async def test_a_file_goes_in_and_comes_out(storage: S3Storage, tmp_path: Path) 
     assert not (tmp_path / "large").exists()
 
 
+async def test_a_copy_is_an_object_of_its_own(storage: S3Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"picture")
+    await storage.put_file("inputs/c1/a.png", tmp_path / "in", "image/png")
+    await storage.copy("inputs/c1/a.png", "inputs/c2/copied/image")
+    await storage.delete_prefix("inputs/c1/")
+    assert await storage.stat("inputs/c2/copied/image") == info(b"picture")
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(await storage.presign_get("inputs/c2/copied/image", 60))
+    assert (answer.content, answer.headers["content-type"]) == (b"picture", "image/png")
+    with pytest.raises(ObjectMissing):
+        await storage.copy("inputs/c1/a.png", "inputs/c3/copied/image")
+
+
 async def test_what_is_not_there(storage: S3Storage, tmp_path: Path) -> None:
     assert await storage.stat("inputs/none") is None
     with pytest.raises(ObjectMissing):

@@ -1,5 +1,6 @@
 """What a client does when the other side misbehaves. httpx's transports stand in for the network."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +153,109 @@ def test_an_upload_carries_its_length_and_no_key(tmp_path: Path) -> None:
     # Object stores take no chunked uploads, and the key is none of their business.
     assert put.headers["content-length"] == "7"
     assert not {"transfer-encoding", "authorization"} & set(put.headers)
+
+
+CREATED = {"job_id": "1", "model": "ltx2", "status": "queued", "created_at": "now"}
+IN_FLIGHT = httpx.Response(409, json={"code": "idempotency_in_flight"}, headers={"retry-after": "1"})
+BUSY = httpx.Response(429, json={"code": "too_many_requests"}, headers={"retry-after": "3"})
+
+
+class Line:
+    """A service behind a bad line; keeps what was asked of it, and for how long it was left alone in between."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self._left = list(answers)
+        self.asked: list[httpx.Request] = []
+        self.bodies: list[bytes] = []
+        self.now = 0.0
+        self.client = Client(
+            "http://api", "key", httpx.MockTransport(self._handle), pause=self._pause, clock=lambda: self.now
+        )
+        self.pauses: list[float] = []
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        self.bodies.append(request.read())
+        answer = self._left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def test_a_job_is_asked_for_under_one_key_until_it_is_there() -> None:
+    lost = httpx.ReadError("connection reset")
+    line = Line(lost, IN_FLIGHT, httpx.Response(503), BUSY, httpx.Response(201, json=CREATED))
+
+    assert line.client.generate("ltx2", duration=3)["job_id"] == "1"
+
+    (key,) = {request.headers["idempotency-key"] for request in line.asked}
+    assert (key[0], key[-1], len(key)) == ('"', '"', 38)
+    assert len(set(line.bodies)) == 1
+    assert {request.headers["authorization"] for request in line.asked} == {"Bearer key"}
+    # As long as the service says, else longer each time.
+    assert line.pauses == [0.5, 1, 2, 3]
+
+
+def test_every_job_has_a_key_of_its_own() -> None:
+    line = Line(*(httpx.Response(201, json=CREATED) for _ in range(3)))
+    line.client.generate("ltx2")
+    line.client.generate("ltx2")
+    line.client.retry("1")
+    assert len({request.headers["idempotency-key"] for request in line.asked}) == 3
+    assert line.asked[2].url.path == "/api/v1/jobs/1/retry"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(422, json={"code": "invalid_request"}),
+        httpx.Response(409, json={"code": "job_not_failed"}),
+        httpx.Response(500, json={"code": "internal_error"}),
+        httpx.Response(429, json={"code": "queue_full"}),
+        httpx.Response(429, json={"code": "queue_full"}, headers={"retry-after": f"{PATIENCE_S + 1:.0f}"}),
+    ],
+)
+def test_what_another_try_does_not_help_is_not_tried_again(answer: httpx.Response) -> None:
+    line = Line(answer)
+    with pytest.raises(ApiError):
+        line.client.generate("ltx2")
+    assert line.pauses == []
+
+
+def test_a_service_that_stays_away_is_given_up() -> None:
+    line = Line(*[DOWN] * 5)
+    with pytest.raises(Unreachable):
+        line.client.generate("ltx2")
+    assert len(line.asked) == 5
+    # It may also be slow to refuse.
+    busy = httpx.Response(429, json={"code": "too_many_requests"}, headers={"retry-after": "25"})
+    slow = Line(*[busy] * 5)
+    with pytest.raises(ApiError):
+        slow.client.generate("ltx2")
+    assert slow.pauses == [25, 25]
+
+
+def test_an_upload_over_a_bad_line_is_one_job_and_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"picture")
+    ticket = httpx.Response(200, json={"job_id": "1", "upload_url": "http://bucket/in", "content_type": "image/png"})
+    line = Line(DOWN, ticket, httpx.WriteError("broken pipe"), httpx.Response(503), httpx.Response(200))
+
+    assert line.client.upload(path, "image") == "1"
+
+    opened = [json.loads(body)["job_id"] for body in line.bodies[:2]]
+    assert (len(set(opened)), len(opened[0])) == (1, 36)
+    assert line.bodies[2:] == [b"picture"] * 3
+
+
+def test_lists_are_filtered_by_pairs() -> None:
+    line = Line(httpx.Response(200, json={"data": [], "last_id": None, "has_more": False}))
+    line.client.jobs(metadata={"shot": "12"})
+    assert line.asked[0].url.params["metadata[shot]"] == "12"
 
 
 def test_long_lists_take_several_pages() -> None:

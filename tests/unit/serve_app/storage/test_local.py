@@ -61,6 +61,23 @@ async def test_what_is_not_there(storage: LocalStorage, tmp_path: Path) -> None:
     assert await storage.locate("inputs/1") is None
 
 
+async def test_a_copy_is_an_object_of_its_own(storage: LocalStorage, root: Path) -> None:
+    await storage.write("inputs/1/a.png", chunks(b"hello"), 5)
+    path = await storage.locate("inputs/1/a.png")
+    assert path is not None
+    os.utime(path, (0, 0))
+    await storage.copy("inputs/1/a.png", "inputs/2/copied/image")
+    # As new as a copy in a bucket is: whoever sweeps old objects without a job leaves it alone.
+    (copied,) = await storage.page("inputs/2/", "", 10)
+    assert copied.modified > 0
+    await storage.delete_prefix("inputs/1/")
+    assert await storage.stat("inputs/2/copied/image") == info(b"hello")
+    with pytest.raises(ObjectMissing):
+        await storage.copy("inputs/1/a.png", "inputs/3/copied/image")
+    assert await storage.stat("inputs/3/copied/image") is None
+    assert leftovers(root) == []
+
+
 async def test_too_large_to_read(storage: LocalStorage, tmp_path: Path) -> None:
     await storage.write("a", chunks(b"hello"), 5)
     with pytest.raises(ObjectTooLarge):

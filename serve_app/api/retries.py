@@ -1,0 +1,99 @@
+"""What is asked for when a job is to be made once more.
+
+The new job needs nothing of the old one: what was uploaded, or fetched and found good, is copied within the store. Only
+what was never fetched is fetched from where it was said to be.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import structlog
+from pydantic import ValidationError
+
+from deployments.registry import MODELS
+from serve_app.api.errors import InputsGone, InvalidRequest, JobNotFailed
+from serve_app.intake.inputs import StoredInput
+from serve_app.jobs.job import Job, NewJob, Status
+from serve_app.storage import keys
+from serve_app.storage.base import ObjectMissing, Storage, StorageError
+
+log = structlog.get_logger()
+
+
+async def again(job: Job, storage: Storage, request_id: str) -> NewJob:
+    """The same job anew, whoever asks: it is for the key that the old one was for.
+
+    Raises:
+        JobNotFailed, InputsGone, InvalidRequest, StorageError
+    """
+    if job.status not in (Status.FAILED, Status.CANCELLED):
+        raise JobNotFailed(f"The job is {job.status}. Only one that has failed or was cancelled can be retried.")
+    if not job.model:
+        raise JobNotFailed("The job was never submitted, so there is nothing to retry.")
+    spec = MODELS.get(job.model)
+    if spec is None:
+        raise InvalidRequest(f"There is no model {job.model} any more.")
+    try:
+        spec.params.model_validate(job.params)
+    except ValidationError as error:
+        raise InvalidRequest("The model takes these parameters no more. Submit a new job.") from error
+    new = NewJob(
+        model=job.model,
+        params=job.params,
+        effort=job.effort,
+        key_id=job.key_id,
+        user_id=job.user_id,
+        webhook_url=job.webhook_url,
+        request_id=request_id,
+        priority=job.priority,
+        expires_after=job.expires_after,
+        timeout_s=job.timeout_s,
+        metadata=job.metadata or {},
+        retry_of=job.id,
+    )
+    sources: dict[str, str] = {}
+    uploads: dict[str, str] = {}
+    try:
+        for item in spec.inputs:
+            target = keys.copied(new.folder, item.name)
+            if await _copy(storage, _kept(job, item.name), target):
+                uploads[item.name] = target
+            elif item.name in job.sources:
+                sources[item.name] = job.sources[item.name]
+            else:
+                raise InputsGone
+    except (InputsGone, StorageError):
+        await discard(new, storage)
+        raise
+    return replace(new, sources=sources, uploads=uploads)
+
+
+async def discard(new: NewJob, storage: Storage) -> None:
+    """Delete what was copied for a job that is not to be."""
+    try:
+        for prefix in keys.prefixes(new.folder):
+            await storage.delete_prefix(prefix)
+    except StorageError as error:
+        # It belongs to no job, so `Orphans` finds it.
+        log.warning("copies_not_deleted", job_id=new.id, error=error.message)
+
+
+def _kept(job: Job, name: str) -> tuple[str, ...]:
+    """Where the input may lie, best first: as intake judged it, as it was uploaded."""
+    found = []
+    with contextlib.suppress(KeyError, ValidationError):
+        # Not there until intake has come so far; and another version's may be unreadable.
+        found.append(StoredInput.model_validate((job.inputs or {})[name]).key)
+    if name in job.uploads:
+        found.append(job.uploads[name])
+    return tuple(found)
+
+
+async def _copy(storage: Storage, candidates: tuple[str, ...], target: str) -> bool:
+    for source in candidates:
+        try:
+            await storage.copy(source, target)
+        except ObjectMissing:
+            continue
+        return True
+    return False

@@ -1,0 +1,89 @@
+"""From a wish to a job on disk, and the answer that says so: of ``generate``, and of a retry."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+from fastapi import Response
+
+from serve_app.access.caller import Caller
+from serve_app.api.errors import JobNotUploading
+from serve_app.api.estimate import foreseen
+from serve_app.api.idempotency import REPLAYED, answer_once
+from serve_app.api.limits import quota_of, told
+from serve_app.api.retries import discard
+from serve_app.api.schemas import Created
+from serve_app.jobs.forecast import CostRange
+from serve_app.jobs.idempotency import Answer, IdempotencyKey
+from serve_app.jobs.job import Job, NewJob
+from serve_app.jobs.quota import Quota
+from serve_app.services import Services
+
+log = structlog.get_logger()
+
+
+async def accept(
+    prepare: Callable[[], Awaitable[NewJob]],
+    caller: Caller,
+    services: Services,
+    response: Response,
+    *,
+    job_id: str | None = None,
+    once: IdempotencyKey | None,
+) -> Created:
+    """Submit what ``prepare`` makes, into the job ``job_id`` if it was opened before; with ``once``, for all requests
+    with that key together. ``response`` gets what its headers have to say."""
+    if once is None:
+        new, created, quota = await _weighed(prepare, caller, services)
+        with told():
+            job = await services.store.submit(new, job_id, of_key=caller.sees, quota=quota)
+        if job is None:
+            # It was there when the uploads were looked for.
+            raise JobNotUploading(param="job_id")
+        found = created(job)
+    else:
+
+        async def submit() -> tuple[Job | None, Answer]:
+            new, created, quota = await _weighed(prepare, caller, services)
+
+            def answer(job: Job) -> Answer:
+                return Answer(201, created(job).model_dump_json(exclude_none=True))
+
+            with told():
+                found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
+            if found is None:
+                raise JobNotUploading(param="job_id")
+            if found[0] is None and new.retry_of is not None:
+                # Another one was faster: what was copied for this one is nobody's.
+                await discard(new, services.storage)
+            return found
+
+        answer, replayed = await answer_once(once, services.store, submit)
+        response.status_code = answer.status
+        if replayed:
+            response.headers[REPLAYED] = "true"
+        found = Created.model_validate_json(answer.body)
+    response.headers["location"] = f"/api/v1/jobs/{found.job_id}"
+    return found
+
+
+async def _weighed(
+    prepare: Callable[[], Awaitable[NewJob]], caller: Caller, services: Services
+) -> tuple[NewJob, Callable[[Job], Created], Quota | None]:
+    """The job to be, what to say once it is, and what its key may have."""
+    new = await prepare()
+    # Before: once the job is on disk, nothing may come between it and the answer.
+    eta, cost = await foreseen(new.model, new.effort, services)
+    return new, partial(_created, eta, cost), await quota_of(caller, services)
+
+
+def _created(eta: float | None, cost: CostRange | None, job: Job) -> Created:
+    log.info("accepted", job_id=job.id, model=job.model)
+    return Created(
+        job_id=job.id,
+        model=job.model,
+        status=job.status,
+        created_at=job.created_at,
+        eta_seconds=eta,
+        cost_estimate_usd=cost,
+    )
