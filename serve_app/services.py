@@ -10,9 +10,12 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.delivery_log import DeliveryLog
+from serve_app.jobs.endpoints import Endpoints
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from serve_app.serving.state import ClusterState
 from serve_app.settings import Settings
@@ -40,6 +43,18 @@ class Services:
     @property
     def conditions(self) -> Conditions:
         return Conditions(self.engine)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(self.engine)
+
+    @property
+    def delivery_log(self) -> DeliveryLog:
+        return DeliveryLog(self.engine)
+
+    @property
+    def signing_secrets(self) -> SigningSecrets:
+        return SigningSecrets(self.settings.signing_secret, self.settings.signing_root)
 
     async def capacity(self, model: str) -> Capacity | None:
         """Of the model's deployment; None if Serve does not answer at once, or has no such deployment."""

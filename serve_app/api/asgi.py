@@ -10,7 +10,19 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app import __version__
-from serve_app.api import estimate, files, generate, health, jobs, presign, problems, webhooks
+from serve_app.api import (
+    deliveries,
+    endpoints,
+    estimate,
+    files,
+    generate,
+    health,
+    jobs,
+    presign,
+    problems,
+    told,
+    webhooks,
+)
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
@@ -42,9 +54,12 @@ def create_asgi(services: Services) -> ASGIApp:
     )
     app.state.services = services
     problems.install(app)
-    routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files)]
+    routers = [
+        part.router for part in (generate, estimate, jobs, presign, webhooks, endpoints, deliveries, health, files)
+    ]
     for router in routers:
         app.include_router(router)
+    app.webhooks.include_router(told.router)
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(

@@ -7,14 +7,18 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── JobNotFound             404 job_not_found
+    ├── WebhookNotFound         404 webhook_not_found
+    ├── DeliveryNotFound        404 delivery_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
     ├── RequestTimeout          408 request_timeout
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
     ├── JobIdUsed               409 job_id_used
+    ├── WebhookDisabled         409 webhook_disabled
     ├── InvalidRequest          422 invalid_request
-    │   └── UploadMissing       422 upload_missing
+    │   ├── UploadMissing       422 upload_missing
+    │   └── TooManyWebhooks     422 too_many_webhooks
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── InternalError           500 internal_error
@@ -75,6 +79,20 @@ class JobNotFound(VideoApiError):
     code = "job_not_found"
 
 
+class WebhookNotFound(VideoApiError):
+    """Webhook endpoint not found"""
+
+    status = 404
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(VideoApiError):
+    """Delivery not found"""
+
+    status = 404
+    code = "delivery_not_found"
+
+
 class NotFound(VideoApiError):
     """Not found"""
 
@@ -117,6 +135,13 @@ class JobIdUsed(VideoApiError):
     code = "job_id_used"
 
 
+class WebhookDisabled(VideoApiError):
+    """The webhook endpoint is disabled. Enable it first: PATCH it with `enabled: true`."""
+
+    status = 409
+    code = "webhook_disabled"
+
+
 class InvalidRequest(VideoApiError):
     """The request does not fit the schema."""
 
@@ -128,6 +153,12 @@ class UploadMissing(InvalidRequest):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 
     code = "upload_missing"
+
+
+class TooManyWebhooks(InvalidRequest):
+    """The key has 20 webhook endpoints already. Delete one first."""
+
+    code = "too_many_webhooks"
 
 
 class SignatureRejected(VideoApiError):

@@ -417,7 +417,7 @@ async def test_a_webhook_is_posted(client: SafeClient) -> None:
     async with HttpSource({"/hook": reply(202, b"y" * 5000)}) as source:
         headers = {"Content-Type": "application/json", "User-Agent": "hook"}
         found = await client.post(source.url("/hook"), '{"a": 1}', headers)
-    assert found == (202, "y" * 2048)
+    assert found == (202, "y" * 2048, None)
     seen = source.seen[0]
     assert (seen.method, seen.body) == ("POST", b'{"a": 1}')
     assert (seen.headers["content-type"], seen.headers["user-agent"]) == ("application/json", "hook")
