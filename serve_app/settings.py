@@ -180,8 +180,8 @@ class Settings(BaseSettings):
 
     @property
     def signing_secret(self) -> str:
-        """What receivers of the operator's and of the jobs of ``API_KEY`` verify webhooks with. Who has it cannot pose as
-        a worker, and can't make another key's."""
+        """What ``API_WEBHOOK_URL``, and receivers of the jobs of ``API_KEY``, verify webhooks with. Who has it can
+        neither pose as a worker nor make another key's."""
         given = self.webhook_signing_secret.get_secret_value()
         return given or "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
 

@@ -20,7 +20,7 @@ from serve_app.api import (
     jobs,
     presign,
     problems,
-    told,
+    webhook_events,
     webhooks,
 )
 from serve_app.api.errors import InternalError, Unavailable
@@ -59,7 +59,7 @@ def create_asgi(services: Services) -> ASGIApp:
     ]
     for router in routers:
         app.include_router(router)
-    app.webhooks.include_router(told.router)
+    app.webhooks.include_router(webhook_events.router)
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(

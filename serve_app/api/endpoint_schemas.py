@@ -46,7 +46,7 @@ class Rotation(_Request):
         DAY_S,
         ge=0,
         le=7 * DAY_S,
-        description="So long, each delivery is signed with both: change your receiver by then.",
+        description="So long each delivery is signed with both; change your receiver by then.",
     )
 
 
@@ -114,7 +114,7 @@ class DeliveryView(BaseModel):
     id: str = Field(description="The `webhook-id` header, the same over all attempts.")
     event: str
     state: DeliveryState = Field(
-        description="`pending`: to be sent at `next_attempt_at`. `failed`: given up, and sent again by `redeliver` only."
+        description="`pending`: to be sent at `next_attempt_at`. `failed`: given up; `redeliver` sends it again."
     )
     job_id: str | None = Field(None, description="Absent of a test.")
     endpoint_id: str | None = Field(None, description="Absent: to the job's own `webhook_url`, or the operator's.")

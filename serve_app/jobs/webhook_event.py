@@ -1,5 +1,5 @@
-"""What webhook endpoints are told: the events, and their bodies as Standard Webhooks want them (``type``, ``timestamp``,
-``data``; less than 20 kB).
+"""What webhook endpoints are told: the events, and their bodies as Standard Webhooks want them (``type``,
+``timestamp``, ``data``; less than 20 kB).
 
 A body is made when it is sent, and says how things were at its event.
 """
@@ -60,9 +60,7 @@ class JobFacts(_Value):
 class VideoFacts(JobFacts):
     """A job that has its video."""
 
-    video_url: str | None = Field(
-        None, description="A link to the mp4, good for as long as it is kept, 7 days at most."
-    )
+    video_url: str | None = Field(None, description="A link to the mp4, good as long as that is kept, 7 days at most.")
 
 
 class FaultFacts(JobFacts):

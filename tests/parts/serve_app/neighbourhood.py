@@ -157,11 +157,12 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
         "/silent": stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"),
         "/crumbs": crumbs,
         "/drip": drip,
+        "/tarpit": stalled(),
     }
     storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
     store = JobStore(engine, lease_s=30)
     workers = FakeWorkers(storage, {"ltx2": 8})
-    names = NameServer({"good.test": ["127.0.0.1"]}, silent=["hole.test"])
+    names = NameServer({"good.test": ["127.0.0.1"], "slow.test": ["127.0.0.1"]}, silent=["hole.test"])
     async with HttpSource(routes) as source, names:
         pool = WorkerPool((ip_network("127.0.0.0/8"),), dns_servers=[names.address])
         async with pool:

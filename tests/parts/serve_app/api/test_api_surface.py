@@ -48,6 +48,15 @@ PROTECTED = [
     ("POST", "/api/v1/presign/upload"),
     ("GET", "/api/v1/presign/download/x"),
     ("GET", "/api/v1/webhooks/secret"),
+    ("POST", "/api/v1/webhooks"),
+    ("GET", "/api/v1/webhooks"),
+    ("GET", "/api/v1/webhooks/whe_x"),
+    ("PATCH", "/api/v1/webhooks/whe_x"),
+    ("DELETE", "/api/v1/webhooks/whe_x"),
+    ("POST", "/api/v1/webhooks/whe_x/rotate"),
+    ("POST", "/api/v1/webhooks/whe_x/test"),
+    ("GET", "/api/v1/webhooks/deliveries"),
+    ("POST", "/api/v1/webhooks/deliveries/msg_x/redeliver"),
 ]
 
 

@@ -17,7 +17,7 @@ WebhookId = Annotated[str, Header(description="The same over all attempts, so th
 WebhookTimestamp = Annotated[str, Header(description="Unix time of this attempt, in seconds.")]
 WebhookSignature = Annotated[
     str,
-    Header(description="`v1,…`, as Standard Webhooks say; several, separated by spaces, while a secret is rotated."),
+    Header(description="`v1,…`, as Standard Webhooks say; two, with a space between, while a secret is rotated."),
 ]
 
 
