@@ -87,7 +87,7 @@ class EndpointPage(BaseModel):
     """Newest first. Ask for the next page with ``after=<last_id>``."""
 
     data: list[EndpointView]
-    last_id: str | None
+    last_id: str | None = Field(None, description="Absent of an empty page.")
     has_more: bool
 
     @classmethod
@@ -152,7 +152,7 @@ class DeliveryPage(BaseModel):
     """Newest first. Ask for the next page with ``after=<last_id>``."""
 
     data: list[DeliveryView]
-    last_id: str | None
+    last_id: str | None = Field(None, description="Absent of an empty page.")
     has_more: bool
 
     @classmethod

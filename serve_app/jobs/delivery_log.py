@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import uuid_utils
@@ -175,7 +176,7 @@ async def _with_attempts(db: AsyncConnection, rows: Sequence[RowMapping]) -> Seq
     return [Delivery(**_fields(row, Delivery), log=by_delivery.get(row["id"], ())) for row in rows]
 
 
-def _fields(row: RowMapping, kind: type[Attempt] | type[Delivery]) -> Mapping[str, object]:
+def _fields(row: RowMapping, kind: type[Attempt] | type[Delivery]) -> Mapping[str, Any]:
     return {name: row[name] for name in kind.__dataclass_fields__ if name in row}
 
 
