@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     webhook_root: SecretStr = SecretStr("")
     #: Key of the local store's links.
     link_secret: SecretStr = SecretStr("")
+    #: What API keys are hashed with.
+    key_secret: SecretStr = SecretStr("")
     #: Ray's token and the mesh's certificate follow from it.
     cluster_secret: SecretStr = SecretStr("")
     database_url: str = ""
@@ -179,6 +181,12 @@ class Settings(BaseSettings):
         return bytes.fromhex(given) if given else self._derive("storage links")
 
     @property
+    def hashing_key(self) -> bytes:
+        """What API keys are hashed with: with another one, none of them is known any more."""
+        given = self.key_secret.get_secret_value()
+        return bytes.fromhex(given) if given else self._derive("api keys")
+
+    @property
     def signing_secret(self) -> str:
         """What ``API_WEBHOOK_URL``, and receivers of the jobs of ``API_KEY``, verify webhooks with. Who has it can
         neither pose as a worker nor make another key's."""
@@ -228,6 +236,7 @@ class Settings(BaseSettings):
             "WEBHOOK_SIGNING_SECRET": self.signing_secret,
             "WEBHOOK_ROOT": self.signing_root.hex(),
             "LINK_SECRET": self.signing_key.hex(),
+            "KEY_SECRET": self.hashing_key.hex(),
         }
 
 

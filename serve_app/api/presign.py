@@ -11,10 +11,12 @@ from serve_app.api.errors import (
     JobNotUploading,
     NotFound,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
 )
 from serve_app.api.jobs import JobPath
+from serve_app.api.limits import quota_of, told
 from serve_app.api.problems import documented
 from serve_app.api.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.api.uploads import default_content_type
@@ -32,7 +34,7 @@ DOWNLOAD_LINK_S = 24 * 3600
     "/upload",
     operation_id="presign_upload",
     responses=documented(
-        Unauthorized, Forbidden, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout
+        Unauthorized, Forbidden, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout, QueueFull
     ),
 )
 async def presign_upload(request: UploadRequest, caller: Maker, services: ServicesOf) -> UploadTicket:
@@ -40,7 +42,9 @@ async def presign_upload(request: UploadRequest, caller: Maker, services: Servic
     content_type = request.content_type or default_content_type(request.input_type)
     if not content_type.startswith(f"{request.input_type}/"):
         raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
-    job = await services.store.open_upload(request.job_id, key_id=caller.key_id)
+    quota = await quota_of(caller, services)
+    with told():
+        job = await services.store.open_upload(request.job_id, key_id=caller.key_id, quota=quota)
     if job is None:
         raise JobIdUsed(param="job_id")
     if job.status is not Status.UPLOADING:

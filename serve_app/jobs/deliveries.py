@@ -80,14 +80,16 @@ class Deliveries:
         self._secrets = secrets
         self._video_url = video_url
 
-    async def claim(self, limit: int = 10, user_share: int = USER_SHARE) -> Sequence[_Due]:
-        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight.
+    async def claim(self, limit: int = 10, user_share: int = USER_SHARE, *, free: int = 10**6) -> Sequence[_Due]:
+        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight. Of
+        ``free`` slots a key leaves some to the others.
 
         They come back by themselves if this process dies.
         """
         await self._come_due()
         start = "".join(random.choices(string.ascii_lowercase + string.digits, k=2))  # noqa: S311 - spreads turns
-        values = {"room": limit, "user_share": user_share, "host_share": HOST_SHARE, "start": start}
+        shares = {"user_share": user_share, "host_share": HOST_SHARE}
+        values = {"room": limit, "free": free, "start": start, **shares}
         async with self._engine.begin() as db:
             # One at a time, so that two dispatchers cannot give somebody two shares together.
             await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim deliveries'))"))

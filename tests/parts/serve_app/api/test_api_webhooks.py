@@ -8,10 +8,6 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from serve_app.access.caller import BOOTSTRAP, Caller, Scope
-from serve_app.api import deliveries, endpoints, webhooks
-from serve_app.api.endpoint_schemas import EndpointChange, NewEndpoint
-from serve_app.api.errors import DeliveryNotFound, VideoApiError, WebhookNotFound
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.endpoints import MOST_OF_A_KEY
 from serve_app.outbound.client import SafeClient
@@ -21,6 +17,7 @@ from tests.parts.serve_app.jobs.samples import completed, fetch
 
 URL = "/api/v1/webhooks"
 Create = Callable[..., Awaitable[dict[str, Any]]]
+WithKey = Callable[..., Awaitable[httpx.AsyncClient]]
 Deliver = Callable[[], Coroutine[Any, Any, int]]
 
 
@@ -196,46 +193,71 @@ async def test_what_is_no_endpoint_is_not_taken_for_one(client: httpx.AsyncClien
 # -------------------------------------------------------------------- whose it is
 
 
-def caller(key_id: str, *scopes: Scope) -> Caller:
-    return Caller(key_id=key_id, name=key_id, scopes=frozenset(scopes or (Scope.READ, Scope.GENERATE)))
+@pytest.fixture
+async def ann(with_key: WithKey) -> httpx.AsyncClient:
+    return await with_key(name="ann")
 
 
-ANN, BOB = caller("key_ann"), caller("key_bob")
+@pytest.fixture
+async def bob(with_key: WithKey) -> httpx.AsyncClient:
+    return await with_key(name="bob")
 
 
-async def test_a_key_neither_sees_nor_touches_what_is_anothers(services: Services) -> None:
-    made = await endpoints.create_webhook(NewEndpoint(url="https://ann.example/"), ANN, services)
-    await completed(services.store, key_id=ANN.key_id)
-    (delivery,) = (await deliveries.list_deliveries(ANN, services)).data
-    assert (await endpoints.list_webhooks(BOB, services)).data == []
-    assert (await deliveries.list_deliveries(BOB, services)).data == []
-    assert (await deliveries.list_deliveries(BOB, services, endpoint_id=made.id)).data == []
-    refused: list[tuple[type[VideoApiError], Awaitable[object]]] = [
-        (WebhookNotFound, endpoints.get_webhook(made.id, BOB, services)),
-        (WebhookNotFound, endpoints.change_webhook(made.id, EndpointChange(enabled=False), BOB, services)),
-        (WebhookNotFound, endpoints.rotate_webhook(made.id, BOB, services)),
-        (WebhookNotFound, endpoints.test_webhook(made.id, BOB, services)),
-        (WebhookNotFound, endpoints.delete_webhook(made.id, BOB, services)),
-        (DeliveryNotFound, deliveries.redeliver(delivery.id, BOB, services)),
+async def test_a_key_neither_sees_nor_touches_what_is_anothers(
+    services: Services, ann: httpx.AsyncClient, bob: httpx.AsyncClient, client: httpx.AsyncClient
+) -> None:
+    made = (await ann.post(URL, json={"url": "https://ann.example/"})).json()
+    path = f"{URL}/{made['id']}"
+    job_id = await completed(services.store, key_id=ann.headers["x-key-id"])
+    (delivery,) = (await ann.get(f"{URL}/deliveries")).json()["data"]
+    before = await fetch(services.engine, "SELECT * FROM webhook_endpoints, deliveries")
+    for query in ({}, {"job_id": job_id}, {"endpoint_id": made["id"]}):
+        assert (await bob.get(f"{URL}/deliveries", params=query)).json()["data"] == []
+    assert (await bob.get(URL)).json()["data"] == []
+    for listed, after in ((URL, made["id"]), (f"{URL}/deliveries", delivery["id"])):
+        assert (await bob.get(listed, params={"after": after})).status_code == 422
+    touches = [
+        ("GET", path),
+        ("PATCH", path),
+        ("DELETE", path),
+        ("POST", f"{path}/rotate"),
+        ("POST", f"{path}/test"),
+        ("POST", f"{URL}/deliveries/{delivery['id']}/redeliver"),
     ]
-    for kind, asked in refused:
-        with pytest.raises(kind):
-            await asked
-    assert await endpoints.get_webhook(made.id, ANN, services) == made
+    for method, touched in touches:
+        body = {"enabled": False} if method == "PATCH" else None
+        assert (await bob.request(method, touched, json=body)).status_code == 404, (method, touched)
+    assert await fetch(services.engine, "SELECT * FROM webhook_endpoints, deliveries") == before
+    # Whoever may do everything sees it as its owner does.
+    for reader in (ann, client):
+        assert (await reader.get(path)).json() == made
 
 
-async def test_an_admin_sees_all_and_has_only_his_own_secret(services: Services) -> None:
-    made = await endpoints.create_webhook(NewEndpoint(url="https://ann.example/"), ANN, services)
-    admin = caller("key_root", Scope.ADMIN)
-    assert await endpoints.get_webhook(made.id, admin, services) == made
-    secrets = [(await webhooks.webhook_secret(each, services)).secret for each in (ANN, BOB, admin, BOOTSTRAP)]
-    assert len(set(secrets)) == 4
+async def test_each_key_has_a_secret_of_its_own(
+    services: Services, ann: httpx.AsyncClient, bob: httpx.AsyncClient, client: httpx.AsyncClient
+) -> None:
+    """With one for all, whoever has a key could forge for every receiver."""
+    secrets = [(await each.get(f"{URL}/secret")).json()["secret"] for each in (ann, bob, client)]
+    assert len(set(secrets)) == 3
+    # As it was before there were other keys.
     assert secrets[-1] == services.settings.signing_secret
 
 
-async def test_bobs_endpoint_hears_nothing_of_anns_jobs(services: Services) -> None:
-    await endpoints.create_webhook(NewEndpoint(url="https://bob.example/"), BOB, services)
-    await completed(services.store, key_id=ANN.key_id)
+async def test_what_a_job_names_is_signed_with_its_keys_secret(
+    ann: httpx.AsyncClient, services: Services, receiver: HttpSource, deliver: Deliver
+) -> None:
+    secret = (await ann.get(f"{URL}/secret")).json()["secret"]
+    job_id = await completed(services.store, key_id=ann.headers["x-key-id"], webhook_url=receiver.url("/hook"))
+    await deliver()
+    body = Webhook(secret).verify(receiver.seen[0].body.decode(), receiver.seen[0].headers)
+    assert (body["job_id"], body["status"]) == (job_id, "completed")
+
+
+async def test_an_endpoint_hears_nothing_of_another_keys_jobs(
+    services: Services, ann: httpx.AsyncClient, bob: httpx.AsyncClient
+) -> None:
+    assert (await bob.post(URL, json={"url": "https://bob.example/"})).status_code == 201
+    await completed(services.store, key_id=ann.headers["x-key-id"])
     await completed(services.store)
     assert await fetch(services.engine, "SELECT 1 FROM deliveries") == []
 
