@@ -23,7 +23,7 @@ DeliveryPath = Annotated[
     "",
     operation_id="list_deliveries",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, DeliveryNotFound, InvalidRequest),
 )
 async def list_deliveries(
     caller: Reader,
@@ -36,7 +36,7 @@ async def list_deliveries(
     """What was sent to webhooks of this key and what they answered, newest first. It is kept as long as the job."""
     log = services.delivery_log
     if after is not None and await log.get(after, of_key=caller.sees) is None:
-        raise InvalidRequest("after: no such delivery. Start again from the first page.", param="after")
+        raise DeliveryNotFound("after: no such delivery. Start again from the first page.", param="after")
     found = await log.list(job_id=job_id, endpoint_id=endpoint_id, after=after, limit=limit + 1, of_key=caller.sees)
     return DeliveryPage.of(found, limit)
 

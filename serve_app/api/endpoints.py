@@ -84,7 +84,7 @@ async def create_webhook(body: NewEndpoint, caller: Maker, services: ServicesOf)
     "",
     operation_id="list_webhooks",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest),
 )
 async def list_webhooks(
     caller: Reader,
@@ -94,7 +94,7 @@ async def list_webhooks(
 ) -> EndpointPage:
     """Webhook endpoints, newest first."""
     if after is not None and await services.endpoints.get(after, of_key=caller.sees) is None:
-        raise InvalidRequest("after: no such webhook endpoint. Start again from the first page.", param="after")
+        raise WebhookNotFound("after: no such webhook endpoint. Start again from the first page.", param="after")
     found = await services.endpoints.list(after=after, limit=limit + 1, of_key=caller.sees)
     return EndpointPage.of(found, limit)
 

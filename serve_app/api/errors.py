@@ -17,9 +17,9 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── JobNotUploading         409 job_not_uploading
     ├── JobIdUsed               409 job_id_used
     ├── WebhookDisabled         409 webhook_disabled
+    ├── TooManyWebhooks         409 too_many_webhooks
     ├── InvalidRequest          422 invalid_request
-    │   ├── UploadMissing       422 upload_missing
-    │   └── TooManyWebhooks     422 too_many_webhooks
+    │   └── UploadMissing       422 upload_missing
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── TooManyStreams          429 too_many_streams
@@ -154,6 +154,13 @@ class WebhookDisabled(VideoApiError):
     code = "webhook_disabled"
 
 
+class TooManyWebhooks(VideoApiError):
+    """The key has 20 webhook endpoints already. Delete one first."""
+
+    status = 409
+    code = "too_many_webhooks"
+
+
 class InvalidRequest(VideoApiError):
     """The request does not fit the schema."""
 
@@ -165,12 +172,6 @@ class UploadMissing(InvalidRequest):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 
     code = "upload_missing"
-
-
-class TooManyWebhooks(InvalidRequest):
-    """The key has 20 webhook endpoints already. Delete one first."""
-
-    code = "too_many_webhooks"
 
 
 class SignatureRejected(VideoApiError):
