@@ -10,6 +10,7 @@ from standardwebhooks import Webhook
 
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.endpoints import MOST_OF_A_KEY
+from serve_app.jobs.webhook_event import JobEvent
 from serve_app.outbound.client import SafeClient
 from serve_app.services import Services
 from tests.fakes.http_source import HttpSource, reply
@@ -270,3 +271,18 @@ async def test_a_link_to_the_video_is_of_the_api(
     await deliver()
     body = Webhook(made["secret"]).verify(receiver.seen[0].body.decode(), receiver.seen[0].headers)
     assert body["data"]["video_url"].startswith(services.settings.base_url)
+
+
+async def test_the_schema_says_what_an_endpoint_is_told(anyone: httpx.AsyncClient) -> None:
+    schema = (await anyone.get("/openapi.json")).json()
+    assert schema["webhooks"].keys() == {*JobEvent, "test"}
+    for name, told in schema["webhooks"].items():
+        reference = told["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        body = schema["components"]["schemas"][reference.rsplit("/", 1)[1]]
+        assert body["properties"]["type"]["const"] == name
+        assert {"timestamp", "data"} <= set(body["required"])
+        assert {item["name"] for item in told["post"]["parameters"]} == {
+            "webhook-id",
+            "webhook-timestamp",
+            "webhook-signature",
+        }
