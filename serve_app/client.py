@@ -155,6 +155,47 @@ class Ticket(TypedDict):
     content_type: str
 
 
+class Webhook(TypedDict):
+    """A webhook endpoint. ``secret`` is not in lists."""
+
+    id: str
+    url: str
+    events: list[str]
+    enabled: bool
+    disabled_at: NotRequired[str]
+    disabled_reason: NotRequired[str]
+    created_at: str
+    previous_secret_until: NotRequired[str]
+    secret: NotRequired[str]
+
+
+class Attempt(TypedDict):
+    """One request to a receiver, and what it answered."""
+
+    n: int
+    at: str
+    status: NotRequired[int]
+    error: NotRequired[str]
+    answer: str
+    took_ms: int
+
+
+class Delivery(TypedDict):
+    """An event on its way to a receiver."""
+
+    id: str
+    event: str
+    state: str
+    job_id: NotRequired[str]
+    endpoint_id: NotRequired[str]
+    url: str
+    created_at: str
+    next_attempt_at: NotRequired[str]
+    delivered_at: NotRequired[str]
+    error: NotRequired[str]
+    attempts: list[Attempt]
+
+
 @dataclass(frozen=True)
 class Event:
     """One server-sent event."""
@@ -441,6 +482,75 @@ class Client:
             part.unlink(missing_ok=True)
         return done
 
+    # ---------------------------------------------------------------- webhooks
+
+    def webhooks(self, limit: int = PAGE) -> list[Webhook]:
+        """The newest ``limit`` webhook endpoints of the key; an admin's are those of all keys."""
+        return cast("list[Webhook]", self._newest("/api/v1/webhooks", limit, {}))
+
+    def webhook(self, webhook_id: str) -> Webhook:
+        """A webhook endpoint with its secret."""
+        return cast("Webhook", self._json("GET", _webhook_path(webhook_id)))
+
+    def create_webhook(self, url: str, events: Sequence[str] | None = None) -> Webhook:
+        """Have the key's jobs told to a URL; ``events`` None: each end of a job. With the secret to verify them by."""
+        body = {"url": url} if events is None else {"url": url, "events": list(events)}
+        return cast("Webhook", self._json("POST", "/api/v1/webhooks", json=body))
+
+    def change_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        enabled: bool | None = None,
+    ) -> Webhook:
+        """What is None stays as it is."""
+        given = {"url": url, "events": events and list(events), "enabled": enabled}
+        body = {name: value for name, value in given.items() if value is not None}
+        return cast("Webhook", self._json("PATCH", _webhook_path(webhook_id), json=body))
+
+    def rotate_webhook(self, webhook_id: str, overlap_s: int | None = None) -> Webhook:
+        """A new secret; the one before is good for so many seconds more, a day if None."""
+        body = {} if overlap_s is None else {"overlap_seconds": overlap_s}
+        return cast("Webhook", self._json("POST", f"{_webhook_path(webhook_id)}/rotate", json=body))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook endpoint, and the log of what was sent to it."""
+        self._request("DELETE", _webhook_path(webhook_id))
+
+    def test_webhook(self, webhook_id: str) -> Delivery:
+        """Send it a ``test`` event now."""
+        return cast("Delivery", self._json("POST", f"{_webhook_path(webhook_id)}/test"))
+
+    def webhook_secret(self) -> str:
+        """What the ``webhook_url`` of the key's jobs is signed with."""
+        return cast("str", self._json("GET", "/api/v1/webhooks/secret")["secret"])
+
+    def deliveries(
+        self, *, job_id: str | None = None, webhook_id: str | None = None, limit: int = 20
+    ) -> list[Delivery]:
+        """The newest ``limit`` deliveries, with every attempt and what was answered."""
+        query = {"job_id": job_id, "endpoint_id": webhook_id}
+        return cast("list[Delivery]", self._newest("/api/v1/webhooks/deliveries", limit, query))
+
+    def redeliver(self, delivery_id: str) -> Delivery:
+        """Send it again, now and by the whole schedule."""
+        path = f"/api/v1/webhooks/deliveries/{quote(delivery_id, safe='')}/redeliver"
+        return cast("Delivery", self._json("POST", path))
+
+    def _newest(self, path: str, limit: int, query: Mapping[str, str | None]) -> list[Any]:
+        """The first ``limit`` of a list, as many requests as that takes."""
+        found: list[Any] = []
+        last: str | None = None
+        more = True
+        while more and (wanted := limit - len(found)) > 0:
+            params = {name: value for name, value in {**query, "after": last}.items() if value is not None}
+            page = self._json("GET", path, params={**params, "limit": min(wanted, PAGE)})
+            found += page["data"]
+            last, more = page.get("last_id"), page["has_more"]
+        return found
+
     # ---------------------------------------------------------------- keys
 
     def create_key(
@@ -596,6 +706,10 @@ class _Following:
 
 def _job_path(job_id: str) -> str:
     return f"/api/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _webhook_path(webhook_id: str) -> str:
+    return f"/api/v1/webhooks/{quote(webhook_id, safe='')}"
 
 
 def _key_path(key_id: str) -> str:

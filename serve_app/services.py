@@ -12,12 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.key_store import KeyStore
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.delivery_log import DeliveryLog
+from serve_app.jobs.endpoints import Endpoints
 from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from serve_app.serving.state import ClusterState
 from serve_app.settings import Settings
@@ -55,6 +58,18 @@ class Services:
         await self.reads.aclose()
         await self.store.aclose()
         await self.engine.dispose()
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(self.engine)
+
+    @property
+    def delivery_log(self) -> DeliveryLog:
+        return DeliveryLog(self.engine)
+
+    @property
+    def signing_secrets(self) -> SigningSecrets:
+        return SigningSecrets(self.settings.signing_secret, self.settings.signing_root)
 
     async def capacity(self, model: str) -> Capacity | None:
         """Of the model's deployment; None if Serve does not answer at once, or has no such deployment."""

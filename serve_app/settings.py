@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr = SecretStr("")
     #: What receivers verify webhooks with (Standard Webhooks form, ``whsec_…``).
     webhook_signing_secret: SecretStr = SecretStr("")
+    #: What the secrets of keys and of webhook endpoints follow from, in hex.
+    webhook_root: SecretStr = SecretStr("")
     #: Key of the local store's links.
     link_secret: SecretStr = SecretStr("")
     #: What API keys are hashed with.
@@ -186,9 +188,16 @@ class Settings(BaseSettings):
 
     @property
     def signing_secret(self) -> str:
-        """What receivers verify webhooks with. Who has it cannot pose as a worker."""
+        """What ``API_WEBHOOK_URL``, and receivers of the jobs of ``API_KEY``, verify webhooks with. Who has it can
+        neither pose as a worker nor make another key's."""
         given = self.webhook_signing_secret.get_secret_value()
         return given or "whsec_" + base64.b64encode(self._derive("webhook signatures")).decode()
+
+    @property
+    def signing_root(self) -> bytes:
+        """What the secrets of single receivers follow from (``jobs/signing.py``). No receiver ever gets to see it."""
+        given = self.webhook_root.get_secret_value()
+        return bytes.fromhex(given) if given else self._derive("webhook endpoints")
 
     @property
     def mesh_secret(self) -> bytes:
@@ -225,6 +234,7 @@ class Settings(BaseSettings):
             "API_KEY": self.api_key.get_secret_value(),
             "WEBHOOK_SECRET": self.worker_secret,
             "WEBHOOK_SIGNING_SECRET": self.signing_secret,
+            "WEBHOOK_ROOT": self.signing_root.hex(),
             "LINK_SECRET": self.signing_key.hex(),
             "KEY_SECRET": self.hashing_key.hex(),
         }

@@ -68,7 +68,7 @@ def build_dispatcher(settings: Settings, workers: Workers, cluster: ClusterState
         storage=services.storage,
         intake=Intake(services.storage, outbound, settings.data_dir / "intake"),
         workers=workers,
-        deliveries=Deliveries(services.engine, outbound, settings.signing_secret, services.result_url),
+        deliveries=Deliveries(services.engine, outbound, services.signing_secrets, services.result_url),
         retention=Retention(
             services.engine,
             services.storage,

@@ -11,7 +11,21 @@ from starlette.types import ASGIApp
 
 from serve_app import __version__
 from serve_app.access.key_ring import KeyRing
-from serve_app.api import estimate, events, files, generate, health, jobs, keys, presign, problems, webhooks
+from serve_app.api import (
+    deliveries,
+    endpoints,
+    estimate,
+    events,
+    files,
+    generate,
+    health,
+    jobs,
+    keys,
+    presign,
+    problems,
+    webhook_events,
+    webhooks,
+)
 from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
@@ -48,9 +62,11 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
     services.feed.show(partial(events.look, services))
     app.state.key_ring = ring
     problems.install(app)
-    routers = [part.router for part in (generate, estimate, jobs, events, presign, keys, webhooks, health, files)]
+    parts = (generate, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files)
+    routers = [part.router for part in parts]
     for router in routers:
         app.include_router(router)
+    app.webhooks.include_router(webhook_events.router)
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(

@@ -7,6 +7,8 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── JobNotFound             404 job_not_found
+    ├── WebhookNotFound         404 webhook_not_found
+    ├── DeliveryNotFound        404 delivery_not_found
     ├── KeyNotFound             404 key_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
@@ -17,6 +19,8 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── JobNotFailed            409 job_not_failed
     ├── InputsGone              409 inputs_gone
     ├── IdempotencyInFlight     409 idempotency_in_flight
+    ├── WebhookDisabled         409 webhook_disabled
+    ├── TooManyWebhooks         409 too_many_webhooks
     ├── InvalidRequest          422 invalid_request
     │   ├── UploadMissing       422 upload_missing
     │   └── IdempotencyKeyReused 422 idempotency_key_reused
@@ -82,6 +86,20 @@ class JobNotFound(VideoApiError):
 
     status = 404
     code = "job_not_found"
+
+
+class WebhookNotFound(VideoApiError):
+    """Webhook endpoint not found"""
+
+    status = 404
+    code = "webhook_not_found"
+
+
+class DeliveryNotFound(VideoApiError):
+    """Delivery not found"""
+
+    status = 404
+    code = "delivery_not_found"
 
 
 class KeyNotFound(VideoApiError):
@@ -152,6 +170,20 @@ class IdempotencyInFlight(VideoApiError):
 
     status = 409
     code = "idempotency_in_flight"
+
+
+class WebhookDisabled(VideoApiError):
+    """The webhook endpoint is disabled. Enable it first: PATCH it with `enabled: true`."""
+
+    status = 409
+    code = "webhook_disabled"
+
+
+class TooManyWebhooks(VideoApiError):
+    """The key has 20 webhook endpoints already. Delete one first."""
+
+    status = 409
+    code = "too_many_webhooks"
 
 
 class InvalidRequest(VideoApiError):

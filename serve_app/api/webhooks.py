@@ -34,6 +34,6 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
     operation_id="webhook_secret",
     responses=documented(Unauthorized, Forbidden),
 )
-async def webhook_secret(_: Reader, services: ServicesOf) -> WebhookSecret:
-    """The secret that webhooks are signed with."""
-    return WebhookSecret(secret=services.settings.signing_secret)
+async def webhook_secret(caller: Reader, services: ServicesOf) -> WebhookSecret:
+    """The secret that the `webhook_url` of this key's jobs is signed with. Endpoints have secrets of their own."""
+    return WebhookSecret(secret=services.signing_secrets.of_key(caller.key_id))

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import costs, display, doctor, head, keys, node, node_access, nodes, offers, weights
+from serve_app.cli import costs, display, doctor, head, keys, node, node_access, nodes, offers, webhooks, weights
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -368,6 +368,7 @@ weights_commands.command()(weights.mirror)
 weights_commands.command("list")(weights.list_mirrors)
 weights_commands.command()(weights.link)
 app.add_typer(weights_commands, name="weights")
+app.add_typer(webhooks.commands, name="webhooks")
 
 
 def _pairs(values: list[str]) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ service's own role. ``claim.py`` says whose job is next and leases it, ``rows.py
 ``dispatcher.py`` runs all loops over ``workers.py``; ``readiness.py`` and ``conditions.py`` know why jobs wait,
 ``queue.py`` how long. ``fleet_size.py`` says how many machines the work is worth, ``windows.py`` asks for them, by
 ``outlooks.py`` (the launcher's word) and ``demand.py``; ``forecast.py`` and ``costs.py`` tell times and dollars.
-``deliveries.py`` and ``delivery_queue.py`` are webhooks, ``metrics.py`` and ``fleet_metrics.py`` the counters;
+``owed.py``, ``webhook_event.py``, ``endpoints.py``, ``signing.py``, ``deliveries.py``, ``delivery_queue.py`` and
+``delivery_log.py`` are webhooks, ``metrics.py`` and ``fleet_metrics.py`` the counters;
 ``retention.py`` and ``orphans.py`` delete. The rules in a list: ``docs/jobs.md``.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy import func, insert, text, update
+from sqlalchemy import func, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
@@ -17,10 +17,11 @@ from deployments.stage import Stage
 from serve_app.jobs import metrics
 from serve_app.jobs.conditions import EVERY_MODEL, HOPELESS, believed, of_key
 from serve_app.jobs.database import CHANNEL, in_seconds
-from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.owed import owe
 from serve_app.jobs.retry import delay_before_retry
-from serve_app.jobs.tables import deliveries, jobs
+from serve_app.jobs.tables import jobs
+from serve_app.jobs.webhook_event import event_of
 
 log = structlog.get_logger()
 
@@ -125,11 +126,8 @@ class Endings:
         _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)
         await metrics.count_end(db, ended)
         # An upload that was never submitted is nobody's job yet.
-        if status in (Status.COMPLETED, Status.FAILED) and job.model:
-            urls = dict.fromkeys(url for url in (job.webhook_url, self._webhook_url) if url)
-            rows = [new_row(ended, url) for url in urls]
-            if rows:
-                await db.execute(insert(deliveries), rows)
+        if job.model:
+            await owe(db, ended, event_of(status), self._webhook_url)
         # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
         await notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
         return ended

@@ -77,12 +77,13 @@ class Retention:
 
     async def tidy(self) -> int:
         """Keep what only grows small: the tally of jobs, ids that were used, turns of owners who have not been back,
-        answers that are not repeated any more."""
+        answers that are not repeated any more, tests of webhook endpoints."""
         async with self._engine.begin() as db:
             await db.execute(_ADD_UP)
             await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
             await db.execute(_FORGET_TURNS, {"batch": 10 * self.BATCH})
             await db.execute(FORGET_ANSWERS, {"kept_s": KEPT_S, "batch": 10 * self.BATCH})
+            await db.execute(_FORGET_TESTS, {"batch": 10 * self.BATCH})
         return 0
 
 
@@ -109,6 +110,16 @@ _FORGET_TURNS = text(
         SELECT queue, owner FROM turns
          WHERE served_at < now() - interval '1 day' AND since IS NULL AND later IS NULL
          ORDER BY served_at LIMIT :batch
+           FOR UPDATE SKIP LOCKED)
+    """
+)
+
+#: Other deliveries go with their jobs.
+_FORGET_TESTS = text(
+    """
+    DELETE FROM deliveries WHERE id IN (
+        SELECT id FROM deliveries
+         WHERE job_id IS NULL AND created_at < now() - interval '7 days' ORDER BY created_at LIMIT :batch
            FOR UPDATE SKIP LOCKED)
     """
 )

@@ -32,9 +32,11 @@ from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
 from serve_app.jobs.idempotency import Answer, IdempotencyKey
 from serve_app.jobs.job import Claim, Job, NewJob, Status, new_id, new_nonce
+from serve_app.jobs.owed import owe
 from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
+from serve_app.jobs.webhook_event import JobEvent
 
 #: Columns of a job that is opened for uploads.
 _OPENED_WITH = frozenset({"id", "nonce", "key_id"})
@@ -284,7 +286,7 @@ class JobStore:
             statement = self._renewal(lease, self._lease_s).where(
                 jobs.c.status == Status.QUEUED, jobs.c.attempt == lease.attempt - 1
             )
-            await db.execute(
+            started = await db.execute(
                 statement.values(
                     status=Status.PROCESSING,
                     stage=Stage.PREPARING,
@@ -292,8 +294,11 @@ class JobStore:
                     attempt=lease.attempt,
                     node=report.node,
                     started_at=func.coalesce(jobs.c.started_at, func.now()),
-                )
+                ).returning(jobs)
             )
+            row = started.mappings().one_or_none()
+            if row is not None and lease.attempt == 1 and await owe(db, Job.from_row(row), JobEvent.STARTED):
+                await notify(db, "work")
             return await verdict(db, lease)
 
     async def progress(self, report: Progress) -> Verdict:

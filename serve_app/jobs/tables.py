@@ -179,6 +179,26 @@ idempotency_keys = Table(
     Index("idempotency_keys_oldest", "created_at"),
 )
 
+#: Where the events of a key's jobs are told, until they are disabled.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Text, primary_key=True),
+    #: Whose it is, and of whose jobs it is told; empty: the environment's ``API_KEY``.
+    Column("key_id", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    #: Those of ``WebhookEvent`` that it is told.
+    Column("events", ARRAY(Text), nullable=False),
+    #: Its secret follows from this number and its id (``signing.py``). The one before is good for a while longer.
+    Column("generation", Integer, nullable=False, server_default="1"),
+    _timestamp("previous_until"),
+    _timestamp("created_at", now=True),
+    _timestamp("disabled_at"),
+    Column("disabled_reason", Text),
+    CheckConstraint("(disabled_at IS NULL) = (disabled_reason IS NULL)", name="webhook_endpoints_say_why_not"),
+    Index("webhook_endpoints_of_key", "key_id", "id"),
+)
+
 #: Who may call. Rows stay when a key is revoked or has expired: jobs and costs name them.
 api_keys = Table(
     "api_keys",
@@ -213,9 +233,16 @@ api_keys = Table(
 deliveries = Table(
     "deliveries",
     metadata,
-    #: Also the ``webhook-id`` header: the same over all retries.
+    #: Also the ``webhook-id`` header: the same over all retries. Later ones are greater.
     Column("id", Text, primary_key=True),
-    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    #: Null of a test, which is about none.
+    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), index=True),
+    #: Null: to the job's own ``webhook_url``, or to ``API_WEBHOOK_URL``.
+    Column("endpoint_id", Text, ForeignKey("webhook_endpoints.id", ondelete="CASCADE")),
+    #: Who may see it, and without an endpoint with whose secret it is signed: the job's key; empty where it is for the
+    #: operator.
+    Column("key_id", Text, nullable=False, server_default=""),
+    Column("event", Text, nullable=False, server_default=""),
     Column("url", Text, nullable=False),
     #: With whom the others share fairly: the job's owner (a key and its user), and the receiver's server as the URL
     #: names it.
@@ -225,6 +252,8 @@ deliveries = Table(
     #: more if nothing is heard of it by its time.
     Column("state", Text, nullable=False, server_default="due"),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    #: Attempts that were made before it was asked to be sent again: the schedule goes by those since.
+    Column("attempts_before", Integer, nullable=False, server_default="0"),
     #: Null once delivered or given up.
     Column("next_attempt_at", DateTime(timezone=True), server_default=func.now()),
     _timestamp("delivered_at"),
@@ -232,6 +261,7 @@ deliveries = Table(
     Column("last_error", Text),
     _timestamp("created_at", now=True),
     CheckConstraint("state IN ('due', 'waiting', 'sending')", name="deliveries_state_known"),
+    CheckConstraint("job_id IS NOT NULL OR endpoint_id IS NOT NULL", name="deliveries_are_of_something"),
     Index(
         "deliveries_due",
         text("split_part(owner, '/', 1)"),
@@ -251,6 +281,26 @@ deliveries = Table(
         "next_attempt_at",
         postgresql_where=text("state <> 'due' AND next_attempt_at IS NOT NULL"),
     ),
+    Index("deliveries_of_key", "key_id", "id"),
+    Index("deliveries_of_endpoint", "endpoint_id", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
+    Index("deliveries_of_no_job", "created_at", postgresql_where=text("job_id IS NULL")),
+)
+
+#: What became of each attempt of a delivery, the latest of them.
+delivery_attempts = Table(
+    "delivery_attempts",
+    metadata,
+    Column("delivery_id", Text, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    _timestamp("at", now=True),
+    #: Null: there was no answer.
+    Column("status", Integer),
+    #: Null: it was taken.
+    Column("error", Text),
+    #: What the receiver answered, as far as it is kept.
+    Column("answer", Text, nullable=False, server_default=""),
+    #: Milliseconds that it took, our own queues included.
+    Column("took_ms", Integer, nullable=False),
 )
 
 #: Monotonic counters for ``/metrics``. In the database because replicas come and go and jobs are deleted.

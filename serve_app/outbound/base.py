@@ -30,6 +30,8 @@ class PostReply(NamedTuple):
     status: int
     #: What it sent of its body while we listened, for the log.
     text: str
+    #: Seconds that it asks us to stay away (``Retry-After``); None if it says nothing of it.
+    retry_after_s: float | None = None
 
 
 class Outbound(Protocol):

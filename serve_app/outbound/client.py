@@ -5,6 +5,8 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -84,7 +86,8 @@ class SafeClient:
                             break
             except (TimeoutError, OutboundError):
                 pass
-            return PostReply(answer.status, bytes(body[:_KEPT_REPLY]).decode(errors="replace"))
+            text = bytes(body[:_KEPT_REPLY]).decode(errors="replace")
+            return PostReply(answer.status, text, _seconds(answer.headers.get("retry-after", "")))
 
     async def aclose(self) -> None:
         """Give up on names that are being looked up."""
@@ -172,6 +175,19 @@ class _Clock:
             yield
         finally:
             self._timeout.reschedule(now() + left)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """A ``Retry-After``, which is a number of seconds or a date; None for anything else."""
+    retry_after = retry_after.strip()
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        date = parsedate_to_datetime(retry_after)
+        # One of an unknown zone is one of UTC.
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _trusted() -> ssl.SSLContext:

@@ -66,7 +66,7 @@ class WorkerPool:
         """See :class:`~serve_app.outbound.base.Outbound`."""
         request = {"do": "post", "owner": owner, "url": url, "content": content, "headers": dict(headers)}
         reply = await self._go(owner, request)
-        return PostReply(reply["status"], reply["text"])
+        return PostReply(reply["status"], reply["text"], reply["retry_after_s"])
 
     async def aclose(self) -> None:
         """End all processes."""

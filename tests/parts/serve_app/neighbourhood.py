@@ -25,6 +25,7 @@ from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.windows import Windows
 from serve_app.outbound.pool import WorkerPool
@@ -34,7 +35,7 @@ from tests.fakes.name_server import NameServer
 from tests.fakes.workers import FakeWorkers
 from tests.parts.serve_app.jobs.samples import execute
 
-SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
+SECRETS = SigningSecrets("whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0", b"r" * 32)
 #: Turns a hang into a failure.
 PATIENCE_S = 120
 
@@ -156,11 +157,12 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
         "/silent": stalled(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"),
         "/crumbs": crumbs,
         "/drip": drip,
+        "/tarpit": stalled(),
     }
     storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
     store = JobStore(engine, lease_s=30)
     workers = FakeWorkers(storage, {"ltx2": 8})
-    names = NameServer({"good.test": ["127.0.0.1"]}, silent=["hole.test"])
+    names = NameServer({"good.test": ["127.0.0.1"], "slow.test": ["127.0.0.1"]}, silent=["hole.test"])
     async with HttpSource(routes) as source, names:
         pool = WorkerPool((ip_network("127.0.0.0/8"),), dns_servers=[names.address])
         async with pool:
@@ -171,7 +173,7 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
                 storage=storage,
                 intake=Intake(storage, pool, folder / "intake"),
                 workers=workers,
-                deliveries=Deliveries(engine, pool, SECRET, _video_url),
+                deliveries=Deliveries(engine, pool, SECRETS, _video_url),
                 retention=Retention(engine, storage, RetentionPolicy()),
                 orphans=Orphans(engine, storage),
                 readiness=Readiness(Conditions(engine)),

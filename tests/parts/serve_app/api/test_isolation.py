@@ -25,7 +25,11 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "presign_upload": {"input_type": "image"},
     "create_key": {"name": "another"},
     "rotate_key": {},
+    "create_webhook": {"url": "https://hooks.example/"},
+    "change_webhook": {"enabled": True},
 }
+#: Ids of nothing, by the path's parameter, where they have another form.
+UNKNOWNS = {"endpoint_id": f"whe_{0:032}", "delivery_id": f"msg_{0:032}"}
 QUERIES: Mapping[str, Mapping[str, str]] = {"estimate": {"model": "ltx2"}}
 
 
@@ -39,7 +43,7 @@ class Operation:
     documented: frozenset[str]
 
     async def ask(self, client: httpx.AsyncClient, ids: str = UNKNOWN) -> httpx.Response:
-        path = re.sub(r"\{[a-z_]+\}", ids, self.path)
+        path = re.sub(r"\{([a-z_]+)\}", lambda found: UNKNOWNS.get(found[1], ids), self.path)
         return await client.request(self.method, path, json=BODIES.get(self.name), params=QUERIES.get(self.name))
 
 

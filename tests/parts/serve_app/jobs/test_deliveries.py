@@ -14,6 +14,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from serve_app.jobs import deliveries as deliveries_module
 from serve_app.jobs.deliveries import RETRY_SCHEDULE_S, Deliveries
 from serve_app.jobs.job import Job
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from serve_app.outbound.client import SafeClient
 from serve_app.outbound.limits import Limits
@@ -23,6 +24,7 @@ from tests.parts.serve_app.jobs.samples import completed, execute, failure, fetc
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 SETTINGS = Settings(secret_key=SecretStr("the root of all secrets of the service"))
+SECRETS = SigningSecrets(SETTINGS.signing_secret, SETTINGS.signing_root)
 
 
 async def video_url(job: Job) -> str:
@@ -38,7 +40,7 @@ async def receiver() -> AsyncIterator[HttpSource]:
 @pytest.fixture
 async def deliveries(engine: AsyncEngine) -> AsyncIterator[Deliveries]:
     async with SafeClient(LOOPBACK) as client:
-        yield Deliveries(engine, client, SETTINGS.signing_secret, video_url)
+        yield Deliveries(engine, client, SECRETS, video_url)
 
 
 async def deliver(deliveries: Deliveries) -> int:
@@ -164,7 +166,7 @@ async def test_a_receiver_that_is_down_is_tried_again(
 async def test_a_private_address_is_not_called(store: JobStore, receiver: HttpSource, engine: AsyncEngine) -> None:
     await completed(store, webhook_url=receiver.url("/hook"))
     async with SafeClient() as client:
-        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
+        await deliver(Deliveries(engine, client, SECRETS, video_url))
     assert receiver.seen == []
     assert "not a public address" in (await state(engine))["last_error"]
 
@@ -180,7 +182,7 @@ async def test_a_receiver_that_never_answers_holds_nobody_up(
     receiver.routes["/hook"] = stalled()
     await completed(store, webhook_url=receiver.url("/hook"))
     async with SafeClient(LOOPBACK, Limits(post_s=0.05)) as client:
-        await deliver(Deliveries(engine, client, SETTINGS.signing_secret, video_url))
+        await deliver(Deliveries(engine, client, SECRETS, video_url))
     found = await state(engine)
     assert "0.05 s" in found["last_error"]
     assert 0 < found["next_in"] <= RETRY_SCHEDULE_S[0] * 1.2

@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import CLAIM, HOST_SHARE, USER_SHARE
 from serve_app.jobs.job import Job
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from tests.fakes.outbound import FakeOutbound
 from tests.parts.serve_app.jobs.samples import completed, execute, fetch
 
-SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
+SECRETS = SigningSecrets("whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0", b"r" * 32)
 
 
 async def video_url(_: Job) -> str:
@@ -30,7 +31,7 @@ def outbound() -> FakeOutbound:
 
 @pytest.fixture
 def deliveries(engine: AsyncEngine, outbound: FakeOutbound) -> Deliveries:
-    return Deliveries(engine, outbound, SECRET, video_url)
+    return Deliveries(engine, outbound, SECRETS, video_url)
 
 
 async def owe(engine: AsyncEngine, user: str, hosts: Sequence[str], *, key: str = "", age_s: float = 0) -> None:

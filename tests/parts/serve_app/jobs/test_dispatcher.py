@@ -28,6 +28,7 @@ from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import delay_before_retry
+from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.windows import Windows
 from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
@@ -41,7 +42,7 @@ from tests.fakes.media import PICTURE, make
 from tests.fakes.workers import VIDEO, FakeWorkers, OneProcess, Stop
 from tests.parts.serve_app.jobs.samples import eventually, execute, fetch, new_job, row, silence
 
-SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
+SECRETS = SigningSecrets("whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0", b"r" * 32)
 LEASE_S = 3.0
 
 
@@ -67,7 +68,7 @@ class House:
             storage=self.storage,
             intake=Intake(self.storage, self.outbound, self._folder / "intake"),
             workers=self.workers,
-            deliveries=Deliveries(self.engine, self.outbound, SECRET, video_url),
+            deliveries=Deliveries(self.engine, self.outbound, SECRETS, video_url),
             retention=Retention(self.engine, self.storage, RetentionPolicy()),
             orphans=Orphans(self.engine, self.storage),
             readiness=Readiness(Conditions(self.engine)),

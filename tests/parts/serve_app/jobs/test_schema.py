@@ -120,6 +120,31 @@ def test_webhooks_that_are_owed_survive_0004(empty_database: str) -> None:
     ]
 
 
+def test_webhooks_that_are_owed_survive_0013(empty_database: str) -> None:
+    """They are of their job's key, and of what has become of it; going back, those of endpoints are lost."""
+    script = config(empty_database)
+    command.upgrade(script, "0012")
+    with psycopg.connect(empty_database.replace("+psycopg", ""), autocommit=True) as db:
+        db.execute(
+            """
+            INSERT INTO jobs (id, model, status, error_code, output_key, completed_at, key_id) VALUES
+                ('1', 'ltx2', 'failed', 'expired', NULL, now(), ''),
+                ('2', 'ltx2', 'completed', NULL, 'k', now(), 'key_a')
+            """
+        )
+        db.execute("INSERT INTO deliveries (id, job_id, url) VALUES ('a', '1', 'http://a/'), ('b', '2', 'http://b/')")
+        command.upgrade(script, "head")
+        question = "SELECT id, key_id, event, endpoint_id, attempts_before FROM deliveries ORDER BY id"
+        assert db.execute(question).fetchall() == [
+            ("a", "", "job.failed", None, 0),
+            ("b", "key_a", "job.completed", None, 0),
+        ]
+        db.execute("INSERT INTO webhook_endpoints (id, key_id, url, events) VALUES ('whe', '', 'http://c/', '{}')")
+        db.execute("INSERT INTO deliveries (id, endpoint_id, url) VALUES ('c', 'whe', 'http://c/')")
+        command.downgrade(script, "0012")
+        assert db.execute("SELECT id FROM deliveries ORDER BY id").fetchall() == [("a",), ("b",)]
+
+
 def test_who_waits_is_in_line_since_0005(empty_database: str) -> None:
     script = config(empty_database)
     command.upgrade(script, "0004")

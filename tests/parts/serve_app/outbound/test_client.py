@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
+from email.utils import format_datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from serve_app.outbound.addresses import Address
 from serve_app.outbound.base import OutboundError, OutboundUnavailable, PostReply
-from serve_app.outbound.client import SafeClient
+from serve_app.outbound.client import SafeClient, _seconds
 from serve_app.outbound.connection import Streams
 from serve_app.outbound.limits import Limits
 from serve_app.outbound.resolver import LookupFailed, UnknownHost
@@ -417,10 +418,48 @@ async def test_a_webhook_is_posted(client: SafeClient) -> None:
     async with HttpSource({"/hook": reply(202, b"y" * 5000)}) as source:
         headers = {"Content-Type": "application/json", "User-Agent": "hook"}
         found = await client.post(source.url("/hook"), '{"a": 1}', headers)
-    assert found == (202, "y" * 2048)
+    assert found == (202, "y" * 2048, None)
     seen = source.seen[0]
     assert (seen.method, seen.body) == ("POST", b'{"a": 1}')
     assert (seen.headers["content-type"], seen.headers["user-agent"]) == ("application/json", "hook")
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("9" * 5000, 999_999_999),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Thu, 01 Jan 1970 00:00:00 -0000", 0),
+        ("-1", None),
+        ("1.5", None),
+        ("١", None),
+        ("soon", None),
+    ],
+)
+async def test_a_receiver_says_how_long_to_stay_away(client: SafeClient, said: str, seconds: float | None) -> None:
+    async with HttpSource({"/hook": reply(503, Retry_After=said)}) as source:
+        assert (await post(client, source.url("/hook"))).retry_after_s == seconds
+
+
+async def test_a_receiver_says_until_when_to_stay_away(client: SafeClient) -> None:
+    until = format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1), usegmt=True)
+    async with HttpSource({"/hook": reply(503, Retry_After=until)}) as source:
+        asked = (await post(client, source.url("/hook"))).retry_after_s
+    assert asked is not None
+    assert 3500 < asked <= 3600
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.from_regex(r"[0-9]{1,30} Jan [0-9]{1,30} [0-9]{1,3}:[0-9]{2}:[0-9]{2} ([+-][0-9]{1,9}|GMT)", fullmatch=True),
+    )
+)
+def test_nothing_that_a_receiver_says_of_it_breaks_the_client(said: str) -> None:
+    asked = _seconds(said)
+    assert asked is None or 0 <= asked < 1e15
 
 
 @pytest.mark.parametrize("status", [301, 307, 404, 410, 500])

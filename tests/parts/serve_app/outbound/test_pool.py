@@ -59,7 +59,7 @@ async def test_files_and_webhooks_go_through_a_process(pool: WorkerPool, path: P
     body = os.urandom(3_000_000)
     async with HttpSource({"/a": reply(200, body), "/hook": reply(202, "schön".encode())}) as source:
         assert await pool.download(source.url("/a"), path, len(body), owner="ann") == len(body)
-        assert await pool.post(source.url("/hook"), '{"ü": 1}', {"x-y": "z"}) == (202, "schön")
+        assert await pool.post(source.url("/hook"), '{"ü": 1}', {"x-y": "z"}) == (202, "schön", None)
     assert path.read_bytes() == body
     assert (source.seen[1].body, source.seen[1].headers["x-y"]) == ('{"ü": 1}'.encode(), "z")
     assert os.getpid() not in pids(pool)
