@@ -68,8 +68,8 @@ class Intake:
 
         Idempotent: a second call stores the same objects again. Raises :class:`~deployments.faults.Fault` about the
         first input that fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
-        :class:`~serve_app.outbound.base.OutboundUnavailable`: neither of those is an attempt. ``owner`` is the user
-        with whom others share the work fairly, ``""`` if unknown.
+        :class:`~serve_app.outbound.base.OutboundUnavailable`: neither of those is an attempt. ``owner`` is with
+        whom others share the work fairly, a user of a key: see ``fair.py``.
         """
         tasks: dict[str, asyncio.Task[StoredInput]] = {}
         with _our_disk(), self._workdir.folder() as folder:

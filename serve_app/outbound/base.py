@@ -35,7 +35,7 @@ class PostReply(NamedTuple):
 
 
 class Outbound(Protocol):
-    """The way out. ``owner`` is the user on whose behalf we go, ``""`` if unknown; owners share it fairly.
+    """The way out. ``owner`` is on whose behalf we go, a user of a key (``key/user``): they share it fairly.
 
     All methods raise :class:`OutboundError` or :class:`OutboundUnavailable`.
     """

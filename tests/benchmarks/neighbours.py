@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from ipaddress import ip_network
+from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -52,7 +53,7 @@ async def jobs(url: str, folder: Path) -> None:
         await place.video("bob")
         for hostile in (0, 1, 4):
             for n in range(hostile):
-                await place.annoy(f"hostile {hostile} {n} ")
+                await place.annoy(repeat(f"hostile {hostile} {n} "))
             ended = [await place.video("bob") for _ in range(JOBS)]
             taken = [seconds for _, seconds in ended]
             failed = sum(job.status != "completed" or job.faults > 0 for job, _ in ended)

@@ -7,7 +7,7 @@ name server that is silent about some, files and webhooks by real servers that m
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -87,57 +87,64 @@ class Neighbourhood:
     source: HttpSource
     _engine: AsyncEngine
 
-    async def submit(self, user: str, path: str, *, host: str = "good.test", hook: str | None = None) -> Job:
+    async def submit(
+        self, user: str, path: str, *, key: str = "", host: str = "good.test", hook: str | None = None
+    ) -> Job:
         """A job whose image is at ``path`` of the server called ``host``."""
         url = f"http://{host}:{self.source.port}{path}"
-        new = NewJob(model="ltx2", params={"prompt": "hi"}, sources={"image": url}, user_id=user, webhook_url=hook)
+        new = NewJob(
+            model="ltx2", params={"prompt": "hi"}, sources={"image": url}, key_id=key, user_id=user, webhook_url=hook
+        )
         job = await self.store.submit(new)
         assert job is not None
         return job
 
-    async def annoy(self, user: str) -> Sequence[Job]:
-        """All that one can do; the jobs whose inputs are at fault. Returns when every part of it has begun."""
+    async def annoy(self, users: Iterator[str], *, key: str = "") -> Sequence[Job]:
+        """All that one can do, each of it as the next of ``users``; the jobs whose inputs are at fault. Returns when
+        every part of it has begun."""
         before = len(self.source.seen)
         hooks = [f"http://{n}.hole.test/hook" for n in range(300)] + [self.source.url(f"/drip?{n}") for n in range(20)]
-        await self._owe(user, hooks)
-        jobs = [await self.submit(user, path) for path in ("/bomb", "/silent", "/crumbs")]
+        await self._owe(key, [next(users) for _ in hooks], hooks)
+        jobs = [await self.submit(next(users), path, key=key) for path in ("/bomb", "/silent", "/crumbs")]
         for n in range(8):
-            jobs.append(await self.submit(user, "/crumbs"))
-            jobs.append(await self.submit(user, "/image", host=f"{n}.hole.test"))
-        jobs += [await self.submit(user, path) for path in ("/bomb", "/bomb", "/bomb", "/silent")]
+            jobs.append(await self.submit(next(users), "/crumbs", key=key))
+            jobs.append(await self.submit(next(users), "/image", key=key, host=f"{n}.hole.test"))
+        jobs += [await self.submit(next(users), path, key=key) for path in ("/bomb", "/bomb", "/bomb", "/silent")]
         wanted = {"/bomb", "/silent", "/crumbs"}
         async with asyncio.timeout(PATIENCE_S):
             while not wanted <= {seen.target for seen in self.source.seen[before:]}:  # noqa: ASYNC110 - in another process
                 await asyncio.sleep(0.02)
         return jobs
 
-    async def _owe(self, user: str, hooks: Sequence[str]) -> None:
-        """Jobs of this user's that are over, of which somebody has to be told."""
+    async def _owe(self, key: str, users: Sequence[str], hooks: Sequence[str]) -> None:
+        """Jobs of these users' that are over, of which somebody has to be told."""
+        whose = f"{key} {users[0]}"
         await execute(
             self._engine,
             """
-            INSERT INTO jobs (id, model, status, stage, error_code, completed_at, user_id)
-            SELECT :user || n, 'ltx2', 'failed', 'failed', 'worker_failed', now(), :user
-              FROM generate_series(1, CAST(:count AS int)) n
+            INSERT INTO jobs (id, model, status, stage, error_code, completed_at, key_id, user_id)
+            SELECT :whose || n, 'ltx2', 'failed', 'failed', 'worker_failed', now(), :key, user_id
+              FROM unnest(CAST(:users AS text[])) WITH ORDINALITY AS u (user_id, n)
             """,
-            user=user,
-            count=len(hooks),
+            whose=whose,
+            key=key,
+            users=users,
         )
         await execute(
             self._engine,
             """
             INSERT INTO deliveries (id, job_id, url, owner, host)
-            SELECT 'msg ' || :user || n, :user || n, url, '/' || :user, substring(url from '^http://([^/:]+)')
-              FROM unnest(CAST(:hooks AS text[])) WITH ORDINALITY AS h (url, n)
+            SELECT 'msg ' || :whose || n, :whose || n, url, owner, substring(url from '^http://([^/:]+)')
+              FROM unnest(CAST(:hooks AS text[])) WITH ORDINALITY AS h (url, n) JOIN jobs ON jobs.id = :whose || n
             """,
-            user=user,
+            whose=whose,
             hooks=list(hooks),
         )
 
-    async def video(self, user: str) -> tuple[Job, float]:
+    async def video(self, user: str, *, key: str = "") -> tuple[Job, float]:
         """An honest job with a webhook, as it ended, and the seconds until it had and its webhook was there."""
         begun, hook = time.perf_counter(), f"/hook?{time.perf_counter_ns()}"
-        job = await self.submit(user, "/image", hook=f"http://good.test:{self.source.port}{hook}")
+        job = await self.submit(user, "/image", key=key, hook=f"http://good.test:{self.source.port}{hook}")
         async with asyncio.timeout(PATIENCE_S):
             while not any(seen.target == hook for seen in self.source.seen):  # noqa: ASYNC110 - in another process
                 await asyncio.sleep(0.02)

@@ -12,9 +12,10 @@ from deployments.contract import Started
 from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.services import Services
 from tests.fakes.cluster import FakeCluster, healthy
-from tests.parts.serve_app.jobs.samples import completed, execute, jobs_of, lease_of, new_job, outcome, waiting
+from tests.parts.serve_app.jobs.samples import completed, execute, jobs_of, lease_of, new_job, outcome, running, waiting
 
 Generate = Callable[..., Awaitable[httpx.Response]]
+WithKey = Callable[..., Awaitable[httpx.AsyncClient]]
 #: An hour of the cheapest machine costs what 3600 s of a job do; the idle time is five minutes.
 OUTLOOK = Outlook(start_s=300, usd_per_hour_low=0.36, usd_per_hour_high=0.72, start_usd=0.1)
 #: Of ltx2: 151 s.
@@ -71,6 +72,15 @@ async def test_while_none_is_rented_nobody_knows_when(client: httpx.AsyncClient,
     assert "eta_seconds" not in found
     assert (found["wait_code"], found["wait_reason"]) == ("cap_reached", "$1.20 of $1.00 per hour")
     assert found["cost_estimate_usd"] == USUAL
+
+
+async def test_a_key_that_runs_as_much_as_it_may_is_told_so(services: Services, with_key: WithKey) -> None:
+    mine, other = await with_key(limits={"running_jobs": 1}), await with_key()
+    await running(services.store, key_id=mine.headers["x-key-id"])
+    found = await estimate(mine)
+    assert found["wait_code"] == "key_limit"
+    assert found["wait_reason"].startswith("The key may have 1 job running at a time")
+    assert "wait_code" not in await estimate(other)
 
 
 async def test_before_the_first_offers_are_seen_there_is_no_price(client: httpx.AsyncClient, rented: Outlooks) -> None:
