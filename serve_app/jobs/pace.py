@@ -5,11 +5,13 @@ well.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from math import ceil
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from sqlalchemy import text
@@ -93,8 +95,8 @@ class Paces:
         self._engine = engine
         #: By model, with the database's clock at this process's.
         self._kept: dict[str, tuple[Pace, datetime, float]] = {}
-        #: By model, until when.
-        self._hands: dict[str, tuple[Sequence[Any], float]] = {}
+        #: By model, with when that was.
+        self._hands: dict[str, tuple[_Hand, float]] = {}
 
     async def until_done(self, job: Job) -> float | None:
         """Seconds for a job that a replica has. None: not known, or it has none."""
@@ -114,33 +116,28 @@ class Paces:
         own_s = pace.whole_s(job.effort)
         if own_s is None:
             return None
-        others = [other for other in await self._at_hand(job.model) if other.id != job.id]
+        hand = await self._at_hand(job.model, pace)
         # What replicas have besides this job; where one has it, only what they have had for longer.
         mine = job.started_at if job.status is Status.PROCESSING else None
         working = [
-            Working(other.effort, other.done, other.attempt, other.elapsed_s)
-            for other in others
-            if other.started_at is not None and (mine is None or other.started_at < mine)
+            left_s
+            for other, (since, left_s) in hand.working.items()
+            if other != job.id and (mine is None or since < mine)
         ]
         if not working and job.status is Status.QUEUED:
             return None
         # A replica holds up to SLOTS jobs, of which one computes.
         replicas = ceil(max(len(working), 1) / SLOTS)
-        line = [other for other in others if other.started_at is None]
-        place = (-job.priority, job.created_at)
-        # As if all were one user's.
-        before = [other for other in line if (-other.priority, other.created_at) < place] or line
-        waiting_s = pace.gpu_s(fmean(other.effort for other in before) if before else job.effort) or 0.0
-        return (sum(pace.left_s(other) or 0.0 for other in working) + ahead * waiting_s) / replicas + own_s
+        waiting_s = pace.gpu_s(hand.mean_before(job) or job.effort) or 0.0
+        return (sum(working) + ahead * waiting_s) / replicas + own_s
 
-    async def _at_hand(self, model: str) -> Sequence[Any]:
-        """Rows of :data:`_AT_HAND`."""
-        rows, until = self._hands.get(model, ((), 0.0))
-        if time.monotonic() >= until:
+    async def _at_hand(self, model: str, pace: Pace) -> "_Hand":
+        kept = self._hands.get(model)
+        if kept is None or time.monotonic() - kept[1] > AT_HAND_S:
             async with self._engine.connect() as db:
                 rows = (await db.execute(_AT_HAND, {"model": model, "limit": MOST_WAITING})).all()
-            self._hands[model] = rows, time.monotonic() + AT_HAND_S
-        return rows
+            kept = self._hands[model] = _Hand(rows, pace), time.monotonic()
+        return kept[0]
 
     async def _pace(self, model: str) -> tuple[Pace, datetime]:
         """And the time, by the database's clock."""
@@ -151,6 +148,28 @@ class Paces:
             runs = [Run(row.effort, row.gpu_s, row.whole_s) for row in rows if row.effort is not None]
             kept = self._kept[model] = Pace(runs), rows[0].now, time.monotonic()
         return kept[0], kept[1] + timedelta(seconds=time.monotonic() - kept[2])
+
+
+class _Hand:
+    """The work at hand of a model."""
+
+    def __init__(self, rows: Sequence[Any], pace: Pace) -> None:
+        #: Of each job that a replica has: since when, and the seconds that are left.
+        self.working = {
+            row.id: (row.started_at, pace.left_s(Working(row.effort, row.done, row.attempt, row.elapsed_s)) or 0.0)
+            for row in rows
+            if row.started_at is not None
+        }
+        line = sorted((-row.priority, row.created_at, row.effort) for row in rows if row.started_at is None)
+        self._places = [place[:2] for place in line]
+        #: Of the first so many.
+        self._efforts = list(accumulate((effort for *_, effort in line), initial=0.0))
+
+    def mean_before(self, job: Job) -> float | None:
+        """Mean effort of those that would be ahead of a job if all were one user's; of all, if none would. None: none
+        waits."""
+        before = bisect_left(self._places, (-job.priority, job.created_at)) or len(self._places)
+        return self._efforts[before] / before if before else None
 
 
 #: One row at least, with the time. Runs of jobs that had no fault: timings are summed over attempts.
