@@ -104,6 +104,37 @@ class JobPage(TypedDict):
     has_more: bool
 
 
+class KeyInfo(TypedDict):
+    """An API key as the API describes it. What does not apply is absent."""
+
+    key_id: str
+    name: str
+    #: How the secret begins.
+    hint: str
+    scopes: list[str]
+    #: By name; what has no limit is absent.
+    limits: dict[str, float]
+    created_at: str
+    expires_at: NotRequired[str]
+    revoked_at: NotRequired[str]
+    last_used_at: NotRequired[str]
+    previous_until: NotRequired[str]
+
+
+class IssuedKey(KeyInfo):
+    """A key with its secret, which the API tells once."""
+
+    secret: str
+
+
+class KeyPage(TypedDict):
+    """Newest first."""
+
+    data: list[KeyInfo]
+    last_id: str | None
+    has_more: bool
+
+
 class Ticket(TypedDict):
     """Where to PUT a file."""
 
@@ -370,6 +401,40 @@ class Client:
             part.unlink(missing_ok=True)
         return done
 
+    # ---------------------------------------------------------------- keys
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        limits: Mapping[str, float | None] | None = None,
+        expires_in: float | None = None,
+    ) -> IssuedKey:
+        """``POST /api/v1/keys``, like all of these for an admin. ``expires_in``: seconds."""
+        body = {"name": name, "scopes": scopes, "limits": limits, "expires_in": expires_in}
+        given = {field: value for field, value in body.items() if value is not None}
+        return cast("IssuedKey", self._json("POST", "/api/v1/keys", json=given))
+
+    def keys(self) -> list[KeyInfo]:
+        """All keys, newest first, as many requests as that takes."""
+        page: KeyPage = {"data": [], "last_id": None, "has_more": True}
+        found: list[KeyInfo] = []
+        while page["has_more"]:
+            after = {} if page["last_id"] is None else {"after": page["last_id"]}
+            page = cast("KeyPage", self._json("GET", "/api/v1/keys", params={**after, "limit": PAGE}))
+            found += page["data"]
+        return found
+
+    def revoke_key(self, key_id: str) -> KeyInfo:
+        """Refuse a key from now on."""
+        return cast("KeyInfo", self._json("POST", f"{_key_path(key_id)}/revoke"))
+
+    def rotate_key(self, key_id: str, *, overlap_s: float = 0, expires_in: float | None = None) -> IssuedKey:
+        """Another secret for the same key; the last one stays good for ``overlap_s`` seconds."""
+        body = {"overlap_s": overlap_s, **({} if expires_in is None else {"expires_in": expires_in})}
+        return cast("IssuedKey", self._json("POST", f"{_key_path(key_id)}/rotate", json=body))
+
     # ---------------------------------------------------------------- the service
 
     def models(self) -> list[ModelInfo]:
@@ -450,7 +515,8 @@ class _Following:
         try:
             job = self._client.job(self._job_id)
         except (ApiError, Unreachable) as error:
-            passing = not isinstance(error, ApiError) or error.status >= 500
+            # Who asks too often is answered again before long.
+            passing = not isinstance(error, ApiError) or error.status >= 500 or error.status == 429
             if self._seen is None or not passing or self._clock() - self._answered > PATIENCE_S:
                 raise
             return None
@@ -467,6 +533,10 @@ class _Following:
 
 def _job_path(job_id: str) -> str:
     return f"/api/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _key_path(key_id: str) -> str:
+    return f"/api/v1/keys/{quote(key_id, safe='')}"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import costs, display, doctor, head, node, node_access, nodes, offers, weights
+from serve_app.cli import costs, display, doctor, head, keys, node, node_access, nodes, offers, weights
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -66,6 +66,10 @@ class Commands(TyperGroup):
             message = f"{error.code}: {error.message}"
             if error.status == 401:
                 message = f"{sentence(message)} Give --key or set VIDEO_API_KEY."
+            elif error.code == "forbidden":
+                message = (
+                    f"{sentence(message)} Give another with --key or VIDEO_API_KEY; `video-api keys create` makes one."
+                )
             raise _failed(message, Code.UNREACHABLE if error.status >= 500 else Code.REFUSED) from None
         except Unreachable as error:
             raise _failed(str(error), Code.UNREACHABLE) from None
@@ -286,6 +290,13 @@ def health(ctx: typer.Context) -> None:
     if "down" in (found.get(part) for part in ("api", "database", "storage", "ray")):
         raise typer.Exit(Code.UNREACHABLE)
 
+
+key_commands = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+key_commands.command()(keys.create)
+key_commands.command("list")(keys.list_keys)
+key_commands.command()(keys.revoke)
+key_commands.command()(keys.rotate)
+app.add_typer(key_commands, name="keys")
 
 # -------------------------------------------------------------------- this machine
 

@@ -198,11 +198,11 @@ class JobStore:
 
     # ---------------------------------------------------------------- dispatcher
 
-    async def claim_for_intake(self, limit: int, share: int = 1000) -> Sequence[Claim]:
-        """Lease jobs whose inputs have not been fetched yet; fair between users, as below, and at most ``share`` of one
-        user's at a time."""
+    async def claim_for_intake(self, limit: int, share: int = 1000, *, free: int = 10**6) -> Sequence[Claim]:
+        """Lease jobs whose inputs have not been fetched yet; fair between keys and users, as below, and at most
+        ``share`` of one user's at a time. Of ``free`` slots a key leaves some to the others."""
         async with self._engine.begin() as db:
-            return await claim.claim_for_intake(db, limit, share, self.claim_s)
+            return await claim.claim_for_intake(db, limit, share, free, self.claim_s)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""
@@ -219,7 +219,8 @@ class JobStore:
     async def claim_to_run(self, model: str, window: int) -> Sequence[Claim]:
         """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
 
-        Fair between users: see ``claim.py``. The cost follows the window, not the number of jobs or of users who wait.
+        Fair between keys, and between the users of a key; never more of a key's than may run: see ``claim.py``. The
+        cost follows the window and the number of keys that wait, not the number of jobs or of users who do.
         """
         async with self._engine.begin() as db:
             return await claim.claim_to_run(db, model, window, self.claim_s)

@@ -109,7 +109,8 @@ jobs = Table(
     Index(
         "jobs_waiting",
         "model",
-        text("coalesce(user_id, '')"),
+        "key_id",
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL"),
@@ -117,14 +118,14 @@ jobs = Table(
     Index(
         "jobs_to_run",
         "model",
-        text("coalesce(user_id, '')"),
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NOT NULL"),
     ),
     Index(
         "jobs_to_take_in",
-        text("coalesce(user_id, '')"),
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
@@ -135,8 +136,8 @@ jobs = Table(
     Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     Index(
-        "jobs_completed_of_user",
-        text("coalesce(user_id, '')"),
+        "jobs_completed_of_owner",
+        "owner",
         text("completed_at DESC"),
         postgresql_where=text("status = 'completed'"),
     ),
@@ -183,7 +184,8 @@ deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
-    #: With whom the others share fairly: the job's user, and the receiver's server as the URL names it.
+    #: With whom the others share fairly: the job's owner, a key and its user; and the receiver's server as the URL names
+    #: it.
     Column("owner", Text, nullable=False, server_default=""),
     Column("host", Text, nullable=False, server_default=""),
     #: ``due``: whoever has room may send it. ``waiting``: until its time. ``sending``: somebody is at it; nobody is any
@@ -199,6 +201,7 @@ deliveries = Table(
     CheckConstraint("state IN ('due', 'waiting', 'sending')", name="deliveries_state_known"),
     Index(
         "deliveries_due",
+        text("split_part(owner, '/', 1)"),
         "owner",
         "host",
         "next_attempt_at",
@@ -247,24 +250,35 @@ used_ids = Table(
     Index("used_ids_oldest", "forgotten_at"),
 )
 
-#: The line of users, by model (and ``''``: intake): who was served when, and who has a job that waits. Of users who
-#: have as much, the one served longest ago is next. Triggers of migration 0005 keep the last three columns as jobs come
-#: and go, so that a claim reads the head of the line and not all of it.
+#: The lines of owners, by model (and ``''``: intake): who was served when, and who has a job that waits. Of owners who
+#: have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
+#: migration 0011 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines and not
+#: all of them.
 turns = Table(
     "turns",
     metadata,
     Column("queue", Text, primary_key=True),
-    #: ``''`` for jobs without one.
-    Column("user_id", Text, primary_key=True),
-    #: Grows with every claim; 0 for users who have never been served.
+    #: As in ``jobs``: the key and, within it, the user.
+    Column("owner", Text, primary_key=True),
+    Column("key_id", Text, Computed("split_part(owner, '/', 1)", persisted=True), nullable=False),
+    #: Grows with every claim; 0 for owners who have never been served.
     Column("turn", BigInteger, Identity(), nullable=False),
     _timestamp("served_at", now=True),
-    #: Priority and age of the user's best job that may be taken now; null if there is none.
+    #: Priority and age of the owner's best job that may be taken now; null if there is none.
     Column("priority", SmallInteger),
     _timestamp("since"),
     #: When the first of those may be taken whose back-off is not over; null if another can be taken, or none waits.
     _timestamp("later"),
-    Index("turns_next", "queue", "turn", text("priority DESC"), "since", postgresql_where=text("since IS NOT NULL")),
+    Index(
+        "turns_next",
+        "queue",
+        "key_id",
+        "turn",
+        text("priority DESC"),
+        "since",
+        postgresql_where=text("since IS NOT NULL"),
+    ),
+    Index("turns_of_key", "queue", "key_id", "turn"),
     Index("turns_later", "queue", "later", postgresql_where=text("later IS NOT NULL")),
     Index("turns_oldest", "served_at", postgresql_where=text("since IS NULL AND later IS NULL")),
 )

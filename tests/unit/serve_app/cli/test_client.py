@@ -42,6 +42,11 @@ def test_wait_outlives_a_restart_of_the_api() -> None:
     assert seen == ["queued", "completed"]
 
 
+def test_wait_goes_on_when_it_was_told_to_ask_less_often() -> None:
+    refused = httpx.Response(429, json={"code": "rate_limited"}, headers={"retry-after": "1"})
+    assert client(job("queued"), refused, job("completed")).wait("1")["status"] == "completed"
+
+
 def test_wait_does_not_wait_for_an_api_that_was_never_there() -> None:
     with pytest.raises(Unreachable, match="http://api"):
         client(DOWN).wait("1")
