@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -70,6 +70,9 @@ bench-first-step: $(STAMP)  ## From a posted job to its first step on a rented m
 
 bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 	$(BIN)/python tests/benchmarks/head.py
+
+bench-live: $(STAMP)  ## From a commit to a client over 500 event streams, beside reads
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/live.py
 
 bench-fleet: $(STAMP)  ## $ a video, and waits, by how many nodes are wished for; virtual time, two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/fleet.py

@@ -51,7 +51,8 @@ def test_an_upload_becomes_a_video(paste: Paste, service: LiveService, folder: P
     assert (folder / "video.mp4").read_bytes() == VIDEO
     assert err == ""
     lines = out.splitlines()
-    assert lines[-2] == "completed"
+    told = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert (told[0], told[-1]) == ("snapshot", "end")
     created, ended = json.loads(lines[0]), json.loads(lines[-1])
     assert (created["status"], ended["status"]) == ("queued", "completed")
     job = service.do(service.job(created["job_id"]))
