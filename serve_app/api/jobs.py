@@ -40,6 +40,7 @@ async def view(job: Job, services: Services) -> JobView:
     return JobView.of(
         job,
         result_url=await services.result_url(job),
+        poster_url=await services.poster_url(job),
         position=None if place is None else place.position,
         eta=eta,
         waits=None if job.status.terminal else why_waiting(job, await services.conditions.current()),
@@ -97,6 +98,7 @@ async def list_jobs(
         JobView.of(
             job,
             result_url=await services.result_url(job),
+            poster_url=await services.poster_url(job),
             position=None,
             eta=None,
             waits=why_waiting(job, current),

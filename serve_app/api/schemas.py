@@ -149,6 +149,9 @@ class JobView(BaseModel):
     queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
     eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
     result_url: str | None = None
+    poster_url: str | None = Field(
+        None, description="The first frame, as WebP. Absent where there is none, as of a video that was made elsewhere."
+    )
     error_message: str | None = None
     error_code: str | None = Field(
         None, description=f"Why it failed. ↻: after further attempts.\n\n{table('error_code')}"
@@ -175,6 +178,7 @@ class JobView(BaseModel):
         job: Job,
         *,
         result_url: str | None,
+        poster_url: str | None,
         position: int | None,
         eta: float | None,
         waits: Condition | None = None,
@@ -197,6 +201,7 @@ class JobView(BaseModel):
             queue_position=position,
             eta_seconds=eta,
             result_url=result_url,
+            poster_url=poster_url,
             # What a job that is tried again stumbled over is not how it ended.
             error_message=job.error_message if job.status is Status.FAILED else None,
             error_code=job.error_code if job.status is Status.FAILED else None,

@@ -14,8 +14,8 @@ from serve_app.client import Job, ModelInfo
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 _ORDER = (
     "job_id", "model", "status", "stage", "progress", "wait_reason", "queue_position", "eta_seconds", "attempt",
-    "error_code", "error_message", "result_url", "media", "notes", "user_id", "cost_usd", "cost_estimate_usd",
-    "created_at", "started_at", "completed_at",
+    "error_code", "error_message", "result_url", "poster_url", "media", "notes", "user_id", "cost_usd",
+    "cost_estimate_usd", "created_at", "started_at", "completed_at",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@
     inputs/{job}/{nonce}/input.jpg              as a client uploaded it
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
+    outputs/{job}/{nonce}/{attempt}/poster.webp
     probes/{nonce}/                             written and deleted by `video-api doctor`
     weights/{name}/manifest.json                what a mirrored checkpoint consists of
     weights/{name}/files/{sha256}/{path}        one of its files
@@ -54,6 +55,11 @@ def verified(folder: str, name: str, extension: str) -> str:
 def output(folder: str, attempt: int) -> str:
     """The attempt is part of the key: a late loser's upload cannot replace a winner's."""
     return f"outputs/{folder}/{attempt}/output.mp4"
+
+
+def poster(folder: str, attempt: int) -> str:
+    """The first frame of that output."""
+    return f"outputs/{folder}/{attempt}/poster.webp"
 
 
 def prefixes(folder: str) -> tuple[str, ...]:

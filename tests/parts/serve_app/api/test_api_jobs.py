@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.jobs.conditions import EVERY_MODEL, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services
+from serve_app.storage import keys
 from tests.parts.serve_app.jobs.samples import (
     completed,
     execute,
@@ -50,6 +51,29 @@ async def test_a_finished_job_has_a_link_that_works(client: httpx.AsyncClient, s
     assert body["notes"] == {"seed": 7}
     answer = await client.get(body["result_url"])
     assert (answer.content, answer.headers["content-type"]) == (b"an mp4", "video/mp4")
+
+
+async def test_a_finished_job_shows_its_first_frame(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    key = keys.poster(lease.job_id, 1)
+
+    async def poster():
+        yield b"a webp"
+
+    await services.storage.write(key, poster(), 100)  # type: ignore[attr-defined]
+    await services.store.complete(outcome(lease), keys.output(lease.job_id, 1), key)
+    body = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert (await client.get("/api/v1/jobs")).json()["data"][0]["poster_url"].split("?")[0] in body["poster_url"]
+    answer = await client.get(body["poster_url"])
+    assert (answer.content, answer.headers["content-type"]) == (b"a webp", "image/webp")
+
+
+async def test_a_video_from_elsewhere_has_no_first_frame(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    await services.store.end_externally(lease.job_id, video_url="https://w.example/v.mp4")
+    body = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert "result_url" in body
+    assert "poster_url" not in body
 
 
 async def test_a_failed_job_says_why(client: httpx.AsyncClient, services: Services) -> None:
