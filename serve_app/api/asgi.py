@@ -52,7 +52,8 @@ def create_asgi(services: Services) -> ASGIApp:
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id"],
+        # A script that plays a video in parts has to see where it is.
+        expose_headers=["x-request-id", "accept-ranges", "content-range", "etag"],
     )
     return RequestIdMiddleware(open_to_browsers)
 

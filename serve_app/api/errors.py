@@ -17,6 +17,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     │   └── UploadMissing       422 upload_missing
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
+    ├── RangeNotSatisfiable     416 range_not_satisfiable
     ├── InternalError           500 internal_error
     └── Unavailable             503 unavailable
 
@@ -142,6 +143,13 @@ class PayloadTooLarge(VideoApiError):
 
     status = 413
     code = "payload_too_large"
+
+
+class RangeNotSatisfiable(VideoApiError):
+    """The file has no such bytes. `Content-Range` says how many there are."""
+
+    status = 416
+    code = "range_not_satisfiable"
 
 
 class InternalError(VideoApiError):

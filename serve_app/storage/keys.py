@@ -62,6 +62,11 @@ def poster(folder: str, attempt: int) -> str:
     return f"outputs/{folder}/{attempt}/poster.webp"
 
 
+def immutable(key: str) -> bool:
+    """Whether what lies there never changes: an attempt writes its own."""
+    return key.startswith("outputs/")
+
+
 def prefixes(folder: str) -> tuple[str, ...]:
     """All that belongs to a job."""
     return tuple(f"{root}/{folder}/" for root in ROOTS)
