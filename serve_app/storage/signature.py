@@ -1,7 +1,8 @@
 """Presigned URLs of the local store: the same promises as S3's, made with an HMAC.
 
-A URL grants one method on one key until a moment in time, GET including HEAD; everything it grants is under the signature. Not a token of
-``itsdangerous``: as with S3, whoever has a URL can read in it what it is good for, and until when.
+A URL grants one method on one key until a moment in time, and GET means HEAD as well; everything it grants is under the
+signature. Not a token of ``itsdangerous``: as with S3, whoever has a URL can read in it what it is good for, and until
+when.
 """
 
 import hashlib
