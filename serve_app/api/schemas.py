@@ -302,6 +302,8 @@ class QueueCounts(BaseModel):
 
 
 Part = Literal["ok", "down"]
+#: Ray's own store; nothing of the service is in it.
+RedisHealth = Literal["ok", "down", "unused"]
 ModelHealth = Literal["ok", "starting", "waiting", "down"]
 Weights = Literal["configured", "random", "unknown"]
 
@@ -313,6 +315,10 @@ class Health(BaseModel):
     database: Part
     storage: Part
     ray: Part
+    redis: RedisHealth = Field(
+        description="Where Ray keeps its state. While it is `down`, jobs are taken and run, but a restart of the head "
+        "costs the GPU replicas. `unused`: Ray has none."
+    )
     models: Mapping[str, ModelHealth] = Field(
         default_factory=dict,
         description="`starting`: a replica loads the model. `waiting`: for a machine that fits. `down`: replicas do "

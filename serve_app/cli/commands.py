@@ -287,7 +287,7 @@ def health(ctx: typer.Context) -> None:
         found = client.health()
     ctx.obj.show(found, display.health(found))
     # A model that does not start is among the details, too, but makes no part down.
-    if "down" in (found.get(part) for part in ("api", "database", "storage", "ray")):
+    if "down" in (found.get(part) for part in ("api", "database", "storage", "ray", "redis")):
         raise typer.Exit(Code.UNREACHABLE)
 
 

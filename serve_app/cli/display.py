@@ -81,9 +81,9 @@ def models(found: Sequence[ModelInfo]) -> RenderableType:
 def health(found: Mapping[str, Any]) -> RenderableType:
     """Parts, then queues."""
     grid = Table.grid(padding=(0, 2))
-    for part in ("api", "database", "storage", "ray"):
+    for part in ("api", "database", "storage", "ray", "redis"):
         state = str(found.get(part, "unknown"))
-        style = "green" if state == "ok" else "red"
+        style = {"ok": "green", "unused": "dim"}.get(state, "red")
         grid.add_row(part, Text(state, style=style), Text(found.get("details", {}).get(part, "")))
     details = found.get("details", {})
     for name, counts in found.get("queues", {}).items():
