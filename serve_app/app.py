@@ -84,7 +84,8 @@ class Api:
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         self._services = build_services(settings, ServeState())
-        self._server = HttpServer(create_asgi(self._services), host, settings.port)
+        app = create_asgi(self._services)
+        self._server = HttpServer(app, host, settings.port, base_url=settings.base_url)
         await self._server.start()
 
     async def __del__(self) -> None:

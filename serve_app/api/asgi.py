@@ -10,7 +10,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app import __version__
-from serve_app.api import estimate, files, generate, health, jobs, presign, problems, webhooks
+from serve_app.api import error_pages, estimate, files, generate, health, jobs, presign, problems, webhooks
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
@@ -24,7 +24,8 @@ Post an image and a prompt, or a video and an audio track; get a durable job; do
 2. Poll `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
 3. Download from `result_url`.
 
-Errors are `application/problem+json` with a stable `code`.
+Errors are `application/problem+json` with a stable `code`; their `type` leads to what it means and what to do
+(`/errors`).
 """
 
 
@@ -41,8 +42,8 @@ def create_asgi(services: Services) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    problems.install(app)
-    routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files)]
+    problems.install(app, services.settings.base_url)
+    routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files, error_pages)]
     for router in routers:
         app.include_router(router)
     _publish(app)

@@ -34,6 +34,8 @@ class VideoApiError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    #: What to do about it, where the docstring, which is the message, does not say.
+    remedy: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Unauthorized(VideoApiError):
 
     status = 401
     code = "unauthorized"
+    remedy = "Send `Authorization: Bearer <key>` with a key that is valid. `/webhook/` takes `X-Webhook-Secret`."
 
 
 class Forbidden(VideoApiError):
@@ -67,6 +70,7 @@ class Forbidden(VideoApiError):
 
     status = 403
     code = "forbidden"
+    remedy = "Use a key that has the scope, or have the operator make one: `video-api keys`."
 
 
 class JobNotFound(VideoApiError):
@@ -74,6 +78,9 @@ class JobNotFound(VideoApiError):
 
     status = 404
     code = "job_not_found"
+    remedy = (
+        "Look whether the id is right and whose key you use: a key sees its own jobs. Jobs are deleted after a while."
+    )
 
 
 class NotFound(VideoApiError):
@@ -81,6 +88,7 @@ class NotFound(VideoApiError):
 
     status = 404
     code = "not_found"
+    remedy = "Look at the path: `/docs` has them all. A video can be downloaded once its job has completed."
 
 
 class MethodNotAllowed(VideoApiError):
@@ -88,6 +96,7 @@ class MethodNotAllowed(VideoApiError):
 
     status = 405
     code = "method_not_allowed"
+    remedy = "Use a method that the `Allow` header names."
 
 
 class RequestTimeout(VideoApiError):
@@ -123,6 +132,7 @@ class InvalidRequest(VideoApiError):
 
     status = 422
     code = "invalid_request"
+    remedy = "Mend the field that `param` names; `errors` lists all that are at fault."
 
 
 class UploadMissing(InvalidRequest):
@@ -143,6 +153,7 @@ class PayloadTooLarge(VideoApiError):
 
     status = 413
     code = "payload_too_large"
+    remedy = "Send less: media by upload or URL, never in the body. `/api/v1/models` has the limits."
 
 
 class RangeNotSatisfiable(VideoApiError):
@@ -161,3 +172,4 @@ class Unavailable(VideoApiError):
 
     status = 503
     code = "unavailable"
+    remedy = "Wait as long as `Retry-After` says, if it is there, then send the request again."

@@ -133,7 +133,7 @@ class Gate:
             else:
                 await self._stream(scope, receive, send, declared)
         except VideoApiError as error:
-            await answer(error)(scope, receive, send)
+            await answer(error, self._settings.base_url)(scope, receive, send)
 
     def _route(self, scope: Scope) -> tuple[bool, Streams | None]:
         """Whether there is one, and what it declares."""

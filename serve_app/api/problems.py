@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from serve_app.api.codes import uri
 from serve_app.api.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import REQUESTS, Problem
@@ -35,9 +36,10 @@ def documented(*errors: type[VideoApiError]) -> dict[int | str, dict[str, Any]]:
 _SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
 
 
-def answer(error: VideoApiError) -> JSONResponse:
+def answer(error: VideoApiError, base_url: str) -> JSONResponse:
+    """The problem as the service at ``base_url`` says it."""
     body = Problem(
-        type=f"urn:video-api:problem:{error.code}",
+        type=uri(error.code, base_url),
         title=error.title,
         status=error.status,
         detail=error.detail,
@@ -51,33 +53,33 @@ def answer(error: VideoApiError) -> JSONResponse:
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, base_url: str) -> None:
     """Route every exception through :func:`answer`."""
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, VideoApiError)
-        return answer(error)
+        return answer(error, base_url)
 
     async def validation(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(_invalid(error))
+        return answer(_invalid(error), base_url)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
         kind = known.get(error.status_code, InvalidRequest)
-        return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
+        return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers), base_url)
 
     async def crash(_: Request, error: Exception) -> Response:
         log.error("request_crashed", exc_info=error)
-        return answer(InternalError())
+        return answer(InternalError(), base_url)
 
     async def unavailable(request: Request, error: Exception) -> Response:
         if isinstance(error, StorageError) and not error.transient:
             return await crash(request, error)
         # A line and no stack: while a part is away, every request comes here.
         log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
-        return answer(Unavailable())
+        return answer(Unavailable(), base_url)
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         VideoApiError: ours,

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
@@ -127,7 +126,7 @@ def handlers() -> Handlers:
 @pytest.fixture
 def gate(handlers: Handlers, settings: Settings) -> Gate:
     app = FastAPI()
-    install(app)
+    install(app, "http://t")
     app.include_router(handlers.router)
     return Gate(app, settings, [handlers.router], QUICK)
 
@@ -159,7 +158,7 @@ async def test_a_route_is_closed_without_a_gate(services: Services) -> None:
     """Should one ever be mounted elsewhere: the routes ask whether the gate has."""
     app = FastAPI()
     app.state.services = services
-    install(app)
+    install(app, "http://t")
     from serve_app.api import jobs, webhooks
 
     app.include_router(jobs.router)
@@ -351,12 +350,12 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
         "/webhook/complete": {"job_id": "x", "model": "ltx2", "status": "failed"},
     }
     queries = {"/api/v1/estimate": {"model": "ltx2"}}
-    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret"}
+    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret", "/errors", "/errors/{code}"}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=KEY | SECRET) as client:
 
         async def ask(method: str, path: str) -> tuple[str, int]:
-            url = re.sub(r"\{job_id\}", "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11", path)
+            url = path.format(job_id="01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11", code="not_found")
             async with asyncio.timeout(10):
                 return path, (
                     await client.request(method, url, json=bodies.get(path), params=queries.get(path))
@@ -370,7 +369,7 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
             for _ in range(40)
         ]
         answers = await asyncio.gather(*asked)
-    assert len(answers) == 40 * 14
+    assert len(answers) == 40 * 16
     assert {status for path, status in answers if path not in independent} == {503}
     assert {status for path, status in answers if path in independent} == {200}
 
