@@ -42,8 +42,8 @@ def create_asgi(services: Services) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    problems.install(app, services.settings.base_url)
     routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files, error_pages)]
+    problems.install(app, services.settings.base_url, routers)
     for router in routers:
         app.include_router(router)
     _publish(app)

@@ -13,8 +13,8 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
     ├── JobIdUsed               409 job_id_used
+    ├── UploadMissing           409 upload_missing
     ├── InvalidRequest          422 invalid_request
-    │   └── UploadMissing       422 upload_missing
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── RangeNotSatisfiable     416 range_not_satisfiable
@@ -135,9 +135,10 @@ class InvalidRequest(VideoApiError):
     remedy = "Mend the field that `param` names; `errors` lists all that are at fault."
 
 
-class UploadMissing(InvalidRequest):
+class UploadMissing(VideoApiError):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 
+    status = 409
     code = "upload_missing"
 
 

@@ -135,7 +135,7 @@ async def _file(key: str, request: Request, services: Services) -> Response:
     "/{key:path}",
     operation_id="write_file",
     status_code=200,
-    responses=documented(SignatureRejected, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
+    responses=documented(SignatureRejected, NotFound, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )
 @streams(party=_writer, max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
 async def write_file(key: str, request: Request, services: ServicesOf) -> Response:

@@ -20,6 +20,7 @@ from serve_app.api.errors import (
     UploadMissing,
 )
 from serve_app.api.estimate import foreseen
+from serve_app.api.links import TO_THE_JOB
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
@@ -37,16 +38,19 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
     status_code=201,
     operation_id="generate",
     response_model_exclude_none=True,
-    responses=documented(
-        Unauthorized,
-        Forbidden,
-        InvalidRequest,
-        UploadMissing,
-        JobNotFound,
-        JobNotUploading,
-        PayloadTooLarge,
-        RequestTimeout,
-    ),
+    responses={
+        201: {"links": TO_THE_JOB},
+        **documented(
+            Unauthorized,
+            Forbidden,
+            InvalidRequest,
+            UploadMissing,
+            JobNotFound,
+            JobNotUploading,
+            PayloadTooLarge,
+            RequestTimeout,
+        ),
+    },
 )
 async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf) -> Created:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""

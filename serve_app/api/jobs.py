@@ -8,8 +8,9 @@ from pydantic import AfterValidator
 from deployments.registry import MODELS
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.links import TO_THE_NEXT_PAGE
 from serve_app.api.problems import documented
-from serve_app.api.schemas import JobPage, JobView, QueryText
+from serve_app.api.schemas import JobPage, JobView, ModelName, QueryText
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
 from serve_app.jobs.forecast import forecasts
@@ -67,13 +68,13 @@ async def get_job(job_id: JobPath, caller: Reader, services: ServicesOf, model: 
     "",
     operation_id="list_jobs",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses={200: {"links": TO_THE_NEXT_PAGE}, **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest)},
 )
 async def list_jobs(
     caller: Reader,
     services: ServicesOf,
     status: Status | None = None,
-    model: str | None = None,
+    model: ModelName | None = None,
     user_id: QueryText | None = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -85,7 +86,7 @@ async def list_jobs(
     if after is not None:
         last = await services.store.get(after, of_key=caller.sees)
         if last is None:
-            raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
+            raise JobNotFound("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
     found = await services.store.list(
         status=status, model=model, user_id=user_id, after=position, limit=limit + 1, of_key=caller.sees

@@ -1,15 +1,16 @@
 """Every error leaves as one shape: RFC 9457 with a stable code, documented in OpenAPI."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from serve_app.api.codes import uri
 from serve_app.api.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
@@ -53,8 +54,8 @@ def answer(error: VideoApiError, base_url: str) -> JSONResponse:
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI, base_url: str) -> None:
-    """Route every exception through :func:`answer`."""
+def install(app: FastAPI, base_url: str, routers: Sequence[APIRouter] = ()) -> None:
+    """Route every exception through :func:`answer`. ``routers`` are those that the application includes."""
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, VideoApiError)
@@ -64,11 +65,15 @@ def install(app: FastAPI, base_url: str) -> None:
         assert isinstance(error, RequestValidationError)
         return answer(_invalid(error), base_url)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
         kind = known.get(error.status_code, InvalidRequest)
-        return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers), base_url)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names those of the first route of that path.
+            headers["allow"] = ", ".join(sorted(_methods((app, *routers), request.url.path)))
+        return answer(kind(None if error.status_code in known else str(error.detail), headers=headers), base_url)
 
     async def crash(_: Request, error: Exception) -> Response:
         log.error("request_crashed", exc_info=error)
@@ -93,6 +98,12 @@ def install(app: FastAPI, base_url: str) -> None:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+
+
+def _methods(routers: Iterable[FastAPI | APIRouter], path: str) -> set[str]:
+    """All that some route takes at ``path``."""
+    routes = (route for router in routers for route in router.routes if isinstance(route, Route))
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
 def _invalid(error: RequestValidationError) -> InvalidRequest:

@@ -4,9 +4,22 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    HttpUrl,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
@@ -34,14 +47,40 @@ def without_nul(value: Any) -> Any:
     return value
 
 
+#: The same in JSON Schema.
+_WITHOUT_NUL = {"pattern": r"^[^\u0000]*$"}
+
 #: A text in a query string.
-QueryText = Annotated[str, AfterValidator(without_nul)]
+QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=_WITHOUT_NUL)]
+
+
+#: A model's name in a query. Checked by the handler, which says what models there are.
+ModelName = Annotated[str, WithJsonSchema({"type": "string", "enum": [*MODELS]})]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    #: Strict: JSON has numbers and truth values of its own, so a text is neither.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integers(cls, body: Any) -> Any:
+        """JSON Schema calls 7.0 an integer as well."""
+        if not isinstance(body, dict):
+            return body
+        numbers = {name: int(value) for name, value in body.items() if isinstance(value, float) and value.is_integer()}
+        return {**body, **numbers}
 
     _storable = field_validator("*")(without_nul)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            for choice in (field, *field.get("anyOf", ())):
+                if choice.get("type") == "string" and not {"pattern", "format", "enum", "const"} & choice.keys():
+                    choice |= _WITHOUT_NUL
+        return schema
 
 
 class GenerateOptions(_Request):
@@ -67,6 +106,11 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
         fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
+    uploaded = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
+    urls = [f"{item.name}_url" for item in spec.inputs]
+    linked = {"required": urls, "properties": {url: {"type": "string"} for url in urls}}
+    rules = spec.params.model_json_schema().get("allOf", [])
+    created.model_config["json_schema_extra"] = {"allOf": [*rules, {"anyOf": [linked, uploaded]}]}
     created.model_rebuild(force=True)
     # Of both bases; create_model is typed for one.
     return created  # type: ignore[return-value]
@@ -138,7 +182,7 @@ class JobView(BaseModel):
     """A job as clients see it."""
 
     job_id: str
-    model: str | None
+    model: str | None = None
     status: Status
     progress: float = Field(description="0 to 100; never goes back.")
     stage: str = Field(description=f"What is happening.\n\n{table('stage')}")
@@ -221,12 +265,26 @@ class JobPage(BaseModel):
     """Newest first. Ask for the next page with ``after=<last_id>``."""
 
     data: list[JobView]
-    last_id: str | None
+    last_id: str | None = None
     has_more: bool
 
 
 class UploadRequest(_Request):
     """Where may I upload?"""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {
+                        "input_type": {"const": kind},
+                        "content_type": {"anyOf": [{"type": "string", "pattern": f"^{kind}/"}, {"type": "null"}]},
+                    }
+                }
+                for kind in get_args(MediaKind)
+            ]
+        }
+    )
 
     input_type: MediaKind
     job_id: JobId | None = Field(None, description="Leave out for the first file: a job is opened and its id returned.")
@@ -258,6 +316,15 @@ class DownloadTicket(BaseModel):
 
 class WorkerReport(_Request):
     """What a worker outside the cluster says about a job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"status": {"const": "failed"}}},
+                {"required": ["video_url"], "properties": {"video_url": {"type": "string"}}},
+            ]
+        }
+    )
 
     job_id: str
     model: str

@@ -41,7 +41,7 @@ async def test_upload_first_then_generate(client: httpx.AsyncClient, generate: G
     assert (await client.get(f"/api/v1/jobs/{job_id}")).json()["status"] == "uploading"
 
     early = await generate(job_id=job_id, image_url=None)
-    assert (early.status_code, early.json()["code"], early.json()["param"]) == (422, "upload_missing", "image_url")
+    assert (early.status_code, early.json()["code"], early.json()["param"]) == (409, "upload_missing", "image_url")
 
     stored = await put(client, opened, b"pixels")
     assert (stored.status_code, stored.headers["etag"]) == (200, f'"{hashlib.md5(b"pixels").hexdigest()}"')
