@@ -33,6 +33,7 @@ from serve_app.jobs.readiness import ModelHealth
 from serve_app.jobs.workers import WorkerDied, WorkerUnreachable
 from serve_app.local.postgres import with_database
 from serve_app.outbound.pool import WorkerPool
+from serve_app.services import build_ring
 from serve_app.serving.scaling import POLICY
 from serve_app.serving.state import ServeState
 from serve_app.settings import Environment, Settings
@@ -83,18 +84,27 @@ class Api:
         # Media of the local store are for this user alone, whoever has started Ray.
         os.umask(0o077)
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
-        self._services = build_services(settings, ServeState())
-        app = create_asgi(self._services)
+        services = build_services(settings, ServeState())
+        self._feed = services.feed
+        ring = build_ring(services)
+        self._ring = asyncio.create_task(ring.run())
+        app = create_asgi(services, ring)
         self._server = HttpServer(app, host, settings.port, base_url=settings.base_url)
         await self._server.start()
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
+        # First: streams and waits would go on for as long as the server waits for requests in progress.
+        await self._feed.aclose()
         await self._server.stop()
+        self._ring.cancel()
+        await asyncio.wait({self._ring})
 
     async def check_health(self) -> None:
         """Called by Serve in the event loop that serves: when that stands still, so does this. Raises RuntimeError."""
         self._server.check()
+        if self._ring.done():
+            self._ring.result()
 
 
 class DispatcherDeployment:

@@ -11,10 +11,12 @@ imports nothing of the service.
 """
 
 import contextlib
+import json
 import mimetypes
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, cast
@@ -26,6 +28,10 @@ import httpx
 ENDED = frozenset({"completed", "failed", "cancelled"})
 #: A job is durable, so a wait outlives a restart of the API that takes no longer than this.
 PATIENCE_S = 60.0
+#: A stream of events says something every 15 seconds. Where nothing comes for so long, something keeps it back.
+SILENCE_S = 30.0
+#: Streams that may break in a row, each before it has lasted for ``SILENCE_S``.
+BREAKS = 3
 PAGE = 100
 _CHUNK = 256 * 1024
 
@@ -99,12 +105,104 @@ class JobPage(TypedDict):
     has_more: bool
 
 
+class KeyInfo(TypedDict):
+    """An API key as the API describes it. What does not apply is absent."""
+
+    key_id: str
+    name: str
+    #: How the secret begins.
+    hint: str
+    scopes: list[str]
+    #: By name; what has no limit is absent.
+    limits: dict[str, float]
+    created_at: str
+    expires_at: NotRequired[str]
+    revoked_at: NotRequired[str]
+    last_used_at: NotRequired[str]
+    previous_until: NotRequired[str]
+
+
+class IssuedKey(KeyInfo):
+    """A key with its secret, which the API tells once."""
+
+    secret: str
+
+
+class KeyPage(TypedDict):
+    """Newest first."""
+
+    data: list[KeyInfo]
+    last_id: str | None
+    has_more: bool
+
+
 class Ticket(TypedDict):
     """Where to PUT a file."""
 
     job_id: str
     upload_url: str
     content_type: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event."""
+
+    #: ``snapshot``, ``update``, ``end`` or ``deleted``.
+    kind: str
+    #: The job as JSON; of one that is deleted, its id alone.
+    data: str
+    #: What ``Last-Event-ID`` takes: the version of the job.
+    id: str
+
+    @property
+    def job(self) -> Job:
+        """Raises ValueError if it is none."""
+        found = json.loads(self.data)
+        if not isinstance(found, dict) or "job_id" not in found:
+            raise ValueError("this is no job")
+        return cast("Job", found)
+
+
+class EventParser:
+    """Makes events of the bytes of a ``text/event-stream``, wherever they are cut."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._after_return = False
+        self._kind = ""
+        self._data: list[str] = []
+        self._id = ""
+
+    def feed(self, piece: bytes) -> Sequence[Event]:
+        """The events that end with this piece."""
+        events = []
+        for byte in piece:
+            after_return, self._after_return = self._after_return, byte == 13
+            if byte == 10 and after_return:
+                continue
+            if byte not in (10, 13):
+                self._line.append(byte)
+            elif (event := self._take()) is not None:
+                events.append(event)
+        return events
+
+    def _take(self) -> Event | None:
+        """One line. Returns the event that it ends."""
+        line = self._line.decode(errors="replace")
+        self._line.clear()
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                self._data.append(value)
+            elif name == "event":
+                self._kind = value
+            elif name == "id" and "\0" not in value:
+                self._id = value
+            return None
+        kind, data, self._kind, self._data = self._kind, self._data, "", []
+        return Event(kind or "message", "\n".join(data), self._id) if data else None
 
 
 class ApiError(Exception):
@@ -222,6 +320,38 @@ class Client:
         """Delete a job that is not running, and its media."""
         self._request("DELETE", _job_path(job_id))
 
+    def events(self, job_id: str, after: str | None = None) -> Iterator[Event]:
+        """``GET /api/v1/jobs/{id}/events``: the job as it goes, until it has ended (``end``, ``deleted``).
+
+        One connection, which the service ends after some minutes: go on with the ``id`` of the last event as ``after``.
+        Ends without an event where the job has ended and nothing has come after that one.
+
+        Raises ApiError or Unreachable, also when nothing was heard for ``SILENCE_S``.
+        """
+        for events in self.pieces(job_id, after):
+            yield from events
+
+    def pieces(self, job_id: str, after: str | None = None) -> Generator[Sequence[Event], None, None]:
+        """The same with each sign of life, which may be no event."""
+        headers = {
+            **self._headers,
+            "accept": "text/event-stream",
+            **({} if after is None else {"last-event-id": after}),
+        }
+        timeout = httpx.Timeout(SILENCE_S, connect=10)
+        url = f"{self._base_url}{_job_path(job_id)}/events"
+        with _reaching(self._base_url), self._http.stream("GET", url, headers=headers, timeout=timeout) as answer:
+            if not answer.is_success:
+                answer.read()
+                _check(answer)
+            if answer.status_code == httpx.codes.NO_CONTENT:
+                return
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise ApiError(answer.status_code, "no_events", "what answers there sends no events")
+            parser = EventParser()
+            for piece in answer.iter_bytes():
+                yield parser.feed(piece)
+
     def wait(
         self,
         job_id: str,
@@ -229,31 +359,22 @@ class Client:
         poll_s: float = 1.0,
         timeout_s: float | None = None,
     ) -> Job:
-        """Ask until the job has ended; ``on_change`` sees every difference.
+        """Follow the job until it has ended; ``on_change`` sees every difference.
+
+        By its events; every ``poll_s`` seconds it asks where those can't be had: an older service, a proxy that keeps
+        them back, too many streams at a time.
 
         Raises:
             WaitTimedOut: after ``timeout_s`` seconds.
         """
-        begun = answered = self._clock()
-        seen: Job | None = None
-        while True:
-            try:
-                job = self.job(job_id)
-            except (ApiError, Unreachable) as error:
-                passing = not isinstance(error, ApiError) or error.status >= 500
-                if seen is None or not passing or self._clock() - answered > PATIENCE_S:
-                    raise
-            else:
-                answered = self._clock()
-                if job != seen:
-                    on_change(job)
-                seen = job
-                if job["status"] in ENDED:
-                    return job
-            left = None if timeout_s is None else begun + timeout_s - self._clock()
+        until = None if timeout_s is None else self._clock() + timeout_s
+        following = _Following(self, job_id, on_change, self._clock)
+        while (ended := following.listen(until) or following.ask()) is None:
+            left = None if until is None else until - self._clock()
             if left is not None and left <= 0:
                 raise WaitTimedOut(job_id)
             self._pause(poll_s if left is None else min(poll_s, left))
+        return ended
 
     def download(self, job_id: str, path: Path, on_bytes: OnBytes = _ignore) -> int:
         """Save the finished video; its folder has to be there. ``path`` appears whole or not at all.
@@ -294,6 +415,40 @@ class Client:
             part.unlink(missing_ok=True)
         return done
 
+    # ---------------------------------------------------------------- keys
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        limits: Mapping[str, float | None] | None = None,
+        expires_in: float | None = None,
+    ) -> IssuedKey:
+        """``POST /api/v1/keys``, like all of these for an admin. ``expires_in``: seconds."""
+        body = {"name": name, "scopes": scopes, "limits": limits, "expires_in": expires_in}
+        given = {field: value for field, value in body.items() if value is not None}
+        return cast("IssuedKey", self._json("POST", "/api/v1/keys", json=given))
+
+    def keys(self) -> list[KeyInfo]:
+        """All keys, newest first, as many requests as that takes."""
+        page: KeyPage = {"data": [], "last_id": None, "has_more": True}
+        found: list[KeyInfo] = []
+        while page["has_more"]:
+            after = {} if page["last_id"] is None else {"after": page["last_id"]}
+            page = cast("KeyPage", self._json("GET", "/api/v1/keys", params={**after, "limit": PAGE}))
+            found += page["data"]
+        return found
+
+    def revoke_key(self, key_id: str) -> KeyInfo:
+        """Refuse a key from now on."""
+        return cast("KeyInfo", self._json("POST", f"{_key_path(key_id)}/revoke"))
+
+    def rotate_key(self, key_id: str, *, overlap_s: float = 0, expires_in: float | None = None) -> IssuedKey:
+        """Another secret for the same key; the last one stays good for ``overlap_s`` seconds."""
+        body = {"overlap_s": overlap_s, **({} if expires_in is None else {"expires_in": expires_in})}
+        return cast("IssuedKey", self._json("POST", f"{_key_path(key_id)}/rotate", json=body))
+
     # ---------------------------------------------------------------- the service
 
     def models(self) -> list[ModelInfo]:
@@ -326,8 +481,76 @@ class Client:
             raise Unreachable(self._base_url, "what answers there is no video-api") from None
 
 
+class _Following:
+    """A job that somebody waits for."""
+
+    def __init__(
+        self, client: Client, job_id: str, on_change: Callable[[Job], object], clock: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._on_change = on_change
+        self._clock = clock
+        self._seen: Job | None = None
+        self._answered = clock()
+        self._after: str | None = None
+        self._listens = True
+        self._breaks = 0
+
+    def listen(self, until: float | None) -> Job | None:
+        """Follow its events as long as they come. Returns the job if it has ended."""
+        # A silence cannot be interrupted, so what is left must be longer than the longest.
+        last = None if until is None else until - SILENCE_S
+        begun = self._clock()
+        if not self._listens or (last is not None and begun >= last):
+            return None
+        try:
+            with contextlib.closing(self._client.pieces(self._job_id, self._after)) as pieces:
+                for events in pieces:
+                    self._answered = self._clock()
+                    for event in events:
+                        self._after = event.id
+                        if event.kind != "deleted" and self._saw(event.job):
+                            return event.job
+                    if last is not None and self._answered >= last:
+                        return None
+        except ApiError as error:
+            self._listens = error.status >= 500
+        except Unreachable as error:
+            self._listens = not isinstance(error.__cause__, httpx.ReadTimeout)
+        except ValueError:
+            self._listens = False
+        self._breaks = 0 if self._clock() - begun > SILENCE_S else self._breaks + 1
+        self._listens = self._listens and self._breaks < BREAKS
+        return None
+
+    def ask(self) -> Job | None:
+        """Look once. Returns the job if it has ended."""
+        try:
+            job = self._client.job(self._job_id)
+        except (ApiError, Unreachable) as error:
+            # Who asks too often is answered again before long.
+            passing = not isinstance(error, ApiError) or error.status >= 500 or error.status == 429
+            if self._seen is None or not passing or self._clock() - self._answered > PATIENCE_S:
+                raise
+            return None
+        self._answered = self._clock()
+        return job if self._saw(job) else None
+
+    def _saw(self, job: Job) -> bool:
+        """Returns whether it has ended."""
+        if job != self._seen:
+            self._on_change(job)
+        self._seen = job
+        return job["status"] in ENDED
+
+
 def _job_path(job_id: str) -> str:
     return f"/api/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _key_path(key_id: str) -> str:
+    return f"/api/v1/keys/{quote(key_id, safe='')}"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ import structlog
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from serve_app.access.key_ring import KeyRing
+from serve_app.access.key_store import KeyStore
 from serve_app.jobs.conditions import Conditions
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.job import Job
 from serve_app.jobs.queue import JobQueue
@@ -34,6 +37,7 @@ class Services:
     engine: AsyncEngine
     store: JobStore
     queue: JobQueue
+    feed: Feed
     storage: Storage
     cluster: ClusterState
 
@@ -72,6 +76,12 @@ class Services:
         if job.completed_at is not None:
             kept_s -= (datetime.now(UTC) - job.completed_at).total_seconds()
         return int(min(max(kept_s, MIN_LINK_S), MAX_EXPIRY_S))
+
+
+def build_ring(services: Services) -> KeyRing:
+    """The deployment's keys, for a process that has these parts."""
+    settings = services.settings
+    return KeyRing(KeyStore(services.engine, settings.hashing_key), settings.database_url)
 
 
 async def _services(request: Request) -> Services:

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     webhook_signing_secret: SecretStr = SecretStr("")
     #: Key of the local store's links.
     link_secret: SecretStr = SecretStr("")
+    #: What API keys are hashed with.
+    key_secret: SecretStr = SecretStr("")
     #: Ray's token and the mesh's certificate follow from it.
     cluster_secret: SecretStr = SecretStr("")
     database_url: str = ""
@@ -179,6 +181,12 @@ class Settings(BaseSettings):
         return bytes.fromhex(given) if given else self._derive("storage links")
 
     @property
+    def hashing_key(self) -> bytes:
+        """What API keys are hashed with: with another one, none of them is known any more."""
+        given = self.key_secret.get_secret_value()
+        return bytes.fromhex(given) if given else self._derive("api keys")
+
+    @property
     def signing_secret(self) -> str:
         """What receivers verify webhooks with. Who has it cannot pose as a worker."""
         given = self.webhook_signing_secret.get_secret_value()
@@ -220,6 +228,7 @@ class Settings(BaseSettings):
             "WEBHOOK_SECRET": self.worker_secret,
             "WEBHOOK_SIGNING_SECRET": self.signing_secret,
             "LINK_SECRET": self.signing_key.hex(),
+            "KEY_SECRET": self.hashing_key.hex(),
         }
 
 

@@ -3,10 +3,13 @@
 ``app.py`` says which processes there are; ``cli/head.py`` puts the service and a cluster's head together.
 """
 
+from functools import partial
+
 from serve_app.intake.inputs import Intake
-from serve_app.jobs.database import connect
+from serve_app.jobs.database import CHANGES, connect, listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.queue import JobQueue
@@ -32,6 +35,7 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         engine=engine,
         store=JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
+        feed=Feed(partial(listen, settings.database_url, CHANGES)),
         storage=build_storage(settings),
         cluster=cluster,
     )

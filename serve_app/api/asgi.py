@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -10,18 +10,31 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.types import ASGIApp
 
 from serve_app import __version__
-from serve_app.api import error_pages, estimate, files, generate, health, jobs, presign, problems, webhooks
+from serve_app.access.key_ring import KeyRing
+from serve_app.api import (
+    error_pages,
+    estimate,
+    events,
+    files,
+    generate,
+    health,
+    jobs,
+    keys,
+    presign,
+    problems,
+    webhooks,
+)
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.schemas import Problem
-from serve_app.services import Services
+from serve_app.services import Services, build_ring
 
 DESCRIPTION = """\
 Post an image and a prompt, or a video and an audio track; get a durable job; download an mp4.
 
 1. `POST /api/v1/generate` with URLs of the inputs, or upload them first: `POST /api/v1/presign/upload`, then PUT.
-2. Poll `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
+2. Follow `GET /api/v1/jobs/{job_id}/events`, ask `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
 3. Download from `result_url`.
 
 Errors are `application/problem+json` with a stable `code`; their `type` leads to what it means and what to do
@@ -29,8 +42,9 @@ Errors are `application/problem+json` with a stable `code`; their `type` leads t
 """
 
 
-def create_asgi(services: Services) -> ASGIApp:
-    """The API over these parts; starts nothing."""
+def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
+    """The API over these parts; starts nothing. A ``ring`` that is kept fresh knows of keys that others change."""
+    ring = ring or build_ring(services)
     app = FastAPI(
         title="video-api",
         version=__version__,
@@ -42,19 +56,32 @@ def create_asgi(services: Services) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    routers = [part.router for part in (generate, estimate, jobs, presign, webhooks, health, files, error_pages)]
+    services.feed.show(partial(events.look, services))
+    app.state.key_ring = ring
+    parts = (generate, estimate, jobs, events, presign, keys, webhooks, health, files, error_pages)
+    routers = [part.router for part in parts]
     problems.install(app, services.settings.base_url, routers)
     for router in routers:
         app.include_router(router)
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
-        Gate(app, services.settings, routers),
+        Gate(app, services.settings, ring, routers),
         allow_origins=list(services.settings.cors_origins),
         allow_methods=["*"],
         allow_headers=["*"],
-        # A script that plays a video in parts has to see where it is.
-        expose_headers=["x-request-id", "accept-ranges", "content-range", "etag"],
+        expose_headers=[
+            "x-request-id",
+            # A script that plays a video in parts has to see where it is.
+            "accept-ranges",
+            "content-range",
+            "etag",
+            "ratelimit",
+            "ratelimit-policy",
+            "retry-after",
+            "location",
+            "preference-applied",
+        ],
     )
     return RequestIdMiddleware(open_to_browsers)
 

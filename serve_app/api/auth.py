@@ -1,4 +1,6 @@
-"""Who may call: bearer keys for clients, a shared secret for workers outside the cluster. Compared in constant time.
+"""Who may call: bearer keys for clients, a shared secret for workers outside the cluster.
+
+The secrets of the environment are compared in constant time; all other keys are looked up by their keyed hash.
 
 The gate (``api/gate.py``) asks before a request's body is read. The routes ask once more whether it has, and for the
 scope that stands in their signature: for OpenAPI, and so that a route which no gate stands before is closed.
@@ -13,7 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import Scope as AsgiScope
 
 from serve_app.access.caller import BOOTSTRAP, Caller, Scope
-from serve_app.api.errors import Forbidden, Unauthorized
+from serve_app.access.key_ring import KeyRing, RingUnavailable
+from serve_app.api.errors import Forbidden, Unauthorized, Unavailable
 from serve_app.settings import Settings
 
 _CHALLENGE = {"www-authenticate": "Bearer"}
@@ -29,22 +32,36 @@ def same(given: str, expected: str) -> bool:
     return secrets.compare_digest(given.encode(), expected.encode())
 
 
-def admit_client(scope: AsgiScope, settings: Settings) -> None:
-    """Look at the headers for an API key. Raises :class:`Unauthorized`."""
+async def admit_client(scope: AsgiScope, settings: Settings, ring: KeyRing) -> None:
+    """Look at the headers for an API key. Raises :class:`Unauthorized`; :class:`Unavailable` where that cannot be told
+    now."""
     scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given:
         raise Unauthorized("Missing authorization header", headers=_CHALLENGE)
-    if not same(given, settings.api_key.get_secret_value()):
+    if same(given, settings.api_key.get_secret_value()):
+        scope[_SHOWN] = BOOTSTRAP
+        return
+    try:
+        caller = await ring.find(given)
+    except RingUnavailable:
+        raise Unavailable(headers={"retry-after": "5"}) from None
+    if caller is None:
         raise Unauthorized("Invalid API key", headers=_CHALLENGE)
-    scope[_SHOWN] = BOOTSTRAP
+    scope[_SHOWN] = caller
 
 
-def admit_worker(scope: AsgiScope, settings: Settings) -> None:
+async def admit_worker(scope: AsgiScope, settings: Settings, ring: KeyRing) -> None:
     """Look at the headers for the secret of workers outside the cluster. Raises :class:`Unauthorized`."""
     given = Headers(scope=scope).get("x-webhook-secret", "")
     if not same(given, settings.worker_secret):
         raise Unauthorized("Invalid webhook secret")
     scope[_SHOWN] = _WORKER
+
+
+def caller_of(scope: AsgiScope) -> Caller | None:
+    """Whose key the request has shown; None: it has shown none, or is a worker's."""
+    shown = scope.get(_SHOWN)
+    return shown if isinstance(shown, Caller) else None
 
 
 def is_stranger(scope: AsgiScope) -> bool:
@@ -57,8 +74,8 @@ async def _require_key(
     needed: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
-    caller = request.scope.get(_SHOWN)
-    if not isinstance(caller, Caller):
+    caller = caller_of(request.scope)
+    if caller is None:
         raise Unauthorized(headers=_CHALLENGE)
     for scope in needed.scopes:
         if not caller.may(Scope(scope)):

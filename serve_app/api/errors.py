@@ -7,6 +7,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── JobNotFound             404 job_not_found
+    ├── KeyNotFound             404 key_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
     ├── RequestTimeout          408 request_timeout
@@ -18,6 +19,10 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── RangeNotSatisfiable     416 range_not_satisfiable
+    ├── TooManyStreams          429 too_many_streams
+    ├── RateLimited             429 rate_limited
+    ├── QueueFull               429 queue_full
+    ├── BudgetReached           429 budget_reached
     ├── InternalError           500 internal_error
     └── Unavailable             503 unavailable
 
@@ -81,6 +86,13 @@ class JobNotFound(VideoApiError):
     remedy = (
         "Look whether the id is right and whose key you use: a key sees its own jobs. Jobs are deleted after a while."
     )
+
+
+class KeyNotFound(VideoApiError):
+    """There is no such key, or it was revoked or has expired. Make a new one."""
+
+    status = 404
+    code = "key_not_found"
 
 
 class NotFound(VideoApiError):
@@ -162,6 +174,34 @@ class RangeNotSatisfiable(VideoApiError):
 
     status = 416
     code = "range_not_satisfiable"
+
+
+class TooManyStreams(VideoApiError):
+    """Too many event streams at a time. Close some, or ask for the job instead."""
+
+    status = 429
+    code = "too_many_streams"
+
+
+class RateLimited(VideoApiError):
+    """The key asks more often than it may. `Retry-After` says when the next request passes."""
+
+    status = 429
+    code = "rate_limited"
+
+
+class QueueFull(VideoApiError):
+    """As many jobs of the key wait, or are open for uploads, as it may have. Try again when one has begun or ended."""
+
+    status = 429
+    code = "queue_full"
+
+
+class BudgetReached(VideoApiError):
+    """The key's jobs have cost what they may in 24 hours, or would with this one."""
+
+    status = 429
+    code = "budget_reached"
 
 
 class InternalError(VideoApiError):

@@ -2,19 +2,20 @@
 
 Pure ASGI, in front of FastAPI, which would read and parse a body before it asks for the key. Order of questions:
 
-1. The key or secret, from the headers. A stranger's body is never read.
+1. The key or secret, from the headers. A stranger's body is never read. Then how fast the key asks.
 2. The size, from ``content-length``, and again while the body comes in.
 3. The body, whole and within its time, before the handler runs, whatever the method: a slow sender holds a buffer and
    nothing else, and is not answered before he has asked.
 4. The answer, within its time: a database that hangs is answered with 503.
 
-Routes that read or write a stream say so with :func:`streams`.
+Routes that read or write a stream say so with :func:`streams`, those that tell as things go with :func:`live`.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from re import Pattern
 from typing import Any, TypeVar
 
@@ -24,8 +25,18 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.auth import admit_client, admit_worker, is_stranger
-from serve_app.api.errors import PayloadTooLarge, RequestTimeout, Unavailable, VideoApiError
+from serve_app.access.key_ring import KeyRing
+from serve_app.access.rate import Rates, Standing
+from serve_app.api.auth import admit_client, admit_worker, caller_of, is_stranger
+from serve_app.api.errors import (
+    PayloadTooLarge,
+    RateLimited,
+    RequestTimeout,
+    TooManyStreams,
+    Unavailable,
+    VideoApiError,
+)
+from serve_app.api.prefer import grant, wait_s
 from serve_app.api.problems import answer
 from serve_app.settings import Settings
 
@@ -51,9 +62,15 @@ class GateLimits:
     streams: int = 256
     #: Of the streams, those that only GPU workers may have.
     kept_for_workers: int = 64
+    #: Answers that tell as things go, or are held until something happens: all of them, half of what is answered at a
+    #: time with the requests above; and those of one key.
+    live: int = 512
+    live_of_key: int = 20
+    #: Of the requests, and of the streams that clients may have, one key's share.
+    key_share: float = 0.5
 
 
-_Admit = Callable[[Scope, Settings], None]
+_Admit = Callable[[Scope, Settings, KeyRing], Awaitable[None]]
 #: By the path's beginning. What is not here is public; links to ``/files`` carry their permission themselves.
 #: Nothing is below ``/v1/`` yet: closed in advance, since a route that is added must not be open by an oversight.
 _ACCESS: tuple[tuple[str, _Admit], ...] = (("/api/", admit_client), ("/v1/", admit_client), ("/webhook/", admit_worker))
@@ -95,16 +112,42 @@ def streams(*, party: Callable[[str], Party], max_bytes: int = 0, seconds: float
     return declare
 
 
+class Live(Enum):
+    """Why a route's answer may take as long as a job does."""
+
+    #: Events, one after another.
+    STREAM = auto()
+    #: It is held where the client prefers that (``api/prefer.py``).
+    WAIT = auto()
+
+
+def live(why: Live) -> Callable[[F], F]:
+    """Declare that a handler's answer may take as long as a job."""
+
+    def declare(handler: F) -> F:
+        setattr(handler, _DECLARED, why)
+        return handler
+
+    return declare
+
+
 class Gate:
     """``app`` with a gate before it. ``routers`` are asked which of their routes stream."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, routers: Iterable[APIRouter], limits: GateLimits | None = None
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        ring: KeyRing,
+        routers: Iterable[APIRouter],
+        limits: GateLimits | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
+        self._ring = ring
+        self._rates = Rates()
         self._limits = limits or GateLimits()
-        self._routes: list[tuple[Pattern[str], set[str], Streams | None]] = [
+        self._routes: list[tuple[Pattern[str], set[str], Streams | Live | None]] = [
             (route.path_regex, route.methods or set(), getattr(route.endpoint, _DECLARED, None))
             for router in routers
             for route in router.routes
@@ -113,6 +156,11 @@ class Gate:
         #: By whether they are of strangers.
         self._requests: Counter[bool] = Counter()
         self._open_streams: Counter[str] = Counter()
+        #: By key.
+        self._live: Counter[str] = Counter()
+        #: Of requests and streams, by key.
+        self._requests_of: Counter[str] = Counter()
+        self._streams_of: Counter[str] = Counter()
         #: Handlers that were given up and have not ended yet.
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -123,19 +171,31 @@ class Gate:
         try:
             for beginning, admit in _ACCESS:
                 if scope["path"].startswith(beginning):
-                    admit(scope, self._settings)
+                    await admit(scope, self._settings, self._ring)
+            standing = self._standing(scope)
+            if standing is not None:
+                send = _telling(standing.headers, send)
+                if not standing.allowed:
+                    raise RateLimited(f"The key may ask {standing.limit} times a minute. Wait {standing.wait_s} s.")
             known, declared = self._route(scope)
-            if declared is None:
+            if not isinstance(declared, Streams):
                 # Where there is no route nobody reads a body: the server throws it away once there is an answer.
                 body = await self._whole_body(scope, receive) if known else b""
                 if body is not None:
-                    await self._answer(scope, _Replayed(body, receive), send)
+                    await self._answer(scope, _Replayed(body, receive), send, declared)
             else:
                 await self._stream(scope, receive, send, declared)
         except VideoApiError as error:
             await answer(error, self._settings.base_url)(scope, receive, send)
 
-    def _route(self, scope: Scope) -> tuple[bool, Streams | None]:
+    def _standing(self, scope: Scope) -> Standing | None:
+        """Counts the request. None where nothing limits the key, or there is none."""
+        caller = caller_of(scope)
+        if caller is None or caller.limits.requests_per_minute is None:
+            return None
+        return self._rates.take(caller.key_id, caller.limits.requests_per_minute)
+
+    def _route(self, scope: Scope) -> tuple[bool, Streams | Live | None]:
         """Whether there is one, and what it declares."""
         for path, methods, declared in self._routes:
             if scope["method"] in methods and path.match(scope["path"]):
@@ -168,20 +228,45 @@ class Gate:
             raise RequestTimeout from None
         return bytes(body)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stranger = is_stranger(scope)
-        if self._requests[stranger] >= self._limits.requests:
-            raise Unavailable("Too many requests at a time. Try again shortly.", headers={"retry-after": "1"})
-        self._requests[stranger] += 1
+    def _live_place(self, scope: Scope, why: Live | None) -> tuple[str, int] | None:
+        """The key for which a live place is to be held, and the seconds for which the answer may be; None: none is.
+
+        Raises TooManyStreams.
+        """
+        held_s = wait_s(Headers(scope=scope).getlist("prefer")) if why is Live.WAIT else 0
+        if why is not Live.STREAM and not held_s:
+            return None
+        key_id = _key_of(scope)
+        if self._live.total() < self._limits.live and self._live[key_id] < self._limits.live_of_key:
+            return key_id, held_s
+        if why is Live.STREAM:
+            raise TooManyStreams(headers={"retry-after": "5"})
+        return None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, why: Live | None) -> None:
+        stranger, key_id = is_stranger(scope), _key_of(scope)
+        living, held_s = self._live_place(scope, why) or (None, 0)
         sender = _Sender(send)
-        # Once begun, an answer costs a buffer; its reader may take his time.
-        sender.begun.add_done_callback(lambda _: self._begun(stranger))
+        if held_s:
+            grant(scope, held_s)
+        else:
+            if self._requests[stranger] >= self._limits.requests:
+                raise Unavailable("Too many requests at a time. Try again shortly.", headers={"retry-after": "1"})
+            if key_id and self._requests_of[key_id] >= self._limits.requests * self._limits.key_share:
+                raise RateLimited("Too many requests of this key at a time.", headers={"retry-after": "1"})
+            self._requests[stranger] += 1
+            self._requests_of[key_id] += 1
+            # Once begun, an answer costs a buffer; its reader may take his time.
+            sender.begun.add_done_callback(lambda _: self._begun(stranger, key_id))
         handling = asyncio.create_task(self._handle(scope, receive, sender))
         handling.add_done_callback(self._handled)
         handling.add_done_callback(lambda _: sender.begin())
+        if living is not None:
+            self._live[living] += 1
+            handling.add_done_callback(lambda _: self._lived(living))
         try:
             await asyncio.wait(
-                {handling, sender.begun}, timeout=self._limits.answer_s, return_when=asyncio.FIRST_COMPLETED
+                {handling, sender.begun}, timeout=self._limits.answer_s + held_s, return_when=asyncio.FIRST_COMPLETED
             )
             if handling.done() or sender.begun.done():
                 # Once begun, an answer ends with its reader: the server cuts one who does not read.
@@ -194,14 +279,22 @@ class Gate:
         sender.close()
         self._abandoned.add(handling)
         handling.cancel()
-        log.error("request_abandoned", path=scope["path"], seconds=self._limits.answer_s)
+        log.error("request_abandoned", path=scope["path"], seconds=self._limits.answer_s + held_s)
         raise Unavailable(headers={"retry-after": "5"})
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _begun(self, stranger: bool) -> None:
+    def _begun(self, stranger: bool, key_id: str) -> None:
         self._requests[stranger] -= 1
+        self._requests_of[key_id] -= 1
+        if not self._requests_of[key_id]:
+            del self._requests_of[key_id]
+
+    def _lived(self, key_id: str) -> None:
+        self._live[key_id] -= 1
+        # Without those that have none.
+        self._live = +self._live
 
     def _handled(self, handling: asyncio.Task[None]) -> None:
         if handling in self._abandoned:
@@ -212,13 +305,15 @@ class Gate:
     async def _stream(self, scope: Scope, receive: Receive, send: Send, declared: Streams) -> None:
         if _promised(scope) > declared.max_bytes:
             raise PayloadTooLarge
-        party = declared.party(scope["path"])
-        free = (
-            self._limits.streams - self._open_streams.total() - (0 if party.worker else self._limits.kept_for_workers)
-        )
+        party, key_id = declared.party(scope["path"]), _key_of(scope)
+        most = self._limits.streams - (0 if party.worker else self._limits.kept_for_workers)
+        free = most - self._open_streams.total()
         if free <= 0 or self._open_streams[party.name] >= party.most:
             raise Unavailable("Too many transfers at a time. Try again shortly.", headers={"retry-after": "5"})
+        if key_id and self._streams_of[key_id] >= most * self._limits.key_share:
+            raise RateLimited("Too many transfers of this key at a time.", headers={"retry-after": "5"})
         self._open_streams[party.name] += 1
+        self._streams_of[key_id] += 1
         sender = _Sender(send)
         try:
             async with asyncio.timeout(declared.seconds) as deadline:
@@ -231,8 +326,27 @@ class Gate:
                 raise RequestTimeout from None
         finally:
             self._open_streams[party.name] -= 1
+            self._streams_of[key_id] -= 1
             # Without those that have none.
-            self._open_streams = +self._open_streams
+            self._open_streams, self._streams_of = +self._open_streams, +self._streams_of
+
+
+def _key_of(scope: Scope) -> str:
+    """The key that has a share here; empty: the environment's own, a worker's or a stranger's, who have none."""
+    caller = caller_of(scope)
+    return "" if caller is None else caller.key_id
+
+
+def _telling(headers: Mapping[str, str], send: Send) -> Send:
+    """``send``, with these headers on whatever the answer is."""
+    told = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *told]}
+        await send(message)
+
+    return tell
 
 
 def _promised(scope: Scope) -> int:

@@ -1,29 +1,36 @@
 """``POST /api/v1/generate`` and what models there are."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request, Response
 
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import (
+    BudgetReached,
     Forbidden,
     InvalidRequest,
     JobNotFound,
     JobNotUploading,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
     UploadMissing,
 )
 from serve_app.api.estimate import foreseen
+from serve_app.api.gate import Live, live
+from serve_app.api.jobs import view
+from serve_app.api.limits import quota_of, told
 from serve_app.api.links import TO_THE_JOB
+from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, ModelView, new_job
+from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
 from serve_app.jobs.job import Status
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
@@ -31,6 +38,9 @@ from serve_app.storage import keys
 log = structlog.get_logger()
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
+
+#: Most seconds after which a client is told to ask for its new job.
+MAX_RETRY_S = 30
 
 
 @router.post(
@@ -49,21 +59,45 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
             JobNotUploading,
             PayloadTooLarge,
             RequestTimeout,
+            QueueFull,
+            BudgetReached,
         ),
     },
 )
-async def generate(request: Annotated[GenerateRequest, Body()], caller: Maker, services: ServicesOf) -> Created:
-    """Ask for a video. The answer means that the job is on disk and will end in exactly one final state."""
+@live(Live.WAIT)
+async def generate(
+    request: Annotated[GenerateRequest, Body()],
+    caller: Maker,
+    services: ServicesOf,
+    wait_s: WaitGranted,
+    connection: Request,
+    response: Response,
+) -> Created | JobView:
+    """Ask for a video. The answer means that the job is on disk and will end in exactly one final state.
+
+    With `Prefer: wait=n` it is the job as it is when it has ended, or after n seconds.
+    """
     assert isinstance(request, GenerateOptions)
     uploads = await _uploads(request, caller, services)
     new = new_job(request, uploads, caller.key_id, current_request_id())
     # Before: once the job is on disk, nothing may come between it and the answer.
     eta, cost = await foreseen(new.model, new.effort, services)
-    job = await services.store.submit(new, request.job_id, of_key=caller.sees)
+    quota = await quota_of(caller, services)
+    with told():
+        job = await services.store.submit(new, request.job_id, of_key=caller.sees, quota=quota)
     if job is None:
         # It was there when the uploads were looked for.
         raise JobNotUploading(param="job_id")
     log.info("accepted", job_id=job.id, model=job.model)
+    response.headers["location"] = f"{router.prefix}/jobs/{job.id}"
+    if wait_s:
+        response.headers.update(applied(wait_s))
+        waited_for = await held(job, wait_s, connection.receive, services)
+        if waited_for is not None:
+            return await view(waited_for, services)
+    else:
+        # When to ask for the job: a client may do so at any time, and need not.
+        response.headers["retry-after"] = str(ceil(min(max(eta or 1, 1), MAX_RETRY_S)))
     return Created(
         job_id=job.id,
         model=job.model,

@@ -1,19 +1,22 @@
 """Jobs: look, list, cancel, delete."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AfterValidator
 
 from deployments.registry import MODELS
 from serve_app.api.auth import Maker, Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFinished, JobNotFound, Unauthorized
+from serve_app.api.gate import Live, live
 from serve_app.api.links import TO_THE_NEXT_PAGE
+from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.schemas import JobPage, JobView, ModelName, QueryText
-from serve_app.jobs.conditions import why_waiting
+from serve_app.jobs.conditions import Condition, why_waiting
 from serve_app.jobs.costs import costs_of
-from serve_app.jobs.forecast import forecasts
+from serve_app.jobs.forecast import Forecast, forecasts
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services, ServicesOf
 
@@ -31,10 +34,25 @@ JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered
 
 
 async def view(job: Job, services: Services) -> JobView:
+    return (await views([job], services))[0]
+
+
+async def views(found: Sequence[Job], services: Services) -> Sequence[JobView]:
+    """As clients see them, each with its place in the line."""
+    costs = await costs_of(services.engine, found)
+    estimates = await forecasts(services.engine, {job.model for job in found if job.id not in costs})
+    # Nothing else can wait.
+    waiting = any(not job.status.terminal for job in found)
+    current = await services.conditions.current() if waiting else {}
+    return [await _view(job, services, costs.get(job.id), estimates.get(job.model), current) for job in found]
+
+
+async def _view(
+    job: Job, services: Services, cost: float | None, forecast: Forecast | None, current: Mapping[str, Condition]
+) -> JobView:
     place = await services.queue.place(job)
-    cost = (await costs_of(services.engine, [job])).get(job.id)
-    found = None if cost is not None else (await forecasts(services.engine, [job.model])).get(job.model)
-    eta = None if place is None else place.eta_seconds
+    found = None if cost is not None else forecast
+    eta = await services.queue.until_done(job) if place is None else place.eta_seconds
     if place is not None and eta is None and found is not None:
         # None works on it yet: machines have to start.
         eta = found.eta_s(job.effort, place.position, await services.capacity(job.model))
@@ -44,7 +62,7 @@ async def view(job: Job, services: Services) -> JobView:
         poster_url=await services.poster_url(job),
         position=None if place is None else place.position,
         eta=eta,
-        waits=None if job.status.terminal else why_waiting(job, await services.conditions.current()),
+        waits=why_waiting(job, current),
         cost_usd=cost,
         estimate=None if found is None else found.cost_usd(job.effort),
     )
@@ -56,11 +74,25 @@ async def view(job: Job, services: Services) -> JobView:
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
 )
-async def get_job(job_id: JobPath, caller: Reader, services: ServicesOf, model: str | None = None) -> JobView:
+@live(Live.WAIT)
+async def get_job(
+    job_id: JobPath,
+    caller: Reader,
+    services: ServicesOf,
+    wait_s: WaitGranted,
+    request: Request,
+    response: Response,
+    model: str | None = None,
+) -> JobView:
     """How a job is doing. With `model`, only if it is a job of that model."""
     job = await services.store.get(job_id, of_key=caller.sees)
     if job is None or (model is not None and job.model != model):
         raise JobNotFound
+    if wait_s:
+        response.headers.update(applied(wait_s))
+        job = await held(job, wait_s, request.receive, services)
+        if job is None:
+            raise JobNotFound
     return await view(job, services)
 
 

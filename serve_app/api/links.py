@@ -9,6 +9,7 @@ TO_THE_JOB: dict[str, Any] = {
     name: {"operationId": operation, "parameters": _ID, "description": text}
     for name, operation, text in (
         ("job", "get_job", "How it is doing."),
+        ("events", "watch_job", "How it goes on."),
         ("cancel", "cancel_job", "Cancel it."),
         ("delete", "delete_job", "Delete it."),
         ("download", "presign_download", "Its video, once it has completed."),

@@ -11,10 +11,12 @@ from serve_app.api.errors import (
     JobNotUploading,
     NotFound,
     PayloadTooLarge,
+    QueueFull,
     RequestTimeout,
     Unauthorized,
 )
 from serve_app.api.jobs import JobPath
+from serve_app.api.limits import quota_of, told
 from serve_app.api.links import TO_THE_JOB
 from serve_app.api.problems import documented
 from serve_app.api.schemas import DownloadTicket, UploadRequest, UploadTicket
@@ -35,7 +37,14 @@ DOWNLOAD_LINK_S = 24 * 3600
     responses={
         200: {"links": TO_THE_JOB},
         **documented(
-            Unauthorized, Forbidden, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout
+            Unauthorized,
+            Forbidden,
+            InvalidRequest,
+            JobNotUploading,
+            JobIdUsed,
+            PayloadTooLarge,
+            RequestTimeout,
+            QueueFull,
         ),
     },
 )
@@ -44,7 +53,9 @@ async def presign_upload(request: UploadRequest, caller: Maker, services: Servic
     content_type = default_content_type(request.input_type) if request.content_type is None else request.content_type
     if not content_type.startswith(f"{request.input_type}/"):
         raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
-    job = await services.store.open_upload(request.job_id, key_id=caller.key_id)
+    quota = await quota_of(caller, services)
+    with told():
+        job = await services.store.open_upload(request.job_id, key_id=caller.key_id, quota=quota)
     if job is None:
         raise JobIdUsed(param="job_id")
     if job.status is not Status.UPLOADING:

@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from serve_app.api.codes import uri
-from serve_app.api.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, Unavailable, VideoApiError
+from serve_app.api.errors import (
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    Unavailable,
+    VideoApiError,
+)
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import REQUESTS, Problem
 from serve_app.storage.base import StorageError
@@ -24,9 +33,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def documented(*errors: type[VideoApiError]) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` argument of a route that may answer with these errors."""
+    """The ``responses`` argument of a route that may answer with these errors. Whoever shows a key may be told that he
+    asks too often, whatever he asks for."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for error in errors:
+    rated: tuple[type[VideoApiError], ...] = (RateLimited,) if Forbidden in errors else ()
+    for error in (*errors, *rated):
         text = f"`{error.code}`: {(error.__doc__ or '').strip()}"
         entry = by_status.setdefault(error.status, {"description": text, "content": {MEDIA_TYPE: _SCHEMA}})
         if text not in entry["description"]:

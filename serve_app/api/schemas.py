@@ -11,20 +11,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     HttpUrl,
     WithJsonSchema,
     create_model,
-    field_validator,
-    model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from deployments.stage import Stage
+from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
@@ -40,50 +36,15 @@ JobId = Annotated[
 ]
 
 
-def without_nul(value: Any) -> Any:
-    """``value`` itself; ValueError for a text with a NUL, which PostgreSQL cannot store or compare."""
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("must not contain NUL characters")
-    return value
-
-
-#: The same in JSON Schema.
-_WITHOUT_NUL = {"pattern": r"^[^\u0000]*$"}
-
 #: A text in a query string.
-QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=_WITHOUT_NUL)]
+QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=WITHOUT_NUL)]
 
 
 #: A model's name in a query. Checked by the handler, which says what models there are.
 ModelName = Annotated[str, WithJsonSchema({"type": "string", "enum": [*MODELS]})]
 
 
-class _Request(BaseModel):
-    #: Strict: JSON has numbers and truth values of its own, so a text is neither.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _integers(cls, body: Any) -> Any:
-        """JSON Schema calls 7.0 an integer as well."""
-        if not isinstance(body, dict):
-            return body
-        numbers = {name: int(value) for name, value in body.items() if isinstance(value, float) and value.is_integer()}
-        return {**body, **numbers}
-
-    _storable = field_validator("*")(without_nul)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler(core_schema)
-        for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
-            for choice in (field, *field.get("anyOf", ())):
-                if choice.get("type") == "string" and not {"pattern", "format", "enum", "const"} & choice.keys():
-                    choice |= _WITHOUT_NUL
-        return schema
-
-
-class GenerateOptions(_Request):
+class GenerateOptions(RequestBody):
     """What every model's request may carry."""
 
     job_id: JobId | None = Field(None, description="A job opened by `presign/upload`, to use the files uploaded to it.")
@@ -269,7 +230,7 @@ class JobPage(BaseModel):
     has_more: bool
 
 
-class UploadRequest(_Request):
+class UploadRequest(RequestBody):
     """Where may I upload?"""
 
     model_config = ConfigDict(
@@ -314,7 +275,7 @@ class DownloadTicket(BaseModel):
     expires_in: int
 
 
-class WorkerReport(_Request):
+class WorkerReport(RequestBody):
     """What a worker outside the cluster says about a job."""
 
     model_config = ConfigDict(

@@ -15,7 +15,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
-from serve_app.cli import costs, display, doctor, head, node, node_access, nodes, offers, weights
+from serve_app.cli import costs, display, doctor, head, keys, node, node_access, nodes, offers, weights
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
 from serve_app.cli.submission import InvalidArguments, request_video
@@ -66,6 +66,10 @@ class Commands(TyperGroup):
             message = f"{error.code}: {error.message}"
             if error.status == 401:
                 message = f"{sentence(message)} Give --key or set VIDEO_API_KEY."
+            elif error.code == "forbidden":
+                message = (
+                    f"{sentence(message)} Give another with --key or VIDEO_API_KEY; `video-api keys create` makes one."
+                )
             raise _failed(message, Code.UNREACHABLE if error.status >= 500 else Code.REFUSED) from None
         except Unreachable as error:
             raise _failed(str(error), Code.UNREACHABLE) from None
@@ -146,7 +150,9 @@ def _key_for(url: str, found: Mapping[str, str]) -> str:
 JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 _PLACE = "a file, or a folder (there already, or ending in /) for ID.mp4"
 _OUTPUT = ("--output", "-o")
-Poll = Annotated[float, typer.Option("--poll", min=0, help="Seconds between two questions while waiting.")]
+Poll = Annotated[
+    float, typer.Option("--poll", min=0, help="Seconds between two questions, where the service tells no events.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", min=0, help="Stop waiting after so many seconds; the job goes on.", show_default=False),
@@ -290,6 +296,13 @@ def health(ctx: typer.Context) -> None:
     if "down" in (found.get(part) for part in ("api", "database", "storage", "ray", "redis")):
         raise typer.Exit(Code.UNREACHABLE)
 
+
+key_commands = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+key_commands.command()(keys.create)
+key_commands.command("list")(keys.list_keys)
+key_commands.command()(keys.revoke)
+key_commands.command()(keys.rotate)
+app.add_typer(key_commands, name="keys")
 
 # -------------------------------------------------------------------- this machine
 

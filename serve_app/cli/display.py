@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.progress import duration
-from serve_app.client import Job, ModelInfo
+from serve_app.client import Job, KeyInfo, ModelInfo
 
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 _ORDER = (
@@ -17,6 +17,12 @@ _ORDER = (
     "error_code", "error_message", "result_url", "poster_url", "media", "notes", "user_id", "cost_usd",
     "cost_estimate_usd", "created_at", "started_at", "completed_at",
 )  # fmt: skip
+_LIMITS = {
+    "requests_per_minute": "{}/min",
+    "running_jobs": "{} running",
+    "queued_jobs": "{} queued",
+    "usd_per_day": "${:g}/day",
+}
 
 
 def job(found: Job) -> RenderableType:
@@ -61,6 +67,43 @@ def jobs(found: Sequence[Job]) -> RenderableType:
             Text(each.get("user_id", "-")),
         )
     return table
+
+
+def keys(found: Sequence[KeyInfo]) -> RenderableType:
+    """A line per key."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("KEY", "NAME", "BEGINS", "SCOPES", "LIMITS", "CREATED", "LAST USED", "ENDS"):
+        # The first is for copying.
+        table.add_column(heading, no_wrap=heading in ("KEY", "BEGINS"))
+    for each in found:
+        table.add_row(*(text for _, text in _facts(each)))
+    return table
+
+
+def key(found: KeyInfo) -> RenderableType:
+    """One key, a line per fact."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    for name, text in _facts(found):
+        grid.add_row(name, text)
+    return grid
+
+
+def _facts(found: KeyInfo) -> Sequence[tuple[str, Text]]:
+    revoked, expires = found.get("revoked_at"), found.get("expires_at")
+    limits = ", ".join(_LIMITS[name].format(value) for name, value in found["limits"].items())
+    used = found.get("last_used_at")
+    ends = Text(f"revoked {moment(revoked)}", style="red") if revoked else Text(moment(expires) if expires else "-")
+    return [
+        ("key", Text(found["key_id"])),
+        ("name", Text(found["name"])),
+        ("begins", Text(f"{found['hint']}…")),
+        ("scopes", Text(", ".join(found["scopes"]))),
+        ("limits", Text(limits or "-")),
+        ("created", Text(moment(found["created_at"]))),
+        ("last used", Text(moment(used) if used else "-")),
+        ("ends", ends),
+    ]
 
 
 def models(found: Sequence[ModelInfo]) -> RenderableType:

@@ -1,22 +1,28 @@
 """Claims: whose job is next, for the GPUs and for intake.
 
-Fair between users: a user's n-th job, those in flight counted, ranks behind everybody else's (n-1)-th. Within a rank
-the user served longest ago is next; ``turns`` remembers. Without that, whoever came first would keep the odd slot for
-ever: of 7 slots and 4 users, one user would hold one while the others hold two. Among the jobs of one user priority
-decides, then age; those of their next jobs also decide between users of whom none was ever served.
+Fair between keys: a key's n-th job, those in flight counted, ranks behind every other key's (n-1)-th, whatever users
+they have. Within a rank the key served longest ago is next; ``turns`` remembers. Without that, whoever came first would
+keep the odd slot for ever: of 7 slots and 4 keys, one key would hold one while the others hold two. And within a key
+its users share in the same way. Among the jobs of one user priority decides, then age; those of their next jobs also
+decide between users, and keys, of whom none was ever served.
 
-A user may be served twice in one claim. His second job then ranks with the first of somebody who held one already, who
-was served longer ago: hence ``held DESC`` before ``turn``.
+A key may be served twice in one claim. Its second job then ranks with the first of one that held one already, which was
+served longer ago: hence ``held DESC`` before ``turn``. It is the same for users.
 
-Who waits and whose turn it is says an index of ``turns``, which triggers keep (migration 0005). For ``n`` jobs only the
-first ``n`` users can matter of those who hold none, and those who hold some are few; a lateral join finds the best few
-jobs of each. So the cost follows the window, not the number of jobs and not that of the users who wait.
+Who waits and whose turn it is says an index of ``turns``, which triggers keep (migration 0011). Of the keys that wait,
+which a loose index scan finds, only those matter that come first with their first job; of a key only so many jobs as
+it would have if slots were filled up evenly (``level``); of its users who hold none only so many, and those who hold
+some are few. So the cost follows the window and the number of keys, not the number of jobs and not that of the users
+who wait. Where a key has less than an even share, or may not run as many, what is left goes to the others in another
+round.
+
+A key may have a limit of running jobs, over all models; what is beyond waits (``key_limit.py`` says so).
 
 The two statements are the same but for what counts as waiting and as in flight, and for what bounds them. They stand
 here in full, so that they can be read, and pasted behind ``EXPLAIN``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import TextClause, text
@@ -27,45 +33,74 @@ from serve_app.jobs.job import Claim, Job
 
 #: The queue of intake among those of the models.
 INTAKE = ""
-#: Users who are brought up to date at a time.
+#: Owners who are brought up to date at a time.
 DUE_BATCH = 500
 
 
 async def claim_to_run(db: AsyncConnection, model: str, window: int, seconds: float) -> Sequence[Claim]:
     """Lease jobs of ``model`` for so long, at most so many that ``window`` are in flight; the next first."""
-    return await _claim(
-        db, model, CLAIM_TO_RUN, {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
-    )
+    # One for all models, since a key's limit is.
+    await _lock(db, "run")
+    values = {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
+    claims: list[Claim] = []
+    await _come_due(db, model)
+    while True:
+        found, room = await _round(db, model, CLAIM_TO_RUN, values)
+        claims += found
+        if not room:
+            return claims
 
 
-async def claim_for_intake(db: AsyncConnection, limit: int, share: int, seconds: float) -> Sequence[Claim]:
-    """Lease ``limit`` jobs whose inputs have to be fetched, at most ``share`` of a user's in flight."""
-    return await _claim(
-        db,
-        INTAKE,
-        CLAIM_FOR_INTAKE,
-        {"limit": limit, "share": share, "seconds": seconds, "stage": Stage.FETCHING},
-    )
+async def claim_for_intake(db: AsyncConnection, limit: int, share: int, free: int, seconds: float) -> Sequence[Claim]:
+    """Lease ``limit`` jobs whose inputs have to be fetched, at most ``share`` of a user's in flight.
+
+    ``free`` slots are free before. A key holds at most three times as many as it leaves: see ``fair.py``.
+    """
+    await _lock(db, "intake")
+    claims: list[Claim] = []
+    await _come_due(db, INTAKE)
+    while True:
+        values = {
+            "limit": limit - len(claims),
+            "share": share,
+            "free": free - len(claims),
+            "seconds": seconds,
+            "stage": Stage.FETCHING,
+        }
+        found, room = await _round(db, INTAKE, CLAIM_FOR_INTAKE, values)
+        claims += found
+        if not room:
+            return claims
 
 
-async def _claim(db: AsyncConnection, queue: str, statement: TextClause, values: Mapping[str, Any]) -> Sequence[Claim]:
-    # Claims of one queue take turns, so that two dispatchers cannot overfill its window together; and all of a queue
-    # write down whose turn it was.
-    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :queue))"), {"queue": queue})
+async def _lock(db: AsyncConnection, what: str) -> None:
+    # Claims take turns, so that two dispatchers cannot overfill a window together; and all write down whose turn it was.
+    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :what))"), {"what": what})
+
+
+async def _come_due(db: AsyncConnection, queue: str) -> None:
     await db.execute(COME_DUE, {"queue": queue, "batch": DUE_BATCH})
-    claims = [Claim.of(Job.from_row(row)) for row in (await db.execute(statement, values)).mappings()]
-    if claims:
-        # Each user once, where their last job of this claim stands in it.
-        served = list(dict.fromkeys(claim.job.user_id or "" for claim in reversed(claims)))
-        await db.execute(TAKE_TURNS, {"queue": queue, "users": served[::-1]})
-    return claims
 
 
-#: Bring the lines up to date whose users had to wait until now. By the transaction's time, as the triggers do.
+async def _round(
+    db: AsyncConnection, queue: str, statement: TextClause, values: dict[str, Any]
+) -> tuple[Sequence[Claim], int]:
+    """What one statement finds, and the room that it leaves; none where nobody could use it."""
+    rows = (await db.execute(statement, values)).mappings().all()
+    if not rows:
+        return (), 0
+    claims = [Claim.of(Job.from_row(row)) for row in rows]
+    # Each owner once, where their last job of this round stands in it.
+    served = list(dict.fromkeys(claim.job.owner for claim in reversed(claims)))
+    await db.execute(TAKE_TURNS, {"queue": queue, "owners": served[::-1]})
+    return claims, rows[-1]["room"]
+
+
+#: Bring the lines up to date whose owners had to wait until now. By the transaction's time, as the triggers do.
 COME_DUE = text(
     """
-    SELECT line_up(array_agg(queue), array_agg(user_id)) FROM (
-        SELECT queue, user_id FROM turns
+    SELECT line_up(array_agg(queue), array_agg(owner)) FROM (
+        SELECT queue, owner FROM turns
          WHERE queue = :queue AND later IS NOT NULL AND later <= transaction_timestamp()
          ORDER BY later LIMIT :batch
            FOR UPDATE SKIP LOCKED) due
@@ -73,69 +108,108 @@ COME_DUE = text(
     """
 )
 
-#: Write down that these users were served, in this order.
+#: Write down that these owners were served, in this order.
 TAKE_TURNS = text(
     """
-    INSERT INTO turns (queue, user_id)
-    SELECT :queue, served.id FROM unnest(CAST(:users AS text[])) WITH ORDINALITY served (id, n) ORDER BY served.n
-    ON CONFLICT (queue, user_id) DO UPDATE SET turn = excluded.turn, served_at = now()
+    INSERT INTO turns (queue, owner)
+    SELECT :queue, served.id FROM unnest(CAST(:owners AS text[])) WITH ORDINALITY served (id, n) ORDER BY served.n
+    ON CONFLICT (queue, owner) DO UPDATE SET turn = excluded.turn, served_at = now()
     """
 )
 
 CLAIM_TO_RUN = text(
     """
-    WITH in_flight AS (
-        SELECT coalesce(user_id, '') AS id, count(*) AS n
+    WITH RECURSIVE running AS (
+        SELECT model, key_id, owner, count(*) AS n
           FROM jobs
-         WHERE lease_token IS NOT NULL AND model = :model AND inputs IS NOT NULL
-         GROUP BY 1
+         WHERE lease_token IS NOT NULL AND inputs IS NOT NULL
+         GROUP BY 1, 2, 3
+    ),
+    in_flight AS (
+        SELECT key_id, owner, n FROM running WHERE model = :model
+    ),
+    holding AS (
+        SELECT key_id, sum(n) FILTER (WHERE model = :model) AS here, sum(n) AS total FROM running GROUP BY 1
     ),
     room AS (
         SELECT greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int AS n
     ),
-    -- 16 users beyond those who can matter: somebody else may have locked the jobs of some.
-    users AS (
-        (SELECT user_id AS id, turn, 0 AS held
-           FROM turns
-          WHERE queue = :model AND since IS NOT NULL AND user_id <> ALL (ARRAY(SELECT id FROM in_flight))
-          ORDER BY turn, priority DESC, since
-          LIMIT (SELECT CASE WHEN n > 0 THEN n + 16 ELSE 0 END FROM room))
+    waiting AS (
+        (SELECT key_id AS id FROM turns
+          WHERE queue = :model AND since IS NOT NULL AND (SELECT n FROM room) > 0 ORDER BY key_id LIMIT 1)
         UNION ALL
-        SELECT t.id, t.turn, f.n
-          FROM in_flight f
+        SELECT (SELECT key_id FROM turns
+                 WHERE queue = :model AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1)
+          FROM waiting WHERE waiting.id IS NOT NULL
+    ),
+    -- 16 keys beyond those who can matter: somebody else may have locked the jobs of some.
+    keys AS (
+        SELECT waiting.id, coalesce(here, 0) AS held, last.turn, next.priority, next.since,
+               running_jobs - coalesce(total, 0) AS most
+          FROM waiting
+          LEFT JOIN holding ON holding.key_id = waiting.id
+          LEFT JOIN api_keys ON api_keys.id = waiting.id
          CROSS JOIN LATERAL (
-               SELECT user_id AS id, turn
-                 FROM turns
-                WHERE queue = :model AND user_id = f.id AND since IS NOT NULL
-                LIMIT 1) t
+               SELECT turn FROM turns WHERE queue = :model AND key_id = waiting.id ORDER BY turn DESC LIMIT 1) last
+         CROSS JOIN LATERAL (
+               SELECT priority, since FROM turns
+                WHERE queue = :model AND key_id = waiting.id AND since IS NOT NULL
+                ORDER BY turn, priority DESC, since LIMIT 1) next
+         WHERE running_jobs IS NULL OR running_jobs > coalesce(total, 0)
+         ORDER BY held, last.turn, next.priority DESC, next.since
+         LIMIT (SELECT n + 16 FROM room)
+    ),
+    -- How many each key has when the room is filled, those first that hold least; and one more, again for the locks.
+    level AS (
+        SELECT 1 + min(ceil((room.n + lower.held) / lower.keys)) AS n
+          FROM room,
+               (SELECT sum(held) OVER least AS held, row_number() OVER least AS keys
+                  FROM keys WINDOW least AS (ORDER BY held ROWS UNBOUNDED PRECEDING)) lower
+    ),
+    shares AS (
+        SELECT keys.*, least(level.n - held, most)::int AS share FROM keys, level WHERE level.n > held
     ),
     best AS (
-        SELECT w.id, u.held, u.turn,
-               u.held + row_number() OVER of_user AS rank,
-               first_value(w.priority) OVER of_user AS best_priority,
-               first_value(w.created_at) OVER of_user AS oldest
-          FROM users u
+        SELECT job.id, k.held + job.number AS rank, k.held, k.turn, k.priority, k.since
+          FROM shares k
          CROSS JOIN LATERAL (
-               SELECT id, priority, created_at
-                 FROM jobs
-                WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND inputs IS NOT NULL
-                  AND coalesce(user_id, '') = u.id AND not_before <= now()
-                ORDER BY priority DESC, created_at
-                LIMIT (SELECT n FROM room)) w
-        WINDOW of_user AS (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at)
+               SELECT w.id, row_number() OVER (
+                          ORDER BY u.held + w.number, u.held DESC, u.turn, u.priority DESC, u.since) AS number
+                 FROM ((SELECT owner, 0 AS held, turn, priority, since
+                          FROM turns
+                         WHERE queue = :model AND key_id = k.id AND since IS NOT NULL
+                           AND owner <> ALL (ARRAY(SELECT owner FROM in_flight))
+                         ORDER BY turn, priority DESC, since
+                         LIMIT k.share)
+                       UNION ALL
+                       SELECT f.owner, f.n, t.turn, t.priority, t.since
+                         FROM in_flight f
+                        CROSS JOIN LATERAL (
+                              SELECT turn, priority, since FROM turns
+                               WHERE queue = :model AND owner = f.owner AND since IS NOT NULL LIMIT 1) t
+                        WHERE f.key_id = k.id) u
+                CROSS JOIN LATERAL (
+                      SELECT id, row_number() OVER (ORDER BY priority DESC, created_at) AS number
+                        FROM jobs
+                       WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND inputs IS NOT NULL
+                         AND owner = u.owner AND not_before <= now()
+                       ORDER BY priority DESC, created_at
+                       LIMIT k.share) w
+                ORDER BY number
+                LIMIT k.share) job
     ),
     -- The array keeps the planner from joining by a scan of all that wait. What the snapshot saw is asked again: a row
     -- may have changed until its lock was taken.
     next AS (
-        SELECT jobs.id, best.rank, best.held, best.turn, best.best_priority, best.oldest
+        SELECT jobs.id, best.rank, best.held, best.turn, best.priority, best.since
           FROM jobs JOIN best ON best.id = jobs.id
          WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
-         ORDER BY best.rank, best.held DESC, best.turn, best.best_priority DESC, best.oldest
+         ORDER BY best.rank, best.held DESC, best.turn, best.priority DESC, best.since
          LIMIT (SELECT n FROM room)
            FOR UPDATE OF jobs SKIP LOCKED
     ),
     placed AS (
-        SELECT id, row_number() OVER (ORDER BY rank, held DESC, turn, best_priority DESC, oldest) AS place FROM next
+        SELECT id, row_number() OVER (ORDER BY rank, held DESC, turn, priority DESC, since) AS place FROM next
     ),
     leased AS (
         UPDATE jobs
@@ -146,65 +220,105 @@ CLAIM_TO_RUN = text(
          WHERE jobs.id = placed.id
         RETURNING jobs.*, placed.place
     )
-    SELECT * FROM leased ORDER BY place
+    SELECT leased.*, room.n - place AS room FROM leased, room ORDER BY place
     """
 )
 
 CLAIM_FOR_INTAKE = text(
     """
-    WITH in_flight AS (
-        SELECT coalesce(user_id, '') AS id, count(*) AS n
+    WITH RECURSIVE in_flight AS (
+        SELECT key_id, owner, count(*) AS n
           FROM jobs
          WHERE lease_token IS NOT NULL AND inputs IS NULL
-         GROUP BY 1
+         GROUP BY 1, 2
+    ),
+    holding AS (
+        SELECT key_id, sum(n) AS here FROM in_flight GROUP BY 1
     ),
     room AS (
         SELECT CAST(:limit AS int) AS n
     ),
-    -- 16 users beyond those who can matter: somebody else may have locked the jobs of some.
-    users AS (
-        (SELECT user_id AS id, turn, 0 AS held
-           FROM turns
-          WHERE queue = '' AND since IS NOT NULL AND user_id <> ALL (ARRAY(SELECT id FROM in_flight))
-          ORDER BY turn, priority DESC, since
-          LIMIT (SELECT CASE WHEN n > 0 THEN n + 16 ELSE 0 END FROM room))
+    waiting AS (
+        (SELECT key_id AS id FROM turns
+          WHERE queue = '' AND since IS NOT NULL AND (SELECT n FROM room) > 0 ORDER BY key_id LIMIT 1)
         UNION ALL
-        SELECT t.id, t.turn, f.n
-          FROM in_flight f
+        SELECT (SELECT key_id FROM turns
+                 WHERE queue = '' AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1)
+          FROM waiting WHERE waiting.id IS NOT NULL
+    ),
+    -- 16 keys beyond those who can matter: somebody else may have locked the jobs of some.
+    keys AS (
+        SELECT waiting.id, coalesce(here, 0) AS held, last.turn, next.priority, next.since
+          FROM waiting
+          LEFT JOIN holding ON holding.key_id = waiting.id
          CROSS JOIN LATERAL (
-               SELECT user_id AS id, turn
-                 FROM turns
-                WHERE queue = '' AND user_id = f.id AND since IS NOT NULL
-                LIMIT 1) t
+               SELECT turn FROM turns WHERE queue = '' AND key_id = waiting.id ORDER BY turn DESC LIMIT 1) last
+         CROSS JOIN LATERAL (
+               SELECT priority, since FROM turns
+                WHERE queue = '' AND key_id = waiting.id AND since IS NOT NULL
+                  AND owner <> ALL (ARRAY(SELECT owner FROM in_flight WHERE n >= :share))
+                ORDER BY turn, priority DESC, since LIMIT 1) next
+         ORDER BY held, last.turn, next.priority DESC, next.since
+         LIMIT (SELECT n + 16 FROM room)
+    ),
+    -- How many each key has when the room is filled, those first that hold least; and one more, again for the locks.
+    level AS (
+        SELECT 1 + min(ceil((room.n + lower.held) / lower.keys)) AS n
+          FROM room,
+               (SELECT sum(held) OVER least AS held, row_number() OVER least AS keys
+                  FROM keys WINDOW least AS (ORDER BY held ROWS UNBOUNDED PRECEDING)) lower
+    ),
+    shares AS (
+        SELECT keys.*, (level.n - held)::int AS share FROM keys, level WHERE level.n > held
     ),
     best AS (
-        SELECT w.id, u.held, u.turn,
-               u.held + row_number() OVER of_user AS rank,
-               first_value(w.priority) OVER of_user AS best_priority,
-               first_value(w.created_at) OVER of_user AS oldest
-          FROM users u
+        SELECT job.id, k.held + job.number AS rank, k.held, k.turn, k.priority, k.since
+          FROM shares k
          CROSS JOIN LATERAL (
-               SELECT id, priority, created_at
-                 FROM jobs
-                WHERE status = 'queued' AND lease_token IS NULL AND inputs IS NULL
-                  AND coalesce(user_id, '') = u.id AND not_before <= now()
-                ORDER BY priority DESC, created_at
-                LIMIT (SELECT n FROM room)) w
-        WINDOW of_user AS (PARTITION BY u.id ORDER BY w.priority DESC, w.created_at)
+               SELECT w.id, row_number() OVER (
+                          ORDER BY u.held + w.number, u.held DESC, u.turn, u.priority DESC, u.since) AS number
+                 FROM ((SELECT owner, 0 AS held, turn, priority, since
+                          FROM turns
+                         WHERE queue = '' AND key_id = k.id AND since IS NOT NULL
+                           AND owner <> ALL (ARRAY(SELECT owner FROM in_flight))
+                         ORDER BY turn, priority DESC, since
+                         LIMIT k.share)
+                       UNION ALL
+                       SELECT f.owner, f.n, t.turn, t.priority, t.since
+                         FROM in_flight f
+                        CROSS JOIN LATERAL (
+                              SELECT turn, priority, since FROM turns
+                               WHERE queue = '' AND owner = f.owner AND since IS NOT NULL LIMIT 1) t
+                        WHERE f.key_id = k.id) u
+                CROSS JOIN LATERAL (
+                      SELECT id, row_number() OVER (ORDER BY priority DESC, created_at) AS number
+                        FROM jobs
+                       WHERE status = 'queued' AND lease_token IS NULL AND inputs IS NULL
+                         AND owner = u.owner AND not_before <= now()
+                       ORDER BY priority DESC, created_at
+                       LIMIT k.share) w
+                WHERE u.held + w.number <= :share
+                ORDER BY number
+                LIMIT k.share) job
+    ),
+    -- By how many slots are left when those before have theirs.
+    allowed AS (
+        SELECT * FROM (
+            SELECT best.*, row_number() OVER (ORDER BY rank, held DESC, turn, priority DESC, since) AS place FROM best
+        ) b WHERE rank <= greatest(1, 3 * (:free - place))
     ),
     -- The array keeps the planner from joining by a scan of all that wait. What the snapshot saw is asked again: a row
     -- may have changed until its lock was taken.
     next AS (
-        SELECT jobs.id, best.rank, best.held, best.turn, best.best_priority, best.oldest
-          FROM jobs JOIN best ON best.id = jobs.id
-         WHERE jobs.id = ANY (ARRAY(SELECT id FROM best)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
-           AND best.rank <= :share
-         ORDER BY best.rank, best.held DESC, best.turn, best.best_priority DESC, best.oldest
+        SELECT jobs.id, allowed.rank, allowed.held, allowed.turn, allowed.priority, allowed.since
+          FROM jobs JOIN allowed ON allowed.id = jobs.id
+         WHERE jobs.id = ANY (ARRAY(SELECT id FROM allowed)) AND jobs.status = 'queued' AND jobs.lease_token IS NULL
+         ORDER BY allowed.rank, allowed.held DESC, allowed.turn, allowed.priority DESC, allowed.since
          LIMIT (SELECT n FROM room)
            FOR UPDATE OF jobs SKIP LOCKED
     ),
     placed AS (
-        SELECT id, row_number() OVER (ORDER BY rank, held DESC, turn, best_priority DESC, oldest) AS place FROM next
+        SELECT id, row_number() OVER (ORDER BY rank, held DESC, turn, priority DESC, since) AS place FROM next
     ),
     leased AS (
         UPDATE jobs
@@ -215,6 +329,6 @@ CLAIM_FOR_INTAKE = text(
          WHERE jobs.id = placed.id
         RETURNING jobs.*, placed.place
     )
-    SELECT * FROM leased ORDER BY place
+    SELECT leased.*, room.n - place AS room FROM leased, room ORDER BY place
     """
 )

@@ -1,6 +1,7 @@
-"""Connections: one SQLAlchemy engine per process, migrations, and the NOTIFY channel that wakes the dispatcher."""
+"""Connections: one SQLAlchemy engine per process, migrations, and the NOTIFY channels: what wakes the dispatcher, and
+what has changed."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 #: A notification's payload is ``work`` (something to claim or deliver) or ``stop:<job id>`` (let go of its call).
 CHANNEL = "video_api_jobs"
-
+#: What a client can see has changed: ``<job id> <version>``, or ``<job id> <version> <model>`` where the line of that
+#: model has moved as well. Sent by triggers of migration 0012.
+CHANGES = "video_api_changes"
 
 #: A server that is gone, or a way to it that drops packets, is noticed in some fifteen seconds, not in TCP's hours.
 LIVELY: Mapping[str, Any] = {
@@ -55,15 +58,16 @@ def migrate(url: str) -> None:
     command.upgrade(config, "head")
 
 
-async def listen(url: str) -> AsyncIterator[str]:
-    """Yield the payload of each notification, for ever. An empty one comes first, when listening has begun.
+async def listen(url: str, channel: str = CHANNEL) -> AsyncGenerator[str, None]:
+    """Yield the payload of each notification on ``channel``, for ever. An empty one comes first, when listening
+    has begun.
 
     Raises:
         psycopg.OperationalError: the connection is lost; call again.
     """
     connection = await psycopg.AsyncConnection.connect(url.replace("+psycopg", "", 1), autocommit=True, **LIVELY)
     async with connection:
-        await connection.execute(f"LISTEN {CHANNEL}")
+        await connection.execute(f"LISTEN {channel}")
         yield ""
         async for notification in connection.notifies():
             yield notification.payload

@@ -61,14 +61,16 @@ class Deliveries:
         self._webhook = Webhook(secret)
         self._video_url = video_url
 
-    async def claim(self, limit: int = 10, user_share: int = USER_SHARE) -> Sequence[_Due]:
-        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight.
+    async def claim(self, limit: int = 10, user_share: int = USER_SHARE, *, free: int = 10**6) -> Sequence[_Due]:
+        """Take at most ``limit`` that are due, by turns, so that no user has more than ``user_share`` in flight. Of
+        ``free`` slots a key leaves some to the others.
 
         They come back by themselves if this process dies.
         """
         await self._come_due()
         start = "".join(random.choices(string.ascii_lowercase + string.digits, k=2))  # noqa: S311 - spreads turns
-        values = {"room": limit, "user_share": user_share, "host_share": HOST_SHARE, "start": start}
+        shares = {"user_share": user_share, "host_share": HOST_SHARE}
+        values = {"room": limit, "free": free, "start": start, **shares}
         async with self._engine.begin() as db:
             # One at a time, so that two dispatchers cannot give somebody two shares together.
             await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim deliveries'))"))
@@ -146,7 +148,7 @@ class Deliveries:
             "x-request-id": due.job.request_id,
         }
         async with asyncio.timeout(OUT_S):
-            reply = await self._outbound.post(due.url, body, headers, owner=due.job.user_id or "")
+            reply = await self._outbound.post(due.url, body, headers, owner=due.job.owner)
         if 200 <= reply.status < 300:
             return reply.status, None
         # Without NUL, which PostgreSQL does not store.

@@ -39,6 +39,7 @@ log = structlog.get_logger()
 #: Jobs whose inputs are fetched at the same time.
 INTAKE_SLOTS = 32
 #: How many of them one user may hold, so that nobody else waits for somebody's slow sources; fewer as they get scarce.
+#: A key with many users leaves a part to the other keys: ``fair.py`` says how large a one.
 INTAKE_SHARE = 4
 #: Webhooks sent at the same time; a receiver may take half a minute.
 DELIVERY_SLOTS = 64
@@ -263,7 +264,7 @@ class Dispatcher:
         room = INTAKE_SLOTS - sum(work.intake for work in self._works.values())
         if room <= 0 or await self._storage_watch.trouble():
             return 0
-        claimed = await self._store.claim_for_intake(room, share_of(room, INTAKE_SLOTS, INTAKE_SHARE))
+        claimed = await self._store.claim_for_intake(room, share_of(room, INTAKE_SLOTS, INTAKE_SHARE), free=room)
         for claim in claimed:
             self._begin(claim, self._take_in(claim), intake=True)
         return len(claimed)
@@ -291,8 +292,8 @@ class Dispatcher:
         job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
-                specs, owner = MODELS[job.model].inputs, job.user_id or ""
-                inputs = await self._intake.admit(job.folder, specs, job.sources, job.uploads, owner=owner)
+                specs = MODELS[job.model].inputs
+                inputs = await self._intake.admit(job.folder, specs, job.sources, job.uploads, owner=job.owner)
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
             except (StorageError, OutboundUnavailable, OSError) as error:
@@ -367,7 +368,7 @@ class Dispatcher:
     async def _deliver(self) -> int:
         room = DELIVERY_SLOTS - len(self._sending)
         share = share_of(room, DELIVERY_SLOTS, USER_SHARE)
-        due = await self._deliveries.claim(room, share) if room > 0 else []
+        due = await self._deliveries.claim(room, share, free=room) if room > 0 else []
         for delivery in due:
             task = asyncio.create_task(self._deliveries.send(delivery))
             self._sending.add(task)

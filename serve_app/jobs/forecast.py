@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.registry import MODELS
 from serve_app.jobs.demand import Demand, demands
 from serve_app.jobs.fleet_size import Capacity, machines
 from serve_app.jobs.outlooks import Outlook, Outlooks
@@ -48,6 +49,14 @@ class Forecast:
         start_s = self.outlook.start_s
         coming = machines(backlog=ahead + 1, run_s=self.demand.run_s, start_s=start_s, running=0, most=capacity.most)
         return start_s + before_s / coming + own_s
+
+
+async def unit_costs(engine: AsyncEngine) -> Mapping[str, float]:
+    """Dollars for a job whose effort is 1 on a machine that works anyway, by model; those for which no machines are
+    rented, or no price is known, are absent."""
+    found = await forecasts(engine, MODELS)
+    costs = {model: forecast.cost_usd(1) for model, forecast in found.items()}
+    return {model: cost.low for model, cost in costs.items() if cost is not None}
 
 
 async def forecasts(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Forecast]:

@@ -123,6 +123,8 @@ class Job:
     notes: Mapping[str, Any]
     error_code: str | None
     error_message: str | None
+    #: Grows with each change that a client can see.
+    version: int
 
     @property
     def folder(self) -> str:

@@ -15,7 +15,7 @@ from serve_app.storage.base import Storage, StorageError
 
 log = structlog.get_logger()
 
-#: Whose number is counted: the users of the latest so many completed jobs, since nobody else can have come to be over
+#: Whose number is counted: the owners of the latest so many completed jobs, since nobody else can have come to be over
 #: it. Retention looks whenever a job ends; whom it misses then has his next job, or the age, to be found by.
 LATELY = 50
 
@@ -25,7 +25,7 @@ class RetentionPolicy:
     """The original service's numbers by default."""
 
     completed_hours: float = 24
-    #: Completed jobs of a user beyond his newest so many go earlier: one's burst costs nobody else a video.
+    #: Completed jobs of a key's user beyond his newest so many go earlier: one's burst costs nobody else a video.
     completed_count: int = 1000
     #: Also cancelled jobs.
     failed_hours: float = 24 * 7
@@ -75,7 +75,7 @@ class Retention:
         return len(deleted)
 
     async def tidy(self) -> int:
-        """Keep what only grows small: the tally of jobs, ids that were used, turns of users who have not been back."""
+        """Keep what only grows small: the tally of jobs, ids that were used, turns of owners who have not been back."""
         async with self._engine.begin() as db:
             await db.execute(_ADD_UP)
             await db.execute(_FORGET_IDS, {"batch": 10 * self.BATCH})
@@ -102,8 +102,8 @@ _FORGET_IDS = text(
 #: Somebody who comes back after a day is as good as new: the first among those who hold as much. Who waits, stays.
 _FORGET_TURNS = text(
     """
-    DELETE FROM turns WHERE (queue, user_id) IN (
-        SELECT queue, user_id FROM turns
+    DELETE FROM turns WHERE (queue, owner) IN (
+        SELECT queue, owner FROM turns
          WHERE served_at < now() - interval '1 day' AND since IS NULL AND later IS NULL
          ORDER BY served_at LIMIT :batch
            FOR UPDATE SKIP LOCKED)
@@ -113,9 +113,9 @@ _FORGET_TURNS = text(
 _FORGET = text(
     """
     WITH owed AS NOT MATERIALIZED (SELECT job_id, attempts FROM deliveries WHERE next_attempt_at IS NOT NULL),
-    users AS (
+    owners AS (
         SELECT DISTINCT id FROM (
-            SELECT coalesce(user_id, '') AS id FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
+            SELECT owner AS id FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
              ORDER BY completed_at DESC LIMIT :lately) latest
     ),
     old AS (
@@ -127,14 +127,14 @@ _FORGET = text(
           LIMIT :batch)
         UNION
         -- Over number only, it stays until its webhook is delivered or given up: a burst of jobs should not cost any.
-        (SELECT over.id FROM users
+        (SELECT over.id FROM owners
           CROSS JOIN LATERAL (
               SELECT completed_at FROM jobs
-               WHERE status = 'completed' AND coalesce(user_id, '') = users.id AND completed_at IS NOT NULL
+               WHERE status = 'completed' AND owner = owners.id AND completed_at IS NOT NULL
                ORDER BY completed_at DESC OFFSET :count - 1 LIMIT 1) edge
           CROSS JOIN LATERAL (
               SELECT id FROM jobs
-               WHERE status = 'completed' AND coalesce(user_id, '') = users.id AND completed_at < edge.completed_at
+               WHERE status = 'completed' AND owner = owners.id AND completed_at < edge.completed_at
                  AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
                LIMIT :batch) over
           LIMIT :batch)

@@ -30,6 +30,7 @@ from serve_app.jobs import claim
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
 from serve_app.jobs.job import Claim, Job, NewJob, Status
+from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 
@@ -59,8 +60,9 @@ class JobStore:
 
     # ---------------------------------------------------------------- clients
 
-    async def open_upload(self, job_id: str | None, *, key_id: str = "") -> Job | None:
+    async def open_upload(self, job_id: str | None, *, key_id: str = "", quota: Quota | None = None) -> Job | None:
         """Open a job for uploads, or find the one that the key opened before under this id (whatever became of it).
+        Raises NoPlace where the key's quota has no room for another.
 
         None if the id is another key's, or was that of a job which is forgotten by now: links and records of it may
         still be about.
@@ -74,6 +76,8 @@ class JobStore:
             "expires_at": in_seconds(UPLOAD_WINDOW_S),
         }
         async with self._engine.connect() as db:
+            if quota is not None:
+                await quota.require_upload(db, job_id)
             await db.execute(upsert(jobs).values(values).on_conflict_do_nothing())
             # Only now: the insert has waited for whoever deletes this very id at the same moment.
             if (await db.execute(select(used_ids.c.id).where(used_ids.c.id == values["id"]))).first():
@@ -82,8 +86,11 @@ class JobStore:
             await db.commit()
             return job if job.key_id == key_id else None
 
-    async def submit(self, new: NewJob, job_id: str | None = None, *, of_key: str | None = None) -> Job | None:
-        """Accept a job; with ``job_id``, the one that was opened for uploads. When this returns it is on disk.
+    async def submit(
+        self, new: NewJob, job_id: str | None = None, *, of_key: str | None = None, quota: Quota | None = None
+    ) -> Job | None:
+        """Accept a job; with ``job_id``, the one that was opened for uploads. When this returns it is on disk. Raises
+        NoPlace or NoBudget where the key's quota has no room for it.
 
         Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
@@ -104,6 +111,8 @@ class JobStore:
             "expires_at": None if new.expires_after is None else in_seconds(new.expires_after),
         }
         async with self._engine.begin() as db:
+            if quota is not None:
+                await quota.require(db, new, opened=job_id is not None)
             if job_id is None:
                 statement: Any = insert(jobs).values(id=str(uuid_utils.uuid7()), nonce=_nonce(), **values)
             else:
@@ -119,6 +128,12 @@ class JobStore:
         async with self._engine.connect() as db:
             row = (await db.execute(select(jobs).where(jobs.c.id == job_id, _of(of_key)))).mappings().one_or_none()
         return None if row is None else Job.from_row(row)
+
+    async def several(self, ids: Sequence[str]) -> Sequence[Job]:
+        """Those of them that are there, of whichever key."""
+        async with self._engine.connect() as db:
+            rows = (await db.execute(select(jobs).where(jobs.c.id.in_(ids)))).mappings().all()
+        return [Job.from_row(row) for row in rows]
 
     async def list(
         self,
@@ -183,11 +198,11 @@ class JobStore:
 
     # ---------------------------------------------------------------- dispatcher
 
-    async def claim_for_intake(self, limit: int, share: int = 1000) -> Sequence[Claim]:
-        """Lease jobs whose inputs have not been fetched yet; fair between users, as below, and at most ``share`` of one
-        user's at a time."""
+    async def claim_for_intake(self, limit: int, share: int = 1000, *, free: int = 10**6) -> Sequence[Claim]:
+        """Lease jobs whose inputs have not been fetched yet; fair between keys and users, as below, and at most
+        ``share`` of one user's at a time. Of ``free`` slots a key leaves some to the others."""
         async with self._engine.begin() as db:
-            return await claim.claim_for_intake(db, limit, share, self.claim_s)
+            return await claim.claim_for_intake(db, limit, share, free, self.claim_s)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""
@@ -204,7 +219,8 @@ class JobStore:
     async def claim_to_run(self, model: str, window: int) -> Sequence[Claim]:
         """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
 
-        Fair between users: see ``claim.py``. The cost follows the window, not the number of jobs or of users who wait.
+        Fair between keys, and between the users of a key; never more of a key's than may run: see ``claim.py``. The
+        cost follows the window and the number of keys that wait, not the number of jobs or of users who do.
         """
         async with self._engine.begin() as db:
             return await claim.claim_to_run(db, model, window, self.claim_s)

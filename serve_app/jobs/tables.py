@@ -22,7 +22,7 @@ from sqlalchemy import (
     table,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = MetaData()
 
@@ -95,6 +95,8 @@ jobs = Table(
     Column("notes", JSONB, nullable=False, server_default="{}"),
     Column("error_code", Text),
     Column("error_message", Text),
+    #: Grows with each change that a client can see. Triggers of migration 0012 raise it, and tell ``feed.py``.
+    Column("version", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(f"status IN ('uploading', 'queued', 'processing') OR {_TERMINAL}", name="jobs_status_known"),
     CheckConstraint(f"({_TERMINAL}) = (completed_at IS NOT NULL)", name="jobs_end_is_dated"),
     CheckConstraint("status = 'uploading' OR model IS NOT NULL OR completed_at IS NOT NULL", name="jobs_model_known"),
@@ -109,7 +111,8 @@ jobs = Table(
     Index(
         "jobs_waiting",
         "model",
-        text("coalesce(user_id, '')"),
+        "key_id",
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL"),
@@ -117,31 +120,63 @@ jobs = Table(
     Index(
         "jobs_to_run",
         "model",
-        text("coalesce(user_id, '')"),
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NOT NULL"),
     ),
     Index(
         "jobs_to_take_in",
-        text("coalesce(user_id, '')"),
+        "owner",
         text("priority DESC"),
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
     ),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
+    Index("jobs_open_of_key", "key_id", "status", postgresql_where=text("completed_at IS NULL AND key_id <> ''")),
     Index("jobs_unverified", "id", postgresql_where=text("outcome IS NOT NULL")),
     Index("jobs_ended", "status", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     Index(
-        "jobs_completed_of_user",
-        text("coalesce(user_id, '')"),
+        "jobs_completed_of_owner",
+        "owner",
         text("completed_at DESC"),
         postgresql_where=text("status = 'completed'"),
     ),
     Index("jobs_newest", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_key", "key_id", text("created_at DESC"), text("id DESC")),
     Index("jobs_newest_of_user", "user_id", text("created_at DESC"), text("id DESC")),
+)
+
+#: Who may call. Rows stay when a key is revoked or has expired: jobs and costs name them.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    #: ``key_…``, without a slash.
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    #: Keyed, in hex: who reads this table can neither use a key nor tell whether a guess is one.
+    Column("hash", Text, nullable=False, unique=True),
+    #: How the key begins, to recognise it by.
+    Column("hint", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    #: Null: as much as there is.
+    Column("requests_per_minute", Integer),
+    Column("running_jobs", Integer),
+    Column("queued_jobs", Integer),
+    Column("usd_per_day", Double),
+    _timestamp("created_at", now=True),
+    _timestamp("expires_at"),
+    _timestamp("revoked_at"),
+    #: To the minute.
+    _timestamp("last_used_at"),
+    #: What it was before it was rotated, and until when that is still good.
+    Column("previous_hash", Text),
+    _timestamp("previous_until"),
+    CheckConstraint("cardinality(scopes) > 0", name="api_keys_may_something"),
+    CheckConstraint("(previous_hash IS NULL) = (previous_until IS NULL)", name="api_keys_overlap_ends"),
+    Index("api_keys_newest", text("created_at DESC"), text("id DESC")),
+    info={"rights": "SELECT, INSERT, UPDATE"},
 )
 
 deliveries = Table(
@@ -151,7 +186,8 @@ deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
-    #: With whom the others share fairly: the job's user, and the receiver's server as the URL names it.
+    #: With whom the others share fairly: the job's owner, a key and its user; and the receiver's server as the URL names
+    #: it.
     Column("owner", Text, nullable=False, server_default=""),
     Column("host", Text, nullable=False, server_default=""),
     #: ``due``: whoever has room may send it. ``waiting``: until its time. ``sending``: somebody is at it; nobody is any
@@ -167,6 +203,7 @@ deliveries = Table(
     CheckConstraint("state IN ('due', 'waiting', 'sending')", name="deliveries_state_known"),
     Index(
         "deliveries_due",
+        text("split_part(owner, '/', 1)"),
         "owner",
         "host",
         "next_attempt_at",
@@ -215,24 +252,35 @@ used_ids = Table(
     Index("used_ids_oldest", "forgotten_at"),
 )
 
-#: The line of users, by model (and ``''``: intake): who was served when, and who has a job that waits. Of users who
-#: have as much, the one served longest ago is next. Triggers of migration 0005 keep the last three columns as jobs come
-#: and go, so that a claim reads the head of the line and not all of it.
+#: The lines of owners, by model (and ``''``: intake): who was served when, and who has a job that waits. Of owners who
+#: have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
+#: migration 0011 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines and not
+#: all of them.
 turns = Table(
     "turns",
     metadata,
     Column("queue", Text, primary_key=True),
-    #: ``''`` for jobs without one.
-    Column("user_id", Text, primary_key=True),
-    #: Grows with every claim; 0 for users who have never been served.
+    #: As in ``jobs``: the key and, within it, the user.
+    Column("owner", Text, primary_key=True),
+    Column("key_id", Text, Computed("split_part(owner, '/', 1)", persisted=True), nullable=False),
+    #: Grows with every claim; 0 for owners who have never been served.
     Column("turn", BigInteger, Identity(), nullable=False),
     _timestamp("served_at", now=True),
-    #: Priority and age of the user's best job that may be taken now; null if there is none.
+    #: Priority and age of the owner's best job that may be taken now; null if there is none.
     Column("priority", SmallInteger),
     _timestamp("since"),
     #: When the first of those may be taken whose back-off is not over; null if another can be taken, or none waits.
     _timestamp("later"),
-    Index("turns_next", "queue", "turn", text("priority DESC"), "since", postgresql_where=text("since IS NOT NULL")),
+    Index(
+        "turns_next",
+        "queue",
+        "key_id",
+        "turn",
+        text("priority DESC"),
+        "since",
+        postgresql_where=text("since IS NOT NULL"),
+    ),
+    Index("turns_of_key", "queue", "key_id", "turn"),
     Index("turns_later", "queue", "later", postgresql_where=text("later IS NOT NULL")),
     Index("turns_oldest", "served_at", postgresql_where=text("since IS NULL AND later IS NULL")),
 )
@@ -280,11 +328,14 @@ runs = Table(
     #: ``completed``, ``failed`` or ``cancelled``, as its job ended with it; ``retried``: the job was to go on. Null
     #: until that is known, which of a video that could not be verified is later than its end.
     Column("outcome", Text),
+    #: The job's, by a trigger of migration 0010.
+    Column("key_id", Text, nullable=False, server_default=""),
     CheckConstraint("node <> ''", name="runs_node_is_named"),
     CheckConstraint("(ended_at IS NULL) = (busy_s IS NULL)", name="runs_end_is_measured"),
     CheckConstraint("outcome IS NULL OR ended_at IS NOT NULL", name="runs_outcome_is_an_end"),
     CheckConstraint("busy_s >= 0 AND ended_at >= started_at", name="runs_take_time"),
     Index("runs_of_node", "node"),
+    Index("runs_of_key", "key_id", "started_at", postgresql_where=text("key_id <> ''")),
     Index("runs_open", "job_id", "attempt", postgresql_where=text("outcome IS NULL")),
     Index("runs_completed", "model", text("ended_at DESC"), postgresql_where=text("outcome = 'completed'")),
 )
@@ -313,8 +364,9 @@ outlooks = Table(
 )
 
 #: Views over the books of the launcher, which the service's role may read and which run with their owner's rights: what
-#: each job has cost, and sums over all machines. Migration 0007 describes them.
-VIEWS = ("job_costs", "fleet_totals")
+#: each job has cost, and sums over all machines (migration 0007); what each key has cost in 24 hours (0010).
+VIEWS = ("job_costs", "fleet_totals", "key_spending")
+key_spending = table("key_spending", column("key_id", Text), column("usd", Double))
 job_costs = table("job_costs", column("job_id", Text), column("cost_usd", Double))
 fleet_totals = table(
     "fleet_totals", column("name", Text), column("subject", Text), column("label", Text), column("value", Double)

@@ -62,6 +62,7 @@ async def state(
     transport = httpx.ASGITransport(create_asgi(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         yield client
+    await services.feed.aclose()
     await services.engine.dispose()
 
 

@@ -183,6 +183,7 @@ def secrets_of(settings: Settings) -> dict[str, str]:
         "worker": settings.worker_secret,
         "links": settings.signing_key.hex(),
         "webhooks": settings.signing_secret,
+        "keys": settings.hashing_key.hex(),
         "mesh": settings.mesh_secret.hex(),
         "ray": settings.ray_token,
     }
@@ -208,6 +209,7 @@ def test_what_outside_workers_are_given_opens_nothing_else(production: pytest.Mo
     [
         ("WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", {"webhooks"}),
         ("LINK_SECRET", "ab" * 32, {"links"}),
+        ("KEY_SECRET", "cd" * 32, {"keys"}),
         ("CLUSTER_SECRET", "c" * 32, {"mesh", "ray"}),
     ],
 )
@@ -257,7 +259,7 @@ def test_what_the_head_starts_gets_what_it_needs_and_no_root(production: pytest.
     service = Settings.load("production")
     assert (service.r2_bucket, service.port, service.base_url) == ("b", 1, settings.base_url)
     assert service.database_url == "postgresql+psycopg://role@db/x"
-    shared = ("worker", "links", "webhooks")
+    shared = ("worker", "links", "webhooks", "keys")
     assert [secrets_of(service)[name] for name in shared] == [secrets_of(settings)[name] for name in shared]
     # What the service does not hold it cannot make, either.
     assert not {secrets_of(service)[name] for name in ("mesh", "ray")} & set(secrets_of(settings).values())

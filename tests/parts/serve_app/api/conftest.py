@@ -1,4 +1,6 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.api.asgi import create_asgi
+from serve_app.jobs.database import CHANGES, listen
+from serve_app.jobs.feed import Feed
 from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
@@ -33,31 +37,56 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> Services:
-    return Services(
+async def services(settings: Settings, engine: AsyncEngine, cluster: FakeCluster) -> AsyncIterator[Services]:
+    feed = Feed(partial(listen, settings.database_url, CHANGES))
+    yield Services(
         settings=settings,
         engine=engine,
         store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
         queue=JobQueue(engine),
         storage=build_storage(settings),
+        feed=feed,
         cluster=cluster,
     )
+    await feed.aclose()
 
 
 @pytest.fixture
-async def anyone(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    """A client without a key. A crash is answered as a real server answers it."""
-    transport = httpx.ASGITransport(create_asgi(services), raise_app_exceptions=False)
+def transport(services: Services) -> httpx.ASGITransport:
+    """To one API for all clients. A crash is answered as a real server answers it."""
+    return httpx.ASGITransport(create_asgi(services), raise_app_exceptions=False)
+
+
+@pytest.fixture
+async def anyone(services: Services, transport: httpx.ASGITransport) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key."""
     async with httpx.AsyncClient(transport=transport, base_url=services.settings.base_url) as client:
         yield client
 
 
 @pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_asgi(services), raise_app_exceptions=False)
+async def client(services: Services, transport: httpx.ASGITransport) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(transport=transport, base_url=services.settings.base_url, headers=headers) as client:
         yield client
+
+
+@pytest.fixture
+async def with_key(
+    client: httpx.AsyncClient, transport: httpx.ASGITransport
+) -> AsyncIterator[Callable[..., Awaitable[httpx.AsyncClient]]]:
+    """Makes a client with a key of its own, by the fields of ``POST /api/v1/keys``. Its header ``x-key-id`` says which
+    key it is."""
+    async with AsyncExitStack() as clients:
+
+        async def make(**fields: Any) -> httpx.AsyncClient:
+            answer = await client.post("/api/v1/keys", json={"name": "of a test"} | fields)
+            assert answer.status_code == 201, answer.text
+            headers = {"authorization": f"Bearer {answer.json()['secret']}", "x-key-id": answer.json()["key_id"]}
+            made = httpx.AsyncClient(transport=transport, base_url=client.base_url, headers=headers)
+            return await clients.enter_async_context(made)
+
+        yield make
 
 
 @pytest.fixture

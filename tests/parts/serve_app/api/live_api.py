@@ -28,6 +28,7 @@ def live_api(settings: Settings) -> Iterator[str]:
         await server.start()
         started.set()
         await stopping.wait()
+        await services.feed.aclose()
         await server.stop()
         await services.engine.dispose()
 

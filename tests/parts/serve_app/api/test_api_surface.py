@@ -43,11 +43,17 @@ PROTECTED = [
     ("GET", "/api/v1/estimate"),
     ("GET", "/api/v1/jobs"),
     ("GET", "/api/v1/jobs/x"),
+    ("GET", "/api/v1/jobs/x/events"),
     ("POST", "/api/v1/jobs/x/cancel"),
     ("DELETE", "/api/v1/jobs/x"),
     ("POST", "/api/v1/presign/upload"),
     ("GET", "/api/v1/presign/download/x"),
     ("GET", "/api/v1/webhooks/secret"),
+    ("POST", "/api/v1/keys"),
+    ("GET", "/api/v1/keys"),
+    ("POST", "/api/v1/keys/x/revoke"),
+    ("POST", "/api/v1/keys/x/rotate"),
+    ("GET", "/api/v1/key"),
 ]
 
 

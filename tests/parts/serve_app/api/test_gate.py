@@ -13,12 +13,16 @@ from sqlalchemy import text
 from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
+from serve_app.access import api_key
+from serve_app.access.caller import Limits
+from serve_app.access.caller import Scope as KeyScope
+from serve_app.access.key_store import KeyStore
 from serve_app.api.asgi import create_asgi
 from serve_app.api.gate import Gate, GateLimits, Party, streams
 from serve_app.api.problems import install
 from serve_app.jobs.database import connect
 from serve_app.jobs.store import JobStore
-from serve_app.services import Services
+from serve_app.services import Services, build_ring
 from serve_app.settings import Settings
 from tests.fakes.tcp_hole import Hole
 
@@ -102,6 +106,11 @@ class Handlers:
                 await self.hold.wait()
                 raise
 
+        @router.get("/api/stream")
+        @streams(party=lambda path: Party(name=path, most=100))
+        async def stream() -> None:
+            await self.hold.wait()
+
         @router.get("/public")
         async def public() -> None:
             await self.hold.wait()
@@ -124,11 +133,11 @@ def handlers() -> Handlers:
 
 
 @pytest.fixture
-def gate(handlers: Handlers, settings: Settings) -> Gate:
+def gate(handlers: Handlers, settings: Settings, services: Services) -> Gate:
     app = FastAPI()
     install(app, "http://t")
     app.include_router(handlers.router)
-    return Gate(app, settings, [handlers.router], QUICK)
+    return Gate(app, settings, build_ring(services), [handlers.router], QUICK)
 
 
 # -------------------------------------------------------------------- who
@@ -225,6 +234,64 @@ async def test_strangers_take_no_place_of_those_who_have_a_key(gate: Gate, handl
     assert {each.status for each in asked} == {503}
     assert (await Exchange("POST", "/api/echo", KEY, [b"{}"]).through(gate)).status == 200
     handlers.hold.set()
+
+
+async def key_of(services: Services, **limits: int) -> dict[str, str]:
+    """Headers with a key of its own."""
+    keys = KeyStore(services.engine, services.settings.hashing_key)
+    issued = await keys.create("ann", {KeyScope.READ}, Limits(**limits))
+    return {"authorization": f"Bearer {issued.secret}"}
+
+
+@pytest.mark.parametrize("path", ["/api/hang", "/api/stream"])
+async def test_one_key_holds_at_most_half_of_all_places(
+    handlers: Handlers, settings: Settings, services: Services, path: str
+) -> None:
+    app = FastAPI()
+    install(app, "http://t")
+    app.include_router(handlers.router)
+    share = 3
+    limits = GateLimits(requests=6, streams=6, kept_for_workers=0, answer_s=60)
+    gate = Gate(app, settings, build_ring(services), [handlers.router], limits)
+    ann, bob = await key_of(services), await key_of(services)
+    held = [asyncio.create_task(Exchange("GET", path, ann).through(gate)) for _ in range(10)]
+    refused = [await each for _, each in zip(range(10 - share), asyncio.as_completed(held), strict=False)]
+    assert {(each.status, each.code) for each in refused} == {(429, "rate_limited")}
+    assert {each.headers["retry-after"] for each in refused} <= {"1", "5"}
+    assert sum(not each.done() for each in held) == share
+    # The other half is there for all others.
+    others = [asyncio.create_task(Exchange("GET", path, who).through(gate)) for who in (bob, bob, KEY)]
+    handlers.hold.set()
+    assert {each.status for each in await asyncio.gather(*others)} == {200}
+    await asyncio.gather(*held)
+    # What was held is given back.
+    again = await asyncio.gather(*(Exchange("GET", path, ann).through(gate) for _ in range(share)))
+    assert {each.status for each in again} == {200}
+
+
+async def test_who_asks_too_often_is_refused_before_his_body_is_read(
+    gate: Gate, handlers: Handlers, services: Services
+) -> None:
+    headers = await key_of(services, requests_per_minute=1)
+    assert (await Exchange("POST", "/api/echo", headers, [b"{}"]).through(gate)).status == 200
+    found = await Exchange("POST", "/api/echo", headers, [b"x" * 1_000_000]).through(gate)
+    assert (found.status, found.code, found.asked) == (429, "rate_limited", 0)
+    assert found.headers["retry-after"] == "60"
+    assert found.headers["ratelimit"] == '"default";r=0;t=60'
+
+
+async def test_of_a_key_that_is_not_known_nobody_says_that_it_is_wrong_while_the_database_is_away(
+    services: Services,
+) -> None:
+    gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    app = create_asgi(replace(services, engine=gone, store=JobStore(gone)))
+    found = await Exchange("GET", "/api/v1/models", {"authorization": f"Bearer {api_key.make()}"}).through(app)
+    assert (found.status, found.code) == (503, "unavailable")
+    # What is no key is none without a look.
+    wrong = await Exchange("GET", "/api/v1/models", {"authorization": "Bearer wrong"}).through(app)
+    assert wrong.status == 401
+    assert (await Exchange("GET", "/api/v1/models", KEY).through(app)).status == 200
+    await gone.dispose()
 
 
 async def test_one_link_takes_two_places_and_workers_have_some_of_their_own(gate: Gate) -> None:
@@ -341,21 +408,24 @@ async def hung(services: Services) -> AsyncIterator[Services]:
 
 
 async def test_every_route_answers_while_the_database_hangs(hung: Services) -> None:
-    """Each within ten seconds, all at the same time, 40 of each: far more than there are connections."""
+    """Each within ten seconds, all at the same time, 20 of each: more than there are connections."""
     app = create_asgi(hung)
     schema = json.loads((await Exchange("GET", "/openapi.json", {}).through(app)).body)
     bodies = {
         "/api/v1/generate": {"model": "ltx2", "image_url": "https://pictures.example/a.png"},
         "/api/v1/presign/upload": {"input_type": "image"},
         "/webhook/complete": {"job_id": "x", "model": "ltx2", "status": "failed"},
+        "/api/v1/keys": {"name": "a"},
+        "/api/v1/keys/{key_id}/rotate": {},
     }
     queries = {"/api/v1/estimate": {"model": "ltx2"}}
-    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret", "/errors", "/errors/{code}"}
+    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret", "/api/v1/key", "/errors", "/errors/{code}"}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=KEY | SECRET) as client:
 
         async def ask(method: str, path: str) -> tuple[str, int]:
-            url = path.format(job_id="01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11", code="not_found")
+            names = {"job_id": "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11", "key_id": "x", "code": "not_found"}
+            url = path.format(**names)
             async with asyncio.timeout(10):
                 return path, (
                     await client.request(method, url, json=bodies.get(path), params=queries.get(path))
@@ -366,10 +436,10 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
             for path, methods in schema["paths"].items()
             if not path.startswith("/files/")
             for method in methods
-            for _ in range(40)
+            for _ in range(20)
         ]
         answers = await asyncio.gather(*asked)
-    assert len(answers) == 40 * 16
+    assert len(answers) == 20 * 22
     assert {status for path, status in answers if path not in independent} == {503}
     assert {status for path, status in answers if path in independent} == {200}
 

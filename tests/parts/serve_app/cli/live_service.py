@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import uvicorn
 from pydantic import SecretStr
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.contract import Failure, MediaFacts, Outcome, Progress, Started, Stopped, Verdict
 from deployments.registry import MODELS
@@ -22,6 +22,7 @@ from serve_app.api.asgi import create_asgi
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.database import listen
 from serve_app.jobs.job import Claim, Job, Status
+from serve_app.jobs.store import JobStore
 from serve_app.services import Services
 from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
@@ -46,21 +47,38 @@ class FixedCluster:
 
 
 class Looks:
-    """Wraps the API; knows when a client has asked for a job."""
+    """Wraps the API; knows when a client has asked for a job, or was told of it as it is."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, store: JobStore) -> None:
         self._app = app
+        self._store = store
         self._awaited: dict[str, asyncio.Event] = {}
+        #: Versions, by job: from which on a stream has to tell it, and what streams have told last.
+        self._wanted: dict[str, int] = {}
+        self._told: dict[str, int] = {}
 
     async def at(self, job_id: str) -> None:
-        """Until somebody has asked for the job, by a request that came after this call."""
-        self._awaited[job_id] = asyncio.Event()
-        await self._awaited[job_id].wait()
+        """Until somebody has asked for the job, by a request that came after this call, or has its present version."""
+        job = await self._store.get(job_id)
+        self._wanted[job_id] = 0 if job is None else job.version
+        awaited = self._awaited[job_id] = asyncio.Event()
+        if self._told.get(job_id, -1) < self._wanted[job_id]:
+            await awaited.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         looked = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith("/api/v1/jobs/")
-        awaited = self._awaited.get(scope["path"].rpartition("/")[2]) if looked else None
-        await self._app(scope, receive, send)
+        job_id, _, events = scope["path"].removeprefix("/api/v1/jobs/").partition("/") if looked else ("", "", "")
+        awaited = None if events else self._awaited.get(job_id)
+
+        async def telling(message: Message) -> None:
+            await send(message)
+            for line in message.get("body", b"").split(b"\n"):
+                if line.startswith(b"id: "):
+                    self._told[job_id] = int(line.removeprefix(b"id: "))
+                    if job_id in self._awaited and self._told[job_id] >= self._wanted[job_id]:
+                        self._awaited[job_id].set()
+
+        await self._app(scope, receive, telling if events else send)
         if awaited is not None:
             awaited.set()
 
@@ -156,7 +174,7 @@ class LiveService:
             database_url=self._database_url,
         )
         self.services = build_services(settings, self.cluster)
-        looks = Looks(create_asgi(self.services))
+        looks = Looks(create_asgi(self.services), self.services.store)
         server = uvicorn.Server(uvicorn.Config(looks, log_config=None, access_log=False, lifespan="off"))
         self.worker = Worker(self.services, looks)
         worker = asyncio.create_task(self.worker.run())
@@ -165,6 +183,7 @@ class LiveService:
         self._ready.set()
         ended = asyncio.create_task(self._ended.wait())
         await asyncio.wait({worker, serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await self.services.feed.aclose()
         server.should_exit = True
         worker.cancel()
         await asyncio.wait({worker, serving})

@@ -111,7 +111,9 @@ async def test_many_intakes_at_once_take_each_job_once(store: JobStore) -> None:
 async def line(engine: AsyncEngine, user: str) -> bool:
     """Whether the user is among those whose turn a claim to run may find it to be."""
     return bool(
-        await fetch(engine, "SELECT 1 FROM turns WHERE queue = 'ltx2' AND user_id = :u AND since IS NOT NULL", u=user)
+        await fetch(
+            engine, "SELECT 1 FROM turns WHERE queue = 'ltx2' AND owner = '/' || :u AND since IS NOT NULL", u=user
+        )
     )
 
 

@@ -33,28 +33,31 @@ def deliveries(engine: AsyncEngine, outbound: FakeOutbound) -> Deliveries:
     return Deliveries(engine, outbound, SECRET, video_url)
 
 
-async def owe(engine: AsyncEngine, owner: str, hosts: Sequence[str], *, age_s: float = 0) -> None:
+async def owe(engine: AsyncEngine, user: str, hosts: Sequence[str], *, key: str = "", age_s: float = 0) -> None:
     """Rows that are due, to these hosts in turn; the first is the oldest."""
     await execute(
         engine,
         """
-        INSERT INTO jobs (id, model, status, stage, output_key, completed_at, user_id)
-        SELECT :owner || ' ' || n, 'ltx2', 'completed', 'completed', 'k', now(), :owner
+        INSERT INTO jobs (id, model, status, stage, output_key, completed_at, key_id, user_id)
+        SELECT :key || :user || ' ' || n, 'ltx2', 'completed', 'completed', 'k', now(), :key, :user
           FROM generate_series(1, CAST(:count AS int)) n
         ON CONFLICT DO NOTHING
         """,
-        owner=owner,
+        key=key,
+        user=user,
         count=len(hosts),
     )
     await execute(
         engine,
         """
         INSERT INTO deliveries (id, job_id, url, owner, host, next_attempt_at)
-        SELECT :owner || ' ' || host || ' ' || n, :owner || ' ' || n, 'http://' || host || '/', :owner, host,
+        SELECT :key || :user || ' ' || host || ' ' || n, :key || :user || ' ' || n, 'http://' || host || '/',
+               :key || '/' || :user, host,
                now() - make_interval(secs => :age_s) + make_interval(secs => n * 0.001)
           FROM unnest(CAST(:hosts AS text[])) WITH ORDINALITY AS h (host, n)
         """,
-        owner=owner,
+        key=key,
+        user=user,
         hosts=list(hosts),
         age_s=age_s,
     )
@@ -67,12 +70,12 @@ async def claimed(deliveries: Deliveries, limit: int) -> Counter[tuple[str, str]
 
 
 async def test_a_job_knows_whom_it_tells(store: JobStore, engine: AsyncEngine) -> None:
-    await completed(store, "ann", webhook_url="https://Hooks.Example:8443/x?y")
+    await completed(store, "ann", key_id="key_1", webhook_url="https://Hooks.Example:8443/x?y")
     await completed(store, webhook_url="http://[2606:4700::1111]/x")
     rows = await fetch(engine, "SELECT owner, host, state FROM deliveries ORDER BY owner")
     assert [tuple(row.values()) for row in rows] == [
-        ("", "2606:4700::1111", "due"),
-        ("ann", "hooks.example", "due"),
+        ("/", "2606:4700::1111", "due"),
+        ("key_1/ann", "hooks.example", "due"),
     ]
 
 
@@ -129,6 +132,50 @@ async def test_more_receivers_than_are_looked_at_all_have_their_turn(
             )
 
 
+async def test_a_key_of_many_users_leaves_slots_to_the_others(deliveries: Deliveries, engine: AsyncEngine) -> None:
+    """However it calls them, and although all of theirs are older."""
+    for n in range(30):
+        await owe(engine, f"user {n}", [f"{n}.tarpit"] * 4, key="many", age_s=3600)
+    assert len(await deliveries.claim(64, free=64)) == 48
+    assert await deliveries.claim(16, free=16) == []
+    await owe(engine, "ann", [f"{n}.example" for n in range(16)], key="key_1")
+    assert {due.job.key_id for due in await deliveries.claim(16, free=16)} == {"key_1"}
+
+
+async def test_keys_take_turns_and_within_one_its_users_do(deliveries: Deliveries, engine: AsyncEngine) -> None:
+    for n in range(5):
+        await owe(engine, f"{n}", [f"{n}.example"] * 2, key="many", age_s=60 - n)
+    await owe(engine, "ann", ["a.example", "b.example"], key="key_1")
+    await owe(engine, "bob", ["c.example"], key="key_2")
+    order = []
+    for _ in range(6):
+        order += [f"{due.job.key_id} {due.job.user_id}" for due in await deliveries.claim(1)]
+    assert order == ["many 0", "key_1 ann", "key_2 bob", "many 1", "key_1 ann", "many 2"]
+
+
+async def test_keys_take_turns_at_a_server_they_have_in_common(deliveries: Deliveries, engine: AsyncEngine) -> None:
+    for n in range(5):
+        await owe(engine, f"{n}", ["shared"], key="many", age_s=60)
+    await owe(engine, "ann", ["shared"] * 5, key="key_1")
+    keys = Counter(due.job.key_id for due in await deliveries.claim(64))
+    assert keys == {"many": HOST_SHARE / 2, "key_1": HOST_SHARE / 2}
+
+
+async def test_more_users_of_a_key_than_are_looked_at_all_have_their_turn(
+    deliveries: Deliveries, engine: AsyncEngine
+) -> None:
+    for n in range(100):
+        await owe(engine, f"{n:03}", [f"{n}.example"], key="many")
+    seen: set[str] = set()
+    async with asyncio.timeout(60):
+        while len(seen) < 100:
+            taken = await deliveries.claim(64)
+            seen |= {due.url for due in taken}
+            await execute(
+                engine, "UPDATE deliveries SET next_attempt_at = NULL WHERE id = ANY(:ids)", ids=[d.id for d in taken]
+            )
+
+
 async def test_two_claims_at_once_give_nobody_two_shares(deliveries: Deliveries, engine: AsyncEngine) -> None:
     await owe(engine, "ann", [f"{n}.example" for n in range(100)])
     found = await asyncio.gather(*(deliveries.claim(64) for _ in range(4)))
@@ -166,7 +213,7 @@ async def test_what_is_our_fault_is_no_attempt(
     await execute(engine, "UPDATE deliveries SET next_attempt_at = now()")
     (due,) = await deliveries.claim()
     await deliveries.send(due)
-    assert outbound.posted == [("https://c.example/hook", "")]
+    assert outbound.posted == [("https://c.example/hook", "/")]
 
 
 async def test_a_job_of_another_version_is_told_of_and_holds_up_no_others(
@@ -187,7 +234,7 @@ def nodes(plan: dict) -> list[dict]:
 
 async def cost(engine: AsyncEngine) -> tuple[int, float]:
     """Blocks touched, and milliseconds, by one claim."""
-    values = {"room": 8, "user_share": USER_SHARE, "host_share": HOST_SHARE, "start": "k0"}
+    values = {"room": 8, "free": 64, "user_share": USER_SHARE, "host_share": HOST_SHARE, "start": "k0"}
     async with engine.begin() as db:
         found = (await db.execute(text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {CLAIM.text}"), values)).scalar_one()
         await db.rollback()
@@ -207,7 +254,7 @@ async def test_the_cost_follows_the_users_and_not_the_rows(
         engine,
         """
         INSERT INTO deliveries (id, job_id, url, owner, host, state, next_attempt_at)
-        SELECT state || n, 'ann 1', 'http://x/', CASE state WHEN 'due' THEN 'ann' ELSE 'zoe' END,
+        SELECT state || n, 'ann 1', 'http://x/', CASE state WHEN 'due' THEN '/ann' ELSE '/zoe' END,
                n % CAST(:distinct AS int) || '.tarpit', state,
                now() + make_interval(secs => CASE state WHEN 'due' THEN -3600 ELSE 3600 END + n * 0.001)
           FROM generate_series(1, 20000) n, unnest(ARRAY['due', 'waiting']) state
@@ -222,3 +269,24 @@ async def test_the_cost_follows_the_users_and_not_the_rows(
     print(f"\n{distinct} receivers: {blocks} blocks, {took_ms:.1f} ms")
     assert blocks < 3000
     assert len(await deliveries.claim(8)) == 8
+
+
+async def test_the_cost_does_not_follow_the_number_of_users_of_a_key(
+    deliveries: Deliveries, engine: AsyncEngine
+) -> None:
+    """Who invents users costs nobody else's webhooks their time."""
+    await owe(engine, "ann", ["a.example"])
+    await execute(
+        engine,
+        """
+        INSERT INTO deliveries (id, job_id, url, owner, host, next_attempt_at)
+        SELECT 'd' || n, 'ann 1', 'http://x/', 'many/' || md5(n::text), n % 7 || '.tarpit', now() - interval '1 hour'
+          FROM generate_series(1, 20000) n
+        """,
+    )
+    async with engine.connect() as db:
+        await (await db.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE deliveries"))
+    blocks, took_ms = await cost(engine)
+    print(f"\n20000 users: {blocks} blocks, {took_ms:.1f} ms")
+    assert blocks < 3000
+    assert "ann" in {due.job.user_id for due in await deliveries.claim(8)}

@@ -202,10 +202,10 @@ async def test_used_ids_and_turns_are_forgotten_in_time(
     )
     # Who waits is in line, however long that takes.
     await store.submit(new_job("cid"))
-    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE user_id <> 'bob'")
+    await execute(engine, "UPDATE turns SET served_at = now() - interval '25 hours' WHERE owner <> '/bob'")
     await retention.tidy()
     assert len(await fetch(engine, "SELECT 1 FROM used_ids")) == 1
-    assert {row["user_id"] for row in await fetch(engine, "SELECT user_id FROM turns")} == {"bob", "cid"}
+    assert {row["owner"] for row in await fetch(engine, "SELECT owner FROM turns")} == {"/bob", "/cid"}
 
 
 async def test_adding_up_the_tally_changes_no_count(store: JobStore, engine: AsyncEngine, retention: Retention) -> None:

@@ -113,9 +113,9 @@ def test_webhooks_that_are_owed_survive_0004(empty_database: str) -> None:
             "SELECT id, owner, host, state, next_attempt_at IS NULL FROM deliveries ORDER BY id"
         ).fetchall()
     assert found == [
-        ("a", "ann", "hooks.example", "waiting", False),
-        ("b", "", "b.example", "waiting", False),
-        ("c", "", "", "due", True),
+        ("a", "/ann", "hooks.example", "waiting", False),
+        ("b", "/", "b.example", "waiting", False),
+        ("c", "/", "", "due", True),
     ]
 
 
@@ -133,13 +133,13 @@ def test_who_waits_is_in_line_since_0005(empty_database: str) -> None:
         db.execute("INSERT INTO turns (queue, user_id, turn) VALUES ('ltx2', 'ann', 7), ('ltx2', 'bob', 8)")
         command.upgrade(script, "head")
         found = db.execute(
-            "SELECT queue, user_id, turn, priority, since IS NULL, later IS NULL FROM turns ORDER BY queue, user_id"
+            "SELECT queue, owner, turn, priority, since IS NULL, later IS NULL FROM turns ORDER BY queue, owner"
         ).fetchall()
     assert found == [
-        ("", "ann", 0, 2, False, True),
-        ("ltx2", "ann", 7, 1, False, True),
-        ("ltx2", "bob", 8, None, True, True),
-        ("wav2lip", "", 0, None, True, False),
+        ("", "/ann", 0, 2, False, True),
+        ("ltx2", "/ann", 7, 1, False, True),
+        ("ltx2", "/bob", 8, None, True, True),
+        ("wav2lip", "/", 0, None, True, False),
     ]
 
 

@@ -116,15 +116,15 @@ LOOK = f"""
            (SELECT coalesce(json_object_agg(id, folder), '{{}}') FROM used_ids) AS used,
            (SELECT coalesce(json_agg(json_build_array(model, status, n)), '[]')
               FROM ({_COUNTS.text}) counted (model, status, n)) AS counts,
-           (SELECT coalesce(json_agg(json_build_array(queue, user_id, priority, since)), '[]') FROM (
-               SELECT queue, user_id, priority, since FROM turns WHERE since IS NOT NULL
+           (SELECT coalesce(json_agg(json_build_array(queue, owner, priority, since)), '[]') FROM (
+               SELECT queue, owner, priority, since FROM turns WHERE since IS NOT NULL
                EXCEPT (
-               SELECT DISTINCT ON (1, 2) CASE WHEN inputs IS NULL THEN '' ELSE model END, coalesce(user_id, ''),
+               SELECT DISTINCT ON (1, 2) CASE WHEN inputs IS NULL THEN '' ELSE model END, owner,
                       priority, created_at
                  FROM jobs WHERE status = 'queued' AND lease_token IS NULL AND not_before <= now()
                 ORDER BY 1, 2, priority DESC, created_at)) wrong) AS wrong_lines,
            (SELECT count(*) FROM turns WHERE since IS NOT NULL) AS lines,
-           (SELECT count(DISTINCT (CASE WHEN inputs IS NULL THEN '' ELSE model END, coalesce(user_id, ''))) FROM jobs
+           (SELECT count(DISTINCT (CASE WHEN inputs IS NULL THEN '' ELSE model END, owner)) FROM jobs
              WHERE status = 'queued' AND lease_token IS NULL AND not_before <= now()) AS waiting
 """
 

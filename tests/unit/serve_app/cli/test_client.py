@@ -12,10 +12,12 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 
 def client(*answers: httpx.Response | Exception, clock: Callable[[], float] = lambda: 0.0) -> Client:
-    """Gives these answers one after another, the last one for ever."""
+    """Gives these answers one after another, the last one for ever. It has no event streams."""
     left = list(answers)
 
-    def handle(_: httpx.Request) -> httpx.Response:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return httpx.Response(404, json={"code": "not_found"})
         answer = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(answer, Exception):
             raise answer
@@ -40,15 +42,27 @@ def test_wait_outlives_a_restart_of_the_api() -> None:
     assert seen == ["queued", "completed"]
 
 
+def test_wait_goes_on_when_it_was_told_to_ask_less_often() -> None:
+    refused = httpx.Response(429, json={"code": "rate_limited"}, headers={"retry-after": "1"})
+    assert client(job("queued"), refused, job("completed")).wait("1")["status"] == "completed"
+
+
 def test_wait_does_not_wait_for_an_api_that_was_never_there() -> None:
     with pytest.raises(Unreachable, match="http://api"):
         client(DOWN).wait("1")
 
 
 def test_wait_gives_up_on_an_api_that_stays_away() -> None:
-    times = iter([0.0, 1.0, 2.0, PATIENCE_S + 2.0])
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += PATIENCE_S / 4
+        return now
+
     with pytest.raises(Unreachable):
-        client(job("queued"), DOWN, clock=lambda: next(times)).wait("1")
+        client(job("queued"), DOWN, clock=clock).wait("1")
+    assert now > PATIENCE_S
 
 
 def test_wait_ends_when_the_job_is_gone() -> None:
@@ -57,9 +71,22 @@ def test_wait_ends_when_the_job_is_gone() -> None:
 
 
 def test_wait_times_out() -> None:
-    times = iter([0.0, 0.0, 3.0, 3.0, 6.0])
+    now, paused = 0.0, []
+
+    def pause(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        paused.append(seconds)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        # A stream could not be left in time.
+        assert not request.url.path.endswith("/events")
+        return job("queued")
+
+    waiting = Client("http://api", "key", httpx.MockTransport(handle), pause=pause, clock=lambda: now)
     with pytest.raises(WaitTimedOut):
-        client(job("queued"), clock=lambda: next(times)).wait("1", timeout_s=5)
+        waiting.wait("1", poll_s=2, timeout_s=5)
+    assert paused == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""What limits a key's jobs, and how a client is told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serve_app.access.caller import Caller
+from serve_app.api.errors import BudgetReached, QueueFull
+from serve_app.jobs.forecast import unit_costs
+from serve_app.jobs.quota import NoBudget, NoPlace, Quota
+from serve_app.services import Services
+
+#: Seconds after which there may be room again: a place when a job begins, money as the day goes by.
+_PLACE_AGAIN_S = 30
+_MONEY_AGAIN_S = 3600
+
+
+async def quota_of(caller: Caller, services: Services) -> Quota | None:
+    """What limits this caller's jobs; None: nothing does, which is true of the environment's own key."""
+    if not caller.key_id:
+        return None
+    limits = caller.limits
+    return Quota(
+        key_id=caller.key_id,
+        queued_jobs=limits.queued_jobs,
+        usd_per_day=limits.usd_per_day,
+        unit_usd={} if limits.usd_per_day is None else await unit_costs(services.engine),
+    )
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What the store says of a quota, as errors of the API."""
+    try:
+        yield
+    except NoPlace:
+        raise QueueFull(headers={"retry-after": str(_PLACE_AGAIN_S)}) from None
+    except NoBudget:
+        raise BudgetReached(headers={"retry-after": str(_MONEY_AGAIN_S)}) from None
