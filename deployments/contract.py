@@ -59,6 +59,8 @@ class Task(_Value):
     inputs: dict[str, MediaInput]
     #: Presigned PUT for the mp4.
     output_url: str
+    #: Presigned PUT for the poster; empty: none is wanted.
+    poster_url: str = ""
     #: Seconds a lease lives without a report.
     lease_s: float
     #: Seconds the run may take, preparation and upload included.
@@ -108,6 +110,15 @@ class MediaFacts(_Value):
     has_audio: bool
 
 
+class FileFacts(_Value):
+    """What a file is that the replica has stored."""
+
+    #: Bytes.
+    size: int
+    #: Hex MD5, which is what S3 returns as the ETag of a single PUT.
+    md5: str
+
+
 class Outcome(_Value):
     """The mp4 is at the task's output URL."""
 
@@ -115,9 +126,11 @@ class Outcome(_Value):
     lease: Lease
     #: Bytes.
     size: int
-    #: Hex MD5, which is what S3 returns as the ETag of a single PUT.
+    #: As in :class:`FileFacts`.
     md5: str
     media: MediaFacts
+    #: The WebP at the task's poster URL; None: there is none.
+    poster: FileFacts | None = None
     #: Seconds by stage, see ``TIMED``.
     timings: dict[str, float]
     #: What a reader of the video should know, e.g. that the weights were random.

@@ -26,13 +26,15 @@ import structlog
 from ray import serve
 
 from deployments import logs
-from deployments.contract import SLOTS, Failure, Outcome, Report, Stopped, Task, Verdict
+from deployments.contract import SLOTS, Failure, FileFacts, Outcome, Report, Stopped, Task, Verdict
 from deployments.engine import InputFile, Rendered
 from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
+from deployments.media import poster
 from deployments.occupancy import Occupancy
 from deployments.registry import MODELS
 from deployments.run import Reporter, Run, RunStopped
+from deployments.sandbox.connection import SandboxError
 from deployments.sandbox.report import log_layers
 from deployments.sandbox.secrecy import close_to_others
 from deployments.scratch import Scratch
@@ -50,6 +52,8 @@ NODE_VARIABLE = "RAY_CLOUD_INSTANCE_ID"
 PREPARED, COMPUTED = 10.0, 90.0
 #: Seconds that a run may overstay its time limit between two steps before its replica counts as wedged.
 STEP_GRACE_S = 120.0
+#: Seconds for which a finished video waits for its poster, which is made and stored while the video is.
+POSTER_S = 20.0
 #: Out of memory so often in a row means that the process holds memory it will not give back.
 MAX_OUT_OF_MEMORY = 2
 
@@ -195,17 +199,39 @@ class Replica:
             rendered: Rendered = await self._in_cpu(run, self._engine.publish, result, workdir)
             del result
             run.step(Stage.UPLOADING, (COMPUTED + 100) / 2)
-            md5 = await self._in_cpu(run, _md5, rendered.path)
-            await run.unless_stopped(self._transfer.put(rendered.path, task.output_url, partial(_output_link, run)))
+            showing = asyncio.create_task(self._poster(run, task, rendered.path))
+            try:
+                md5 = await self._in_cpu(run, _md5, rendered.path)
+                await run.unless_stopped(self._transfer.put(rendered.path, task.output_url, partial(_output_link, run)))
+                # Neither a cancel nor the time limit undoes a video that is there.
+                await asyncio.wait({showing}, timeout=min(POSTER_S, max(0.0, run.seconds_left)))
+                shown = showing.result() if showing.done() else None
+            finally:
+                showing.cancel()
         self._out_of_memory = 0
         return Outcome(
             lease=task.lease,
             size=rendered.path.stat().st_size,
             md5=md5,
             media=rendered.media,
+            poster=shown,
             timings=run.timings,
             notes={**rendered.notes, **({"random_weights": True} if self._engine.random_weights else {})},
         )
+
+    async def _poster(self, run: Run, task: Task, video: Path) -> FileFacts | None:
+        """Make and store it. None if that fails, whatever the reason: the video is what was asked for."""
+        # A head of the version before asks for none.
+        if not (url := getattr(task, "poster_url", "")):
+            return None
+        path = video.with_name("poster.webp")
+        try:
+            await self._call(self._cpu_threads, poster.make, video, path)
+            await self._transfer.put(path, url, partial(_poster_link, run), content_type=poster.CONTENT_TYPE)
+            return FileFacts(size=path.stat().st_size, md5=_md5(path))
+        except (Fault, SandboxError, OSError) as error:
+            log.warning("no_poster", error=str(error))
+            return None
 
     async def _on_gpu(self, run: Run, prepared: Any) -> Any:
         def step(stage: Stage, fraction: float) -> None:
@@ -282,6 +308,10 @@ async def _input_link(run: Run, name: str) -> str:
 
 async def _output_link(run: Run) -> str:
     return (await run.renewed(tries=1)).output_url
+
+
+async def _poster_link(run: Run) -> str:
+    return (await run.renewed(tries=1)).poster_url
 
 
 def _rounded(timings: dict[str, float]) -> dict[str, float]:

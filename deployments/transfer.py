@@ -49,8 +49,8 @@ class Transfer:
                 await _wait_or_give_up(GET_TRIES, tries_left, "fetch the input", error, STALE if renew else ())
                 url = await _renewed(url, renew, error)
 
-    async def put(self, path: Path, url: str, renew: Renew | None = None) -> None:
-        """Upload an mp4. The signature in ``url`` covers its content type.
+    async def put(self, path: Path, url: str, renew: Renew | None = None, content_type: str = "video/mp4") -> None:
+        """Upload a file. The signature in ``url`` covers its content type.
 
         A bucket that refuses is asked as long as one that is down, with fresh links: the video is there, and whoever
         mends the bucket should find that nothing was lost.
@@ -59,7 +59,7 @@ class Transfer:
             Fault: ``storage_unavailable``.
         """
         size = (await asyncio.to_thread(path.stat)).st_size
-        headers = {"content-type": "video/mp4", "content-length": str(size)}
+        headers = {"content-type": content_type, "content-length": str(size)}
         for tries_left in reversed(range(PUT_TRIES)):
             try:
                 response = await self._client.put(url, content=_chunks(path), headers=headers)

@@ -88,7 +88,8 @@ class Api:
         self._services = services
         ring = build_ring(services)
         self._ring = asyncio.create_task(ring.run())
-        self._server = HttpServer(create_asgi(services, ring), host, settings.port)
+        app = create_asgi(services, ring)
+        self._server = HttpServer(app, host, settings.port, base_url=settings.base_url)
         await self._server.start()
 
     async def __del__(self) -> None:

@@ -81,6 +81,7 @@ class Job(TypedDict):
     queue_position: NotRequired[int]
     eta_seconds: NotRequired[float]
     result_url: NotRequired[str]
+    poster_url: NotRequired[str]
     error_message: NotRequired[str]
     error_code: NotRequired[str]
     attempt: int
@@ -462,6 +463,19 @@ class Client:
         Returns the number of bytes.
         """
         url: str = self._json("GET", f"/api/v1/presign/download/{quote(job_id, safe='')}")["download_url"]
+        return self._save(url, path, on_bytes)
+
+    def download_poster(self, job: Job, path: Path) -> int:
+        """Save the first frame of a finished video, a WebP, in the same way.
+
+        Raises:
+            ApiError: ``no_poster``, there is none.
+        """
+        if "poster_url" not in job:
+            raise ApiError(httpx.codes.NOT_FOUND, "no_poster", f"Job {job['job_id']} has no poster.")
+        return self._save(job["poster_url"], path, _ignore)
+
+    def _save(self, url: str, path: Path, on_bytes: OnBytes) -> int:
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         done = 0
         try:

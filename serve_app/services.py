@@ -87,10 +87,14 @@ class Services:
     async def result_url(self, job: Job) -> str | None:
         """Where the finished video can be fetched: the public bucket if there is one, else a link that is good for as
         long as the video is kept, at most seven days."""
-        if job.output_key is None:
-            return job.result_url
-        public = self.storage.public_url(job.output_key)
-        return public or await self.storage.presign_get(job.output_key, self._link_life_s(job))
+        return job.result_url if job.output_key is None else await self._link(job, job.output_key)
+
+    async def poster_url(self, job: Job) -> str | None:
+        """Where its first frame can be fetched, for as long as the video; None where there is none."""
+        return None if job.poster_key is None else await self._link(job, job.poster_key)
+
+    async def _link(self, job: Job, key: str) -> str:
+        return self.storage.public_url(key) or await self.storage.presign_get(key, self._link_life_s(job))
 
     def _link_life_s(self, job: Job) -> int:
         """Until the job is forgotten; ``COMPLETED_RETENTION_COUNT`` may make that earlier."""

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     cluster_secret: SecretStr = SecretStr("")
     database_url: str = ""
     redis_url: str = ""
+    #: Where Ray on this head keeps its state, without the password: the launcher tells Ray, and so whoever runs on it.
+    ray_redis_address: str = ""
 
     r2_endpoint: str = ""
     r2_access_key: SecretStr = SecretStr("")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
 from deployments.ltx2 import checkpoint
@@ -20,6 +20,22 @@ DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
 
 class LTX2Params(Params):
     """Everything but the image."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {
+                    "anyOf": [
+                        {
+                            "required": ["width", "height"],
+                            "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}},
+                        },
+                        {"properties": {"width": {"type": "null"}, "height": {"type": "null"}}},
+                    ]
+                }
+            ]
+        }
+    )
 
     prompt: str = Field(DEFAULT_PROMPT, min_length=1, max_length=4000, description="What should happen in the video.")
     negative_prompt: str = Field(

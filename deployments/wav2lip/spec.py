@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
 from deployments.weights import check_file
@@ -20,7 +20,7 @@ S3FD_VARIABLE = "WAV2LIP_S3FD_PATH"
 SMALLEST, SMALLEST_S3FD = 60 * 1024**2, 40 * 1024**2
 
 #: A distance in pixels of the source picture.
-Pixels = Annotated[int, Field(ge=0, le=16384)]
+Pixels = Annotated[int, Field(ge=0, le=16384, strict=True)]
 
 
 class Edges(NamedTuple):
@@ -32,8 +32,34 @@ class Edges(NamedTuple):
     right: Pixels
 
 
+def _listed(value: object) -> object:
+    """pydantic would take an object of the four by name as well, which is no part of the schema; JSON Schema calls 7.0
+    an integer."""
+    if isinstance(value, dict):
+        raise ValueError("give a list of four numbers: [top, bottom, left, right]")
+    if not isinstance(value, list):
+        return value
+    return [int(edge) if isinstance(edge, float) and edge.is_integer() else edge for edge in value]
+
+
+FourEdges = Annotated[Edges, BeforeValidator(_listed)]
+
+
 class Wav2LipParams(Params):
     """Everything but the video and the audio."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {
+                    "anyOf": [
+                        {"properties": {"face_box": {"type": "null"}}},
+                        {"properties": {"face_index": {"type": "null"}}},
+                    ]
+                }
+            ]
+        }
+    )
 
     sync_mode: SyncMode = Field(
         "cut",
@@ -43,7 +69,7 @@ class Wav2LipParams(Params):
             "frame stays, still talking. A longer video ends with the audio; a still image lasts as long as the audio."
         ),
     )
-    face_box: Edges | None = Field(
+    face_box: FourEdges | None = Field(
         None,
         description=(
             "`[top, bottom, left, right]` of the face in pixels of the source picture (upright), for every frame. "
@@ -59,7 +85,7 @@ class Wav2LipParams(Params):
             "It is followed from there. Default: the largest."
         ),
     )
-    pads: Edges = Field(
+    pads: FourEdges = Field(
         Edges(0, 10, 0, 0),
         description="`[top, bottom, left, right]` pixels added to a detected face; the chin needs some at the bottom.",
     )

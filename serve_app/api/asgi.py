@@ -14,6 +14,7 @@ from serve_app.access.key_ring import KeyRing
 from serve_app.api import (
     deliveries,
     endpoints,
+    error_pages,
     estimate,
     events,
     files,
@@ -41,7 +42,8 @@ Post an image and a prompt, or a video and an audio track; get a durable job; do
 2. Follow `GET /api/v1/jobs/{job_id}/events`, ask `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
 3. Download from `result_url`.
 
-Errors are `application/problem+json` with a stable `code`.
+Errors are `application/problem+json` with a stable `code`; their `type` leads to what it means and what to do
+(`/errors`).
 """
 
 
@@ -61,9 +63,11 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
     app.state.services = services
     services.feed.show(partial(events.look, services))
     app.state.key_ring = ring
-    problems.install(app)
-    parts = (generate, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files)
+    parts = (
+        generate, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files, error_pages,
+    )  # fmt: skip
     routers = [part.router for part in parts]
+    problems.install(app, services.settings.base_url, routers)
     for router in routers:
         app.include_router(router)
     app.webhooks.include_router(webhook_events.router)
@@ -76,6 +80,10 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         allow_headers=["*"],
         expose_headers=[
             "x-request-id",
+            # A script that plays a video in parts has to see where it is.
+            "accept-ranges",
+            "content-range",
+            "etag",
             "ratelimit",
             "ratelimit-policy",
             "retry-after",

@@ -47,7 +47,7 @@ class Direct:
             try:
                 answer = await jobs.read(job_id, caller, self._services)
             except Exception as error:
-                answer = failed(error)
+                answer = failed(error, self._services.settings.base_url)
         await (answer or self._app)(scope, receive, send)
 
     async def _create(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +59,7 @@ class Direct:
             try:
                 answer = await generate.create(body.get("body", b""), caller, self._services)
             except Exception as error:
-                answer = failed(error)
+                answer = failed(error, self._services.settings.base_url)
             receive = _Again(body, receive)
         await (answer or self._app)(scope, receive, send)
 

@@ -16,16 +16,17 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── JobNotFinished          409 job_not_finished
     ├── JobNotUploading         409 job_not_uploading
     ├── JobIdUsed               409 job_id_used
+    ├── UploadMissing           409 upload_missing
     ├── JobNotFailed            409 job_not_failed
     ├── InputsGone              409 inputs_gone
     ├── IdempotencyInFlight     409 idempotency_in_flight
     ├── WebhookDisabled         409 webhook_disabled
     ├── TooManyWebhooks         409 too_many_webhooks
     ├── InvalidRequest          422 invalid_request
-    │   ├── UploadMissing       422 upload_missing
     │   └── IdempotencyKeyReused 422 idempotency_key_reused
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
+    ├── RangeNotSatisfiable     416 range_not_satisfiable
     ├── TooManyStreams          429 too_many_streams
     ├── RateLimited             429 rate_limited
     ├── QueueFull               429 queue_full
@@ -46,6 +47,8 @@ class VideoApiError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    #: What to do about it, where the docstring, which is the message, does not say.
+    remedy: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Unauthorized(VideoApiError):
 
     status = 401
     code = "unauthorized"
+    remedy = "Send `Authorization: Bearer <key>` with a key that is valid. `/webhook/` takes `X-Webhook-Secret`."
 
 
 class Forbidden(VideoApiError):
@@ -79,6 +83,7 @@ class Forbidden(VideoApiError):
 
     status = 403
     code = "forbidden"
+    remedy = "Use a key that has the scope, or have the operator make one: `video-api keys`."
 
 
 class JobNotFound(VideoApiError):
@@ -86,6 +91,9 @@ class JobNotFound(VideoApiError):
 
     status = 404
     code = "job_not_found"
+    remedy = (
+        "Look whether the id is right and whose key you use: a key sees its own jobs. Jobs are deleted after a while."
+    )
 
 
 class WebhookNotFound(VideoApiError):
@@ -114,6 +122,7 @@ class NotFound(VideoApiError):
 
     status = 404
     code = "not_found"
+    remedy = "Look at the path: `/docs` has them all. A video can be downloaded once its job has completed."
 
 
 class MethodNotAllowed(VideoApiError):
@@ -121,6 +130,7 @@ class MethodNotAllowed(VideoApiError):
 
     status = 405
     code = "method_not_allowed"
+    remedy = "Use a method that the `Allow` header names."
 
 
 class RequestTimeout(VideoApiError):
@@ -191,11 +201,13 @@ class InvalidRequest(VideoApiError):
 
     status = 422
     code = "invalid_request"
+    remedy = "Mend the field that `param` names; `errors` lists all that are at fault."
 
 
-class UploadMissing(InvalidRequest):
+class UploadMissing(VideoApiError):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 
+    status = 409
     code = "upload_missing"
 
 
@@ -217,6 +229,14 @@ class PayloadTooLarge(VideoApiError):
 
     status = 413
     code = "payload_too_large"
+    remedy = "Send less: media by upload or URL, never in the body. `/api/v1/models` has the limits."
+
+
+class RangeNotSatisfiable(VideoApiError):
+    """The file has no such bytes. `Content-Range` says how many there are."""
+
+    status = 416
+    code = "range_not_satisfiable"
 
 
 class TooManyStreams(VideoApiError):
@@ -256,3 +276,4 @@ class Unavailable(VideoApiError):
 
     status = 503
     code = "unavailable"
+    remedy = "Wait as long as `Retry-After` says, if it is there, then send the request again."

@@ -10,7 +10,7 @@ from deployments.registry import MODELS
 from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
 from serve_app.api.problems import documented
-from serve_app.api.schemas import EstimateView
+from serve_app.api.schemas import EstimateView, ModelName
 from serve_app.jobs.conditions import EVERY_MODEL, of_key
 from serve_app.jobs.forecast import CostRange
 from serve_app.services import Services, ServicesOf
@@ -28,7 +28,7 @@ async def estimate(
     request: Request,
     caller: Reader,
     services: ServicesOf,
-    model: Annotated[str, Query(description="See `GET /api/v1/models`.")],
+    model: Annotated[ModelName, Query(description="See `GET /api/v1/models`.")],
 ) -> EstimateView:
     """What a job would cost and how long it would take if it were submitted now. Nothing is submitted.
 

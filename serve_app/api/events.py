@@ -104,6 +104,23 @@ def encode(kind: str, data: str, version: int | None = None) -> bytes:
     return f"{number}event: {kind}\ndata: {data}\n\n".encode()
 
 
+#: One event, as OpenAPI 3.2 has it.
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["snapshot", "update", "end", "deleted"]},
+        "retry": {"type": "integer"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobView"},
+        },
+    },
+}
+
+
 @router.get(
     "/{job_id}/events",
     operation_id="watch_job",
@@ -111,7 +128,10 @@ def encode(kind: str, data: str, version: int | None = None) -> bytes:
     status_code=200,
     response_class=EventStream,
     responses={
-        200: {"description": "Events: `snapshot`, `update`, `end`, `deleted`; the data of each is a `JobView`."},
+        200: {
+            "description": "Events: `snapshot`, `update`, `end`, `deleted`; the data of each is a `JobView`.",
+            "content": {"text/event-stream": {"itemSchema": _EVENT}},
+        },
         204: {"description": "The job has ended, and `Last-Event-ID` says that you know how."},
         **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest, TooManyStreams),
     },

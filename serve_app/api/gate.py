@@ -186,7 +186,7 @@ class Gate:
             else:
                 await self._stream(scope, receive, send, declared)
         except VideoApiError as error:
-            await answer(error)(scope, receive, send)
+            await answer(error, self._settings.base_url)(scope, receive, send)
 
     def _standing(self, scope: Scope) -> Standing | None:
         """Counts the request. None where nothing limits the key, or there is none."""

@@ -27,6 +27,7 @@ from serve_app.api.errors import (
 from serve_app.api.gate import Live, live
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
+from serve_app.api.links import TO_THE_JOB
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
@@ -78,20 +79,23 @@ def _again(created: Created) -> str:
     status_code=201,
     operation_id="generate",
     response_model_exclude_none=True,
-    responses=documented(
-        Unauthorized,
-        Forbidden,
-        InvalidRequest,
-        UploadMissing,
-        IdempotencyKeyReused,
-        JobNotFound,
-        JobNotUploading,
-        IdempotencyInFlight,
-        PayloadTooLarge,
-        RequestTimeout,
-        QueueFull,
-        BudgetReached,
-    ),
+    responses={
+        201: {"links": TO_THE_JOB},
+        **documented(
+            Unauthorized,
+            Forbidden,
+            InvalidRequest,
+            UploadMissing,
+            IdempotencyKeyReused,
+            JobNotFound,
+            JobNotUploading,
+            IdempotencyInFlight,
+            PayloadTooLarge,
+            RequestTimeout,
+            QueueFull,
+            BudgetReached,
+        ),
+    },
 )
 @live(Live.WAIT)
 async def generate(

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
+from serve_app import redis
 from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.jobs import fleet_metrics, metrics
 from serve_app.jobs.conditions import HOPELESS, Condition
@@ -41,6 +42,7 @@ class Checks:
         self.health = Shared(self._health)
         self.metrics = Shared(self._metrics, CHECK_TIMEOUT_S)
         self._services = services
+        self._redis_address = services.settings.ray_redis_address
         # A database that hangs can't be waited for, not even until what asks it is cancelled.
         self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
         self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
@@ -48,15 +50,17 @@ class Checks:
 
     async def _health(self) -> Response:
         details: dict[str, str] = {}
-        counts, conditions, _, states = await asyncio.gather(
+        counts, conditions, _, states, _ = await asyncio.gather(
             _check("database", self._counts.get(), details),
             _check("database", self._conditions.get(), details),
             _check("storage", self._services.storage.check(), details),
             _check("ray", self._services.cluster.models(), details),
+            _check("redis", self._redis(), details),
         )
         if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
             details["ray"] = "; ".join(absent)
         parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
+        parts["redis"] = "down" if "redis" in details else "ok" if self._redis_address else "unused"
         status = 503 if details else 200
         models: Mapping[str, ModelHealth] = {}
         if states is not None:
@@ -70,6 +74,10 @@ class Checks:
             details=details,
         )
         return Response(health.model_dump_json(), status, media_type="application/json")
+
+    async def _redis(self) -> None:
+        if self._redis_address:
+            await redis.check(self._redis_address)
 
     async def _metrics(self) -> Response:
         depths = await self._counts.get()

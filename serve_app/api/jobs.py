@@ -24,11 +24,12 @@ from serve_app.api.errors import (
 from serve_app.api.gate import Live, live
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
+from serve_app.api.links import TO_THE_NEXT_PAGE
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.retries import again
-from serve_app.api.schemas import Created, JobPage, JobView, QueryText
+from serve_app.api.schemas import Created, JobPage, JobView, ModelName, QueryText
 from serve_app.api.submission import accept
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
@@ -60,6 +61,7 @@ async def view(seen: Seen, services: Services) -> JobView:
     return JobView.of(
         job,
         result_url=await services.result_url(job),
+        poster_url=await services.poster_url(job),
         position=seen.position,
         eta=eta_s,
         waits=why_waiting(job, seen.conditions),
@@ -108,7 +110,7 @@ async def get_job(
     "",
     operation_id="list_jobs",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses={200: {"links": TO_THE_NEXT_PAGE}, **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest)},
     openapi_extra={"parameters": [PARAMETER]},
 )
 async def list_jobs(
@@ -116,7 +118,7 @@ async def list_jobs(
     services: ServicesOf,
     metadata: MetadataWanted,
     status: Status | None = None,
-    model: str | None = None,
+    model: ModelName | None = None,
     user_id: QueryText | None = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -128,7 +130,7 @@ async def list_jobs(
     if after is not None:
         last = await services.store.get(after, of_key=caller.sees)
         if last is None:
-            raise InvalidRequest("after: no such job. Start again from the first page.", param="after")
+            raise JobNotFound("after: no such job. Start again from the first page.", param="after")
         position = (last.created_at, last.id)
     found = await services.store.list(
         status=status,
@@ -147,6 +149,7 @@ async def list_jobs(
         JobView.of(
             job,
             result_url=await services.result_url(job),
+            poster_url=await services.poster_url(job),
             position=None,
             eta=None,
             waits=why_waiting(job, current),

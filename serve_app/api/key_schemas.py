@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field
 
 from serve_app.access.caller import Caller, Limits, Scope
 from serve_app.access.key_store import Issued, Key
-from serve_app.api.schemas import without_nul
+from serve_app.api.body import RequestBody
 from serve_app.jobs.quota import Use
 
 #: Longest that a rotated key's last secret stays good.
@@ -19,10 +19,8 @@ _MANY = 1_000_000_000
 ExpiresIn = Annotated[float | None, Field(gt=0, le=_LONGEST_S)]
 
 
-class KeyLimits(BaseModel):
+class KeyLimits(RequestBody):
     """What one key may use. What is left out has no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests_per_minute: int | None = Field(None, ge=1, le=1_000_000, description="More are refused: `rate_limited`.")
     running_jobs: int | None = Field(None, ge=1, le=_MANY, description="More wait in the queue.")
@@ -51,14 +49,16 @@ class KeyLimits(BaseModel):
         return Limits(**self.model_dump())
 
 
-class NewKey(BaseModel):
+class NewKey(RequestBody):
     """Which key?"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = Field(min_length=1, max_length=100, description="For people, e.g. whose it is.")
-    scopes: frozenset[Scope] = Field(
+    # JSON has neither sets nor names of ours: here, a list of texts is no mistake.
+    scopes: frozenset[Annotated[Scope, Field(strict=False)]] = Field(
         frozenset({Scope.GENERATE, Scope.READ}),
+        strict=False,
+        # One that is named twice is none the less one.
+        json_schema_extra=lambda schema: schema.pop("uniqueItems", None),
         min_length=1,
         description="`generate`: ask for videos, cancel and delete. `read`: look at its jobs and fetch its videos. "
         "`admin`: everything, for every key.",
@@ -66,13 +66,9 @@ class NewKey(BaseModel):
     expires_in: ExpiresIn = Field(None, description="Seconds from now; left out: it does not expire.")
     limits: KeyLimits = Field(default_factory=KeyLimits)
 
-    _storable = field_validator("name")(without_nul)
 
-
-class Rotation(BaseModel):
+class Rotation(RequestBody):
     """How a key changes its secret."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     overlap_s: float = Field(
         0, ge=0, le=MOST_OVERLAP_S, description="Seconds for which the last secret stays good beside the new one."
@@ -113,7 +109,7 @@ class KeyPage(BaseModel):
     """Newest first. Ask for the next page with ``after=<last_id>``."""
 
     data: list[KeyView]
-    last_id: str | None
+    last_id: str | None = None
     has_more: bool
 
 

@@ -58,7 +58,7 @@ async def create_key(request: NewKey, _: Admin, ring: RingOf) -> IssuedKey:
     "/keys",
     operation_id="list_keys",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, KeyNotFound, InvalidRequest),
 )
 async def list_keys(
     _: Admin,
@@ -69,7 +69,7 @@ async def list_keys(
     """Keys, newest first, with those that were revoked or have expired. No secrets."""
     last = None if after is None else await ring.store.get(after)
     if after is not None and last is None:
-        raise InvalidRequest("after: no such key. Start again from the first page.", param="after")
+        raise KeyNotFound("after: no such key. Start again from the first page.", param="after")
     found = await ring.store.list(after=last, limit=limit + 1)
     data = [KeyView.of(key) for key in found[:limit]]
     return KeyPage(data=data, last_id=data[-1].key_id if data else None, has_more=len(found) > limit)

@@ -17,6 +17,7 @@ from serve_app.api.errors import (
 )
 from serve_app.api.jobs import JobPath
 from serve_app.api.limits import quota_of, told
+from serve_app.api.links import TO_THE_JOB
 from serve_app.api.problems import documented
 from serve_app.api.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.api.uploads import default_content_type
@@ -33,13 +34,23 @@ DOWNLOAD_LINK_S = 24 * 3600
 @router.post(
     "/upload",
     operation_id="presign_upload",
-    responses=documented(
-        Unauthorized, Forbidden, InvalidRequest, JobNotUploading, JobIdUsed, PayloadTooLarge, RequestTimeout, QueueFull
-    ),
+    responses={
+        200: {"links": TO_THE_JOB},
+        **documented(
+            Unauthorized,
+            Forbidden,
+            InvalidRequest,
+            JobNotUploading,
+            JobIdUsed,
+            PayloadTooLarge,
+            RequestTimeout,
+            QueueFull,
+        ),
+    },
 )
 async def presign_upload(request: UploadRequest, caller: Maker, services: ServicesOf) -> UploadTicket:
     """Get a URL to PUT an input file to. Then call `generate` with the `job_id` instead of a URL."""
-    content_type = request.content_type or default_content_type(request.input_type)
+    content_type = default_content_type(request.input_type) if request.content_type is None else request.content_type
     if not content_type.startswith(f"{request.input_type}/"):
         raise InvalidRequest(f"content_type: must be {request.input_type}/…", param="content_type")
     quota = await quota_of(caller, services)

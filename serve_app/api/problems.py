@@ -1,16 +1,19 @@
 """Every error leaves as one shape: RFC 9457 with a stable code, documented in OpenAPI."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
+from serve_app.api.codes import uri
 from serve_app.api.errors import (
     Forbidden,
     InternalError,
@@ -46,9 +49,10 @@ def documented(*errors: type[VideoApiError]) -> dict[int | str, dict[str, Any]]:
 _SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
 
 
-def answer(error: VideoApiError) -> JSONResponse:
+def answer(error: VideoApiError, base_url: str) -> JSONResponse:
+    """The problem as the service at ``base_url`` says it."""
     body = Problem(
-        type=f"urn:video-api:problem:{error.code}",
+        type=uri(error.code, base_url),
         title=error.title,
         status=error.status,
         detail=error.detail,
@@ -62,17 +66,18 @@ def answer(error: VideoApiError) -> JSONResponse:
     return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
 
 
-def failed(error: Exception) -> JSONResponse:
+def failed(error: Exception, base_url: str) -> JSONResponse:
     """The answer to whatever went wrong."""
     match error:
         case VideoApiError():
-            return answer(error)
+            return answer(error, base_url)
         case RequestValidationError():
-            return answer(_invalid(error))
+            return answer(_invalid(error), base_url)
         case HTTPException():
             known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
             kind = known.get(error.status_code, InvalidRequest)
-            return answer(kind(None if error.status_code in known else str(error.detail), headers=error.headers))
+            text = None if error.status_code in known else str(error.detail)
+            return answer(kind(text, headers=error.headers), base_url)
         case (
             StorageError(transient=True)
             | OperationalError()
@@ -82,17 +87,21 @@ def failed(error: Exception) -> JSONResponse:
         ):
             # A line and no stack: while a part is away, every request comes here.
             log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
-            return answer(Unavailable())
+            return answer(Unavailable(), base_url)
         case _:
             log.error("request_crashed", exc_info=error)
-            return answer(InternalError())
+            return answer(InternalError(), base_url)
 
 
-def install(app: FastAPI) -> None:
-    """Route every exception through :func:`failed`."""
+def install(app: FastAPI, base_url: str, routers: Sequence[APIRouter] = ()) -> None:
+    """Route every exception through :func:`failed`. ``routers`` are those that the application includes."""
 
-    async def handle(_: Request, error: Exception) -> Response:
-        return failed(error)
+    async def handle(request: Request, error: Exception) -> Response:
+        found = failed(error, base_url)
+        if found.status_code == 405:
+            # Starlette names those of the first route of that path.
+            found.headers["allow"] = ", ".join(sorted(_methods((app, *routers), request.url.path)))
+        return found
 
     kinds = (
         VideoApiError,
@@ -107,6 +116,12 @@ def install(app: FastAPI) -> None:
     )
     for kind in kinds:
         app.add_exception_handler(kind, handle)
+
+
+def _methods(routers: Iterable[FastAPI | APIRouter], path: str) -> set[str]:
+    """All that some route takes at ``path``."""
+    routes = (route for router in routers for route in router.routes if isinstance(route, Route))
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
 def _invalid(error: RequestValidationError) -> InvalidRequest:

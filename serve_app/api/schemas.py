@@ -4,14 +4,23 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    WithJsonSchema,
+    create_model,
+)
 
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from deployments.stage import Stage
+from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.api.labels import Metadata
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
@@ -28,24 +37,15 @@ JobId = Annotated[
 ]
 
 
-def without_nul(value: Any) -> Any:
-    """``value`` itself; ValueError for a text with a NUL, which PostgreSQL cannot store or compare."""
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("must not contain NUL characters")
-    return value
-
-
 #: A text in a query string.
-QueryText = Annotated[str, AfterValidator(without_nul)]
+QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=WITHOUT_NUL)]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    _storable = field_validator("*")(without_nul)
+#: A model's name in a query. Checked by the handler, which says what models there are.
+ModelName = Annotated[str, WithJsonSchema({"type": "string", "enum": [*MODELS]})]
 
 
-class GenerateOptions(_Request):
+class GenerateOptions(RequestBody):
     """What every model's request may carry."""
 
     job_id: JobId | None = Field(None, description="A job opened by `presign/upload`, to use the files uploaded to it.")
@@ -80,6 +80,11 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
         fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
+    uploaded = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
+    urls = [f"{item.name}_url" for item in spec.inputs]
+    linked = {"required": urls, "properties": {url: {"type": "string"} for url in urls}}
+    rules = spec.params.model_json_schema().get("allOf", [])
+    created.model_config["json_schema_extra"] = {"allOf": [*rules, {"anyOf": [linked, uploaded]}]}
     created.model_rebuild(force=True)
     # Of both bases; create_model is typed for one.
     return created  # type: ignore[return-value]
@@ -153,7 +158,7 @@ class JobView(BaseModel):
     """A job as clients see it."""
 
     job_id: str
-    model: str | None
+    model: str | None = None
     status: Status
     progress: float = Field(description="0 to 100; never goes back.")
     stage: str = Field(description=f"What is happening.\n\n{table('stage')}")
@@ -164,6 +169,9 @@ class JobView(BaseModel):
     queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
     eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
     result_url: str | None = None
+    poster_url: str | None = Field(
+        None, description="The first frame, as WebP. Absent where there is none, as of a video that was made elsewhere."
+    )
     error_message: str | None = None
     error_code: str | None = Field(
         None, description=f"Why it failed. ↻: after further attempts.\n\n{table('error_code')}"
@@ -193,6 +201,7 @@ class JobView(BaseModel):
         job: Job,
         *,
         result_url: str | None,
+        poster_url: str | None,
         position: int | None,
         eta: float | None,
         waits: Condition | None = None,
@@ -215,6 +224,7 @@ class JobView(BaseModel):
             queue_position=position,
             eta_seconds=eta,
             result_url=result_url,
+            poster_url=poster_url,
             # What a job that is tried again stumbled over is not how it ended.
             error_message=job.error_message if job.status is Status.FAILED else None,
             error_code=job.error_code if job.status is Status.FAILED else None,
@@ -237,12 +247,26 @@ class JobPage(BaseModel):
     """Newest first. Ask for the next page with ``after=<last_id>``."""
 
     data: list[JobView]
-    last_id: str | None
+    last_id: str | None = None
     has_more: bool
 
 
-class UploadRequest(_Request):
+class UploadRequest(RequestBody):
     """Where may I upload?"""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {
+                        "input_type": {"const": kind},
+                        "content_type": {"anyOf": [{"type": "string", "pattern": f"^{kind}/"}, {"type": "null"}]},
+                    }
+                }
+                for kind in get_args(MediaKind)
+            ]
+        }
+    )
 
     input_type: MediaKind
     job_id: JobId | None = Field(
@@ -276,8 +300,17 @@ class DownloadTicket(BaseModel):
     expires_in: int
 
 
-class WorkerReport(_Request):
+class WorkerReport(RequestBody):
     """What a worker outside the cluster says about a job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"status": {"const": "failed"}}},
+                {"required": ["video_url"], "properties": {"video_url": {"type": "string"}}},
+            ]
+        }
+    )
 
     job_id: str
     model: str
@@ -322,6 +355,8 @@ class QueueCounts(BaseModel):
 
 
 Part = Literal["ok", "down"]
+#: Ray's own store; nothing of the service is in it.
+RedisHealth = Literal["ok", "down", "unused"]
 ModelHealth = Literal["ok", "starting", "waiting", "down"]
 Weights = Literal["configured", "random", "unknown"]
 
@@ -333,6 +368,10 @@ class Health(BaseModel):
     database: Part
     storage: Part
     ray: Part
+    redis: RedisHealth = Field(
+        description="Where Ray keeps its state. While it is `down`, jobs are taken and run, but a restart of the head "
+        "costs the GPU replicas. `unused`: Ray has none."
+    )
     models: Mapping[str, ModelHealth] = Field(
         default_factory=dict,
         description="`starting`: a replica loads the model. `waiting`: for a machine that fits. `down`: replicas do "

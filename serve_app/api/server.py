@@ -13,6 +13,7 @@ import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, cast
 
 import uvicorn
@@ -42,6 +43,39 @@ class ServerLimits:
     #: A body that nobody reads is thrown away for so long and so far, so that its sender gets to see the answer.
     linger_s: float = 2.0
     linger_bytes: int = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer of the server itself, to what the application never sees."""
+
+    status: HTTPStatus
+    code: str
+    message: str
+
+    def answer(self, errors_url: str) -> bytes:
+        """All of it. ``errors_url``: where codes are explained."""
+        problem = {
+            "type": f"{errors_url}/{self.code}",
+            "title": self.status.phrase,
+            "status": self.status,
+            "detail": self.message,
+            "code": self.code,
+            "error": self.message,
+        }
+        body = json.dumps(problem).encode()
+        lines = [
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
+            "content-type: application/problem+json",
+            f"content-length: {len(body)}",
+            "connection: close",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+NOT_HTTP = Refusal(HTTPStatus.BAD_REQUEST, "invalid_request", "This is no valid HTTP request.")
+HEAD_TOO_LARGE = Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The headers are too large.")
+REFUSALS = (NOT_HTTP, HEAD_TOO_LARGE)
 
 
 class Connections:
@@ -77,8 +111,9 @@ class Connections:
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. uvicorn's, with limits on what uvicorn has none for."""
 
-    def __init__(self, limits: ServerLimits, among: Connections, **arguments: Any) -> None:
+    def __init__(self, limits: ServerLimits, among: Connections, errors_url: str, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._errors_url = errors_url
         self._limits = limits
         self._among = among
         self._in_head = True
@@ -126,7 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._bare_bytes = self._bare_bytes + len(data) if self._events == events else 0
         if self._bare_bytes > self._limits.head_bytes:
             if self._in_head:
-                self._refuse_head()
+                self._refuse(HEAD_TOO_LARGE)
             else:
                 self._lingers = True
                 self.abort()
@@ -162,7 +197,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._lingers:
             return
         if size > self._limits.head_bytes or len(self.headers) > self._limits.headers:
-            self._refuse_head()
+            self._refuse(HEAD_TOO_LARGE)
         elif len(self.pipeline) >= self._limits.pipelined:
             # One piece of what came in may hold thousands, and each costs a hundred times its bytes.
             self._lingers = True
@@ -196,7 +231,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self._lingers and not self.transport.is_closing():
-            self._refuse(b"400 Bad Request", "invalid_request", "This is no valid HTTP request.")
+            self._refuse(NOT_HTTP)
 
     def abort(self) -> None:
         """Cut it off, whatever is still to be sent."""
@@ -205,21 +240,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _works(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
-    def _refuse_head(self) -> None:
-        self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", "The headers are too large.")
-
-    def _refuse(self, status: bytes, code: str, message: str) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Answer without the application, and end."""
         if self.cycle is not None and not self.cycle.response_complete:
             # In the middle of another request's answer there is no place for this one.
             self._lingers = True
             self.abort()
             return
-        body = json.dumps({"status": int(status[:3]), "detail": message, "code": code, "error": message}).encode()
-        head = (
-            b"HTTP/1.1 %b\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head % (status, len(body)) + body)
+        self.transport.write(refusal.answer(self._errors_url))
         self._linger()
 
     def _linger(self) -> None:
@@ -252,14 +280,17 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves an application on a port of its own, in the running event loop."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, limits: ServerLimits | None = None) -> None:
-        """Port 0 picks a free one, see :attr:`port`."""
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, limits: ServerLimits | None = None, *, base_url: str = ""
+    ) -> None:
+        """Port 0 picks a free one, see :attr:`port`. ``base_url``: how clients reach it."""
         limits = limits or ServerLimits()
         self._socket = _listen(host, port)
         self.port = int(self._socket.getsockname()[1])
         # What it says of bad requests is for their senders.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        protocol = partial(GuardedProtocol, limits, Connections(min(limits.connections, _raise_file_limit() // 2)))
+        among = Connections(min(limits.connections, _raise_file_limit() // 2))
+        protocol = partial(GuardedProtocol, limits, among, f"{base_url}/errors")
         self._server = _Server(
             uvicorn.Config(
                 app,

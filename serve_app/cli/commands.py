@@ -249,11 +249,17 @@ def download(
             "--output", "-o", metavar="PATH", help=f"Where to: {_PLACE}. Default: ./ID.mp4", show_default=False
         ),
     ] = "./",
+    poster: Annotated[bool, typer.Option("--poster", help="The first frame instead, a WebP: ID.webp.")] = False,
 ) -> None:
-    """Save the finished video."""
+    """Save the finished video, or its first frame."""
     place = Place.parse(output)
     with ctx.obj.client() as client:
-        path = _save(ctx.obj, client, job_id, place)
+        if poster:
+            job = client.job(job_id)
+            path = place.file(job_id, "webp")
+            client.download_poster(job, path)
+        else:
+            path = _save(ctx.obj, client, job_id, place)
     ctx.obj.show({"job_id": job_id, "path": str(path), "bytes": path.stat().st_size}, str(path))
 
 
@@ -307,7 +313,7 @@ def health(ctx: typer.Context) -> None:
         found = client.health()
     ctx.obj.show(found, display.health(found))
     # A model that does not start is among the details, too, but makes no part down.
-    if "down" in (found.get(part) for part in ("api", "database", "storage", "ray")):
+    if "down" in (found.get(part) for part in ("api", "database", "storage", "ray", "redis")):
         raise typer.Exit(Code.UNREACHABLE)
 
 

@@ -14,8 +14,8 @@ from serve_app.client import Job, KeyInfo, ModelInfo
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 _ORDER = (
     "job_id", "model", "status", "stage", "progress", "wait_reason", "queue_position", "eta_seconds", "attempt",
-    "error_code", "error_message", "result_url", "media", "notes", "user_id", "metadata", "timeout_s", "retry_of",
-    "cost_usd", "cost_estimate_usd", "created_at", "started_at", "completed_at",
+    "error_code", "error_message", "result_url", "poster_url", "media", "notes", "user_id", "metadata", "timeout_s",
+    "retry_of", "cost_usd", "cost_estimate_usd", "created_at", "started_at", "completed_at",
 )  # fmt: skip
 _LIMITS = {
     "requests_per_minute": "{}/min",
@@ -124,9 +124,9 @@ def models(found: Sequence[ModelInfo]) -> RenderableType:
 def health(found: Mapping[str, Any]) -> RenderableType:
     """Parts, then queues."""
     grid = Table.grid(padding=(0, 2))
-    for part in ("api", "database", "storage", "ray"):
+    for part in ("api", "database", "storage", "ray", "redis"):
         state = str(found.get(part, "unknown"))
-        style = "green" if state == "ok" else "red"
+        style = {"ok": "green", "unused": "dim"}.get(state, "red")
         grid.add_row(part, Text(state, style=style), Text(found.get("details", {}).get(part, "")))
     details = found.get("details", {})
     for name, counts in found.get("queues", {}).items():

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from serve_app import redis
 from serve_app.cli import rent_checks
 from serve_app.cli.finding import Finding, Look, State
 from serve_app.cli.head import CLUSTER, CONFIG, settings_of_cluster
@@ -121,21 +122,14 @@ async def _redis(settings: "Settings") -> Finding:
     words = [[unquote(word) for word in ("AUTH", parts.username or "", parts.password or "") if word]]
     commands = [*(words if parts.password else []), ["PING"]]
     try:
-        reader, writer = await asyncio.open_connection(
-            parts.hostname, parts.port or 6379, ssl=True if parts.scheme == "rediss" else None
+        answer = await redis.ask(
+            parts.hostname or "", parts.port or redis.PORT, *commands, tls=parts.scheme == "rediss"
         )
-        try:
-            for command in commands:
-                writer.write(b"*%d\r\n" % len(command))
-                writer.writelines(b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in command)
-                answer = (await reader.readline()).decode(errors="replace").strip()
-                if not answer.startswith("+"):
-                    said = answer.removeprefix("-") or "it closes the connection"
-                    return Finding(State.WRONG, f"Redis says: {said}", "Is REDIS_URL the one that the platform shows?")
-        finally:
-            writer.close()
     except OSError as error:
         return Finding(State.WRONG, f"REDIS_URL: {_cause(error)}", "Can this machine reach it?")
+    if not answer.startswith("+"):
+        said = answer.removeprefix("-") or "it closes the connection"
+        return Finding(State.WRONG, f"Redis says: {said}", "Is REDIS_URL the one that the platform shows?")
     return Finding(State.OK, "Redis answers")
 
 

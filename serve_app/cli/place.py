@@ -1,4 +1,4 @@
-"""Where ``-o`` says that a video goes."""
+"""Where ``-o`` says that a video, or its poster, goes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from serve_app.cli.terminal import UsageProblem
 
 @dataclass(frozen=True)
 class Place:
-    """A file, or a folder in which each video is ``ID.mp4``."""
+    """A file, or a folder in which each video is ``ID.mp4`` and each poster ``ID.webp``."""
 
     path: Path
     is_folder: bool
@@ -30,9 +30,9 @@ class Place:
             raise UsageProblem(f"{text}: there is no folder {path.parent}")
         return cls(path, folder)
 
-    def file(self, job_id: str) -> Path:
+    def file(self, job_id: str, extension: str = "mp4") -> Path:
         """Where the video of this job goes. Its folder is there afterwards."""
         if not self.is_folder:
             return self.path
         self.path.mkdir(exist_ok=True)
-        return self.path / f"{job_id}.mp4"
+        return self.path / f"{job_id}.{extension}"

@@ -221,6 +221,10 @@ def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> 
     client.download(job["job_id"], path)
     seconds = time.monotonic() - began
     lines = [Text(f"{path}: {display.video(job)}; {seconds:.1f} s from upload to file")]
+    if "poster_url" in job:
+        poster = path.with_suffix(".webp")
+        client.download_poster(job, poster)
+        lines.append(Text(f"{poster}: its first frame"))
     if job.get("notes", {}).get("random_weights"):
         weights = "Its weights are random, so the picture is noise. README.md, `Weights`, says how to use real ones."
         lines.append(Text(weights, style="yellow"))

@@ -61,7 +61,7 @@ def watching(url: str, say: Say, every_s: float = EVERY_S) -> Iterator[None]:
 def problems(found: Mapping[str, Any]) -> dict[str, str]:
     """What is down by this answer of ``/health``: parts of the service and models, each with its reason."""
     details: Mapping[str, Any] = found.get("details") or {}
-    states = {part: found.get(part) for part in ("api", "database", "storage", "ray")}
+    states = {part: found.get(part) for part in ("api", "database", "storage", "ray", "redis")}
     # Where Ray is down, so are the models, and it says why.
     if found.get("ray") != "down":
         states |= found.get("models") or {}

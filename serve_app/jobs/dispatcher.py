@@ -203,7 +203,22 @@ class Dispatcher:
                     timings=report.timings,
                 )
             )
-        return await self._store.complete(report, key)
+        return await self._store.complete(report, key, await self._poster(report, job.folder))
+
+    async def _poster(self, report: Outcome, folder: str) -> str | None:
+        """Its key if it was made and is stored. One that is missing costs nobody a video."""
+        if report.poster is None:
+            return None
+        key = keys.poster(folder, report.lease.attempt)
+        try:
+            stored = await self._storage.stat(key)
+        except StorageError as error:
+            log.warning("poster_unverified", job_id=report.lease.job_id, error=error.message)
+            return None
+        if stored is None or stored.size != report.poster.size or (stored.md5 and stored.md5 != report.poster.md5):
+            log.warning("poster_corrupt", job_id=report.lease.job_id, found=stored and stored.size)
+            return None
+        return key
 
     # ---------------------------------------------------------------- loops
 

@@ -148,6 +148,8 @@ class Job:
     #: The report of a finished video that could not be verified yet.
     outcome: Mapping[str, Any] | None
     output_key: str | None
+    #: Of its first frame, where there is one.
+    poster_key: str | None
     #: Where the video is when a worker outside the cluster made it.
     result_url: str | None
     media: Mapping[str, Any] | None

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from deployments.contract import TIMED, Failure, Outcome, Progress, Report, Started, Stopped
+from deployments.contract import TIMED, Failure, FileFacts, Outcome, Progress, Report, Started, Stopped
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 
@@ -32,7 +32,8 @@ def vetted(report: Report) -> Report:
         case Failure():
             return report.model_copy(update={"code": FailureCode(report.code), "timings": _timings(report.timings)})
         case Outcome():
-            return report.model_copy(update={"notes": _notes(report), "timings": _timings(report.timings)})
+            known = {"notes": _notes(report), "timings": _timings(report.timings), "poster": _poster(report)}
+            return report.model_copy(update=known)
         case Stopped():
             return report.model_copy(update={"timings": _timings(report.timings)})
 
@@ -48,6 +49,12 @@ def _node(report: Started) -> str:
         return node
     log.error("node_dropped", job_id=report.lease.job_id)
     return ""
+
+
+def _poster(report: Outcome) -> FileFacts | None:
+    # A replica of the version before does not say.
+    poster: FileFacts | None = getattr(report, "poster", None)
+    return poster
 
 
 def _notes(report: Outcome) -> dict[str, Any]:

@@ -309,7 +309,7 @@ class JobStore:
             await db.execute(working.values(progress=percent, stage=report.stage))
             return await verdict(db, report.lease)
 
-    async def complete(self, report: Outcome, output_key: str) -> Verdict:
+    async def complete(self, report: Outcome, output_key: str, poster_key: str | None = None) -> Verdict:
         """``processing → completed``. A cancel that comes after the last step loses: the video exists."""
         async with self._engine.begin() as db:
             job = await held(db, report.lease)
@@ -322,6 +322,7 @@ class JobStore:
                 Status.COMPLETED,
                 progress=100,
                 output_key=output_key,
+                poster_key=poster_key,
                 media=report.media.model_dump(mode="json"),
                 timings=sum_timings(job, report.timings),
                 notes=report.notes,

@@ -93,6 +93,8 @@ jobs = Table(
     #: A finished video that the store could not be asked about yet: the worker's report.
     Column("outcome", JSONB(none_as_null=True)),
     Column("output_key", Text),
+    #: Its first frame, as WebP. Null: there is none, as of a video that was made elsewhere.
+    Column("poster_key", Text),
     Column("result_url", Text),
     Column("media", JSONB),
     Column("timings", JSONB, nullable=False, server_default="{}"),

@@ -37,6 +37,9 @@ class Tasks:
                 output_url=await self._storage.presign_put(
                     keys.output(job.folder, lease.attempt), URL_LIFETIME_S, "video/mp4"
                 ),
+                poster_url=await self._storage.presign_put(
+                    keys.poster(job.folder, lease.attempt), URL_LIFETIME_S, "image/webp"
+                ),
                 lease_s=self._lease_s,
                 timeout_s=spec.timeout_s if job.timeout_s is None else min(job.timeout_s, spec.timeout_s),
                 alone=job.alone,

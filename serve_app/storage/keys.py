@@ -6,6 +6,7 @@
     inputs/{job}/{nonce}/copied/image           of the job that this one retries
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
+    outputs/{job}/{nonce}/{attempt}/poster.webp
     probes/{nonce}/                             written and deleted by `video-api doctor`
     weights/{name}/manifest.json                what a mirrored checkpoint consists of
     weights/{name}/files/{sha256}/{path}        one of its files
@@ -60,6 +61,16 @@ def verified(folder: str, name: str, extension: str) -> str:
 def output(folder: str, attempt: int) -> str:
     """The attempt is part of the key: a late loser's upload cannot replace a winner's."""
     return f"outputs/{folder}/{attempt}/output.mp4"
+
+
+def poster(folder: str, attempt: int) -> str:
+    """The first frame of that output."""
+    return f"outputs/{folder}/{attempt}/poster.webp"
+
+
+def immutable(key: str) -> bool:
+    """Whether what lies there never changes: an attempt writes its own."""
+    return key.startswith("outputs/")
 
 
 def prefixes(folder: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -159,12 +160,16 @@ class LocalStorage:
         await _call(lambda: writing.__exit__(None, None, None))
         return ObjectInfo(size=size, md5=digest.hexdigest())
 
-    async def locate(self, key: str) -> Path | None:
+    async def locate(self, key: str) -> tuple[Path, os.stat_result] | None:
         """The file to serve for a read, None if there is no such object."""
 
-        def find() -> Path | None:
+        def find() -> tuple[Path, os.stat_result] | None:
             path = self._path(key)
-            return path if path.is_file() else None
+            try:
+                facts = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return (path, facts) if stat.S_ISREG(facts.st_mode) else None
 
         return await _call(find)
 

@@ -25,6 +25,7 @@ from serve_app.storage.base import (
     check_expiry,
     check_folder,
 )
+from serve_app.storage.headers import attachment, caching
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -101,9 +102,10 @@ class S3Storage:
 
     async def presign_get(self, key: str, expires_s: int, *, filename: str | None = None) -> str:
         """See :class:`~serve_app.storage.base.Storage`."""
-        params = {"Bucket": self._bucket, "Key": key}
+        # At GET and not at PUT, where whoever writes would have to send it, too.
+        params = {"Bucket": self._bucket, "Key": key, "ResponseCacheControl": caching(key, expires_s)}
         if filename is not None:
-            params["ResponseContentDisposition"] = _attachment(filename)
+            params["ResponseContentDisposition"] = attachment(filename)
         return self._presign("get_object", params, expires_s)
 
     async def presign_put(self, key: str, expires_s: int, content_type: str, size: int | None = None) -> str:
@@ -230,9 +232,3 @@ async def _call(call: Callable[[], T], what: str) -> T:
     """Run ``call`` in a thread and turn boto's errors into ours."""
     with translated(what):
         return await asyncio.to_thread(call)
-
-
-def _attachment(filename: str) -> str:
-    """``Content-Disposition`` that saves under ``filename`` (RFC 6266), safe for any text."""
-    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in filename)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"

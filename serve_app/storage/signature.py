@@ -1,7 +1,8 @@
 """Presigned URLs of the local store: the same promises as S3's, made with an HMAC.
 
-A URL grants one method on one key until a moment in time; everything it grants is under the signature. Not a token of
-``itsdangerous``: as with S3, whoever has a URL can read in it what it is good for, and until when.
+A URL grants one method on one key until a moment in time, and GET means HEAD as well; everything it grants is under the
+signature. Not a token of ``itsdangerous``: as with S3, whoever has a URL can read in it what it is good for, and until
+when.
 """
 
 import hashlib
@@ -69,7 +70,7 @@ class Signer:
         # ``int`` would also read other scripts' digits, signs and blanks.
         if not (expires.isascii() and expires.isdecimal() and len(expires) <= 12):
             raise BadSignature
-        if claimed == "GET" and method == "GET":
+        if claimed == "GET" and method in ("GET", "HEAD"):
             grant = Grant("GET", key, int(expires), query.get("content_type"), query.get("filename"))
         elif claimed == "PUT" and method == "PUT":
             grant = Grant("PUT", key, int(expires), query.get("content_type"), query.get("filename"))

@@ -145,6 +145,8 @@ def test_code_on_the_head_learns_nothing_of_the_launcher(cluster: Cluster) -> No
         assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (head["uid"], 0o700)
     # Said in docs/security.md.
     assert {"API_KEY", "DATABASE_URL", "WEBHOOK_SECRET", "RAY_AUTH_TOKEN"} <= head["variables"].keys()
+    # Where Redis is, for /health to ask whether it answers; Ray has the password as an argument of its own.
+    assert "@" not in head["variables"]["RAY_REDIS_ADDRESS"]
     assert not {"REDIS_URL", "MESH_PORT", *LAUNCHERS} & head["variables"].keys()
     # On a node Ray's processes are root's, as the one that started them; its memory is closed to them all the same.
     assert {outcome for name, outcomes in node["launcher"].items() if name != "signal" for outcome in outcomes} == {

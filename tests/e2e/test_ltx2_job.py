@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import imageio_ffmpeg
+from PIL import Image
 from standardwebhooks import Webhook
 
 from tests.stack import Stack
@@ -47,6 +48,11 @@ def test_an_image_by_url_becomes_a_playable_video_and_a_signed_webhook(stack: St
     assert "24 fps" in said
     assert "Audio: aac" in said
     assert "frame=   49" in said
+
+    poster = tmp_path / "poster.webp"
+    poster.write_bytes(httpx.get(job["poster_url"]).content)
+    with Image.open(poster) as first:
+        assert (first.format, first.size) == ("WEBP", (192, 128))
 
     posted = stack.peer.posted.get(timeout=30)
     assert json.loads(posted.body)["job_id"] == job_id

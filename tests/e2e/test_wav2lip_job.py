@@ -29,6 +29,7 @@ def test_a_face_speaks(stack: Stack, inputs: dict[str, str], tmp_path_factory: p
     said = ffmpeg_says(video)
     assert "Duration: 00:00:05.00" in said
     assert "Audio: aac" in said
+    assert httpx.get(job["poster_url"]).headers["content-type"] == "image/webp"
 
 
 def test_a_still_image_is_accepted_as_the_video_and_its_upload_found(stack: Stack, inputs: dict[str, str]) -> None:

@@ -37,6 +37,8 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.random_weights = False
+        #: What it publishes.
+        self.video = VIDEO
         self.script: dict[tuple[str, str], Callable[..., Any]] = {}
         #: ``(stage, name, "begin" | "end")`` in order.
         self.events: list[tuple[str, str, str]] = []
@@ -65,7 +67,7 @@ class ScriptedEngine:
     def publish(self, result: str, workdir: Path) -> Rendered:
         self._play("publish", result)
         path = workdir / "output.mp4"
-        path.write_bytes(VIDEO)
+        path.write_bytes(self.video)
         return Rendered(path=path, media=FACTS, notes={"seed": 7})
 
     def free(self) -> None:

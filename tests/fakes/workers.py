@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from deployments.contract import Failure, MediaFacts, Outcome, Report, Stopped, Task, Verdict
+from deployments.contract import Failure, FileFacts, MediaFacts, Outcome, Report, Stopped, Task, Verdict
 from deployments.faults import Fault
 from deployments.occupancy import Occupancy
 from deployments.run import Reporter, Run, RunStopped
@@ -56,6 +56,9 @@ class FakeWorkers:
         self.compute: Callable[[Task], Awaitable[None]] = _nothing
         #: What is stored instead of what is reported.
         self.upload: Callable[[Task], bytes] = lambda task: VIDEO
+        #: Stored as the poster; None: there is none. And what is said of it.
+        self.poster: bytes | None = None
+        self.said_of_poster: bytes | None = None
         #: The fate of the call once the worker is done.
         self.after: Callable[[Task], Awaitable[None]] = _nothing
 
@@ -114,12 +117,15 @@ class FakeWorkers:
         try:
             self.runs[task.lease.job_id] += 1
             await self._compute(task, run)
-            await self._put(task)
+            await self._put(task.output_url, self.upload(task))
+            if self.poster is not None:
+                await self._put(task.poster_url, self.poster)
             report = Outcome(
                 lease=task.lease,
                 size=len(VIDEO),
                 md5=hashlib.md5(VIDEO, usedforsecurity=False).hexdigest(),
                 media=FACTS,
+                poster=_facts(self.said_of_poster),
                 timings={"run": 1.0},
             )
         except RunStopped:
@@ -135,14 +141,14 @@ class FakeWorkers:
         run.step("generating", 50)
         await run.unless_stopped(self.compute(task))
 
-    async def _put(self, task: Task) -> None:
+    async def _put(self, link: str, content: bytes) -> None:
         """What the HTTP route does, the signature included."""
-        url = urlsplit(task.output_url)
+        url = urlsplit(link)
         key = unquote(url.path).removeprefix("/files/")
         self._storage.verify("PUT", key, dict(parse_qsl(url.query)))
 
         async def chunks() -> AsyncIterator[bytes]:
-            yield self.upload(task)
+            yield content
 
         await self._storage.write(key, chunks(), 2**20)
 
@@ -181,6 +187,10 @@ class OneProcess(FakeWorkers):
                 for work in list(self._alive):
                     work.cancel()
                 await asyncio.Event().wait()
+
+
+def _facts(file: bytes | None) -> FileFacts | None:
+    return None if file is None else FileFacts(size=len(file), md5=hashlib.md5(file, usedforsecurity=False).hexdigest())
 
 
 async def _no(_: Task) -> bool:

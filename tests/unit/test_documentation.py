@@ -22,9 +22,9 @@ EXAMPLE = (ROOT / ".env.example").read_text()
 
 
 def variables() -> set[str]:
-    """Every environment variable of the service, but ``environment``, which the Serve YAML sets; and of commands."""
+    """Every environment variable of the service, but what the Serve YAML and the launcher set; and of commands."""
     aliases = {name: str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()}
-    del aliases["environment"]
+    del aliases["environment"], aliases["ray_redis_address"]
     rented_by = {name.upper() for name in RentingSettings.model_fields}
     weights = {name for model, spec in MODELS.items() for name in (spec.weights_variable, weights_of(model))}
     return {*aliases.values(), *rented_by, *weights}

@@ -10,11 +10,24 @@ from typing import Any
 
 import pytest
 import structlog
+from PIL import Image
 
 from deployments import replica as replica_module
 from deployments import run as run_module
 from deployments import transfer as transfer_module
-from deployments.contract import Failure, Lease, MediaInput, Outcome, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.contract import (
+    Failure,
+    FileFacts,
+    Lease,
+    MediaInput,
+    Outcome,
+    Progress,
+    Report,
+    Started,
+    Stopped,
+    Task,
+    Verdict,
+)
 from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
@@ -22,6 +35,7 @@ from deployments.registry import MODELS
 from deployments.replica import Replica, Unhealthy
 from tests.fakes.engines import VIDEO, Gate, ScriptedEngine, spec_of
 from tests.fakes.http_source import Answer, HttpSource, reply, stalled
+from tests.fakes.media import PICTURE, make
 
 LIMIT_S = 30
 
@@ -97,7 +111,13 @@ async def store() -> AsyncIterator[HttpSource]:
 @pytest.fixture
 def task(store: HttpSource) -> Callable[..., Task]:
     def make(
-        name: str = "job", *, timeout_s: float = 60, lease_s: float = 30, attempt: int = 1, alone: bool = False
+        name: str = "job",
+        *,
+        timeout_s: float = 60,
+        lease_s: float = 30,
+        attempt: int = 1,
+        alone: bool = False,
+        poster: str = "",
     ) -> Task:
         url = store.url("/image")
         return Task(
@@ -106,6 +126,7 @@ def task(store: HttpSource) -> Callable[..., Task]:
             params={"name": name},
             inputs={"image": MediaInput(content_type="image/png", url=url)},
             output_url=store.url("/out"),
+            poster_url=store.url(poster) if poster else "",
             lease_s=lease_s,
             timeout_s=timeout_s,
             alone=alone,
@@ -155,6 +176,60 @@ async def test_a_job_from_start_to_video(
     assert not any(workdir.exists() for workdir in engine.workdirs)
     assert (await replica.stats())["runs"] == 1
     replica.check_health()
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make(tmp_path_factory.mktemp("film") / "a.mp4", *PICTURE, "-pix_fmt", "yuv420p", seconds=0.2).read_bytes()
+
+
+async def test_a_video_has_its_first_frame_beside_it(
+    replica: Replica, engine: ScriptedEngine, head: Head, store: HttpSource, film: bytes, task: Callable[..., Task]
+) -> None:
+    engine.video = film
+    store.routes["/poster"] = reply(200)
+    await within(replica.generate(task(poster="/poster")))
+    outcome = head.last("job")
+    assert isinstance(outcome, Outcome)
+    (put,) = (seen for seen in store.seen if seen.target == "/poster")
+    assert (put.method, put.headers["content-type"]) == ("PUT", "image/webp")
+    assert outcome.poster == FileFacts(size=len(put.body), md5=hashlib.md5(put.body).hexdigest())
+    with Image.open(io.BytesIO(put.body)) as poster:
+        assert poster.format == "WEBP"
+
+
+@pytest.mark.parametrize("fault", ["no frame", "refused", "never answered"])
+async def test_a_poster_that_fails_costs_no_video(
+    replica: Replica,
+    engine: ScriptedEngine,
+    head: Head,
+    store: HttpSource,
+    film: bytes,
+    task: Callable[..., Task],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "POSTER_S", 0.1)
+    engine.video = VIDEO if fault == "no frame" else film
+    store.routes["/poster"] = {"no frame": reply(200), "refused": reply(400), "never answered": stalled()}[fault]
+    await within(replica.generate(task(poster="/poster")))
+    outcome = head.last("job")
+    assert isinstance(outcome, Outcome)
+    assert (outcome.md5, outcome.poster) == (hashlib.md5(engine.video).hexdigest(), None)
+    assert not any(workdir.exists() for workdir in engine.workdirs)
+
+
+async def test_a_head_of_the_version_before_wants_no_poster(
+    replica: Replica, engine: ScriptedEngine, head: Head, film: bytes, task: Callable[..., Task]
+) -> None:
+    """Its tasks are unpickled as they are, without the field."""
+    engine.video = film
+    old = task()
+    del old.__dict__["poster_url"]
+    await within(replica.generate(old))
+    outcome = head.last("job")
+    assert isinstance(outcome, Outcome)
+    assert outcome.poster is None
 
 
 async def test_a_rented_node_says_which_it_is(

@@ -13,6 +13,7 @@ from deployments.faults import Fault
 from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
+from deployments.media import poster
 
 
 def no_step(stage: str, fraction: float) -> None:
@@ -168,6 +169,9 @@ def test_ltx_video_ends_as_a_silent_mp4(
     facts = probe(rendered.path)
     assert facts["frames"] == 9
     assert "audio" not in facts
+    poster.make(rendered.path, tmp_path / "poster.webp")
+    with Image.open(tmp_path / "poster.webp") as first:
+        assert first.size == (64, 64)
     assert not rendered.media.has_audio
 
 

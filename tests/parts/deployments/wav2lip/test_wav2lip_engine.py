@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from deployments.faults import Fault
+from deployments.media import poster
 from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.wav2lip import checkpoint
 from deployments.wav2lip.engine import Wav2LipEngine
@@ -50,6 +52,9 @@ def test_a_face_speaks(engine: Wav2LipEngine, tmp_path: Path) -> None:
     made = facts(rendered.path)
     assert made.frames == 14
     assert rendered.notes == {"frames_without_face": 4}
+    poster.make(rendered.path, tmp_path / "poster.webp")
+    with Image.open(tmp_path / "poster.webp") as first:
+        assert first.size == (rendered.media.width, rendered.media.height)
     engine.free()
 
 

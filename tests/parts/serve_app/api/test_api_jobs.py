@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.jobs.conditions import EVERY_MODEL, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services
+from serve_app.storage import keys
 from tests.parts.serve_app.jobs.samples import (
     api_key,
     completed,
@@ -51,6 +52,29 @@ async def test_a_finished_job_has_a_link_that_works(client: httpx.AsyncClient, s
     assert body["notes"] == {"seed": 7}
     answer = await client.get(body["result_url"])
     assert (answer.content, answer.headers["content-type"]) == (b"an mp4", "video/mp4")
+
+
+async def test_a_finished_job_shows_its_first_frame(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    key = keys.poster(lease.job_id, 1)
+
+    async def poster():
+        yield b"a webp"
+
+    await services.storage.write(key, poster(), 100)  # type: ignore[attr-defined]
+    await services.store.complete(outcome(lease), keys.output(lease.job_id, 1), key)
+    body = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert (await client.get("/api/v1/jobs")).json()["data"][0]["poster_url"].split("?")[0] in body["poster_url"]
+    answer = await client.get(body["poster_url"])
+    assert (answer.content, answer.headers["content-type"]) == (b"a webp", "image/webp")
+
+
+async def test_a_video_from_elsewhere_has_no_first_frame(client: httpx.AsyncClient, services: Services) -> None:
+    lease = await running(services.store)
+    await services.store.end_externally(lease.job_id, video_url="https://w.example/v.mp4")
+    body = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert "result_url" in body
+    assert "poster_url" not in body
 
 
 async def test_a_failed_job_says_why(client: httpx.AsyncClient, services: Services) -> None:
@@ -277,7 +301,6 @@ async def test_a_job_shows_the_limit_that_it_was_given(generate: Generate, clien
         ("limit=x", "limit"),
         ("status=running", "status"),
         ("model=sora", "model"),
-        (f"after={UNKNOWN}", "after"),
         ("after=%00", "after"),
         ("user_id=%00", "user_id"),
         ("metadata=12", "metadata"),
@@ -294,6 +317,12 @@ async def test_a_job_shows_the_limit_that_it_was_given(generate: Generate, clien
 async def test_a_bad_filter_is_named(client: httpx.AsyncClient, query: str, param: str) -> None:
     answer = await client.get(f"/api/v1/jobs?{query}")
     assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+
+async def test_a_page_after_a_job_that_is_gone_is_not_found(client: httpx.AsyncClient) -> None:
+    """The request fits; what it names is not there any more."""
+    answer = await client.get("/api/v1/jobs", params={"after": UNKNOWN})
+    assert (answer.status_code, answer.json()["param"]) == (404, "after")
 
 
 async def test_a_newcomer_sees_its_true_place(client: httpx.AsyncClient, services: Services) -> None:

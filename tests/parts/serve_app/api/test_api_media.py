@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from email import message_from_bytes
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -40,7 +41,7 @@ async def test_upload_first_then_generate(client: httpx.AsyncClient, generate: G
     assert (await client.get(f"/api/v1/jobs/{job_id}")).json()["status"] == "uploading"
 
     early = await generate(job_id=job_id, image_url=None)
-    assert (early.status_code, early.json()["code"], early.json()["param"]) == (422, "upload_missing", "image_url")
+    assert (early.status_code, early.json()["code"], early.json()["param"]) == (409, "upload_missing", "image_url")
 
     stored = await put(client, opened, b"pixels")
     assert (stored.status_code, stored.headers["etag"]) == (200, f'"{hashlib.md5(b"pixels").hexdigest()}"')
@@ -180,33 +181,131 @@ async def test_a_link_to_nothing_is_not_found(client: httpx.AsyncClient, service
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+VIDEO = b"0123456789"
+OUTPUT = "outputs/x/1/output.mp4"
+
+
+@pytest.fixture
+async def link(services: Services) -> str:
+    """To a video of ten bytes, for an hour."""
+
+    async def video():
+        yield VIDEO
+
+    await services.storage.write(OUTPUT, video(), 100)  # type: ignore[attr-defined]
+    return await services.storage.presign_get(OUTPUT, 3600)
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "body", "sent"),
     [
         ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
         ("bytes=5-", 206, b"56789", "bytes 5-9/10"),
         ("bytes=-2", 206, b"89", "bytes 8-9/10"),
-        ("bytes=20-", 416, None, "bytes */10"),
-        (None, 200, b"0123456789", None),
+        ("bytes=0-0,20-", 206, b"0", "bytes 0-0/10"),
+        # What is no range is no reason to refuse the file.
+        ("bytes=5-2", 200, VIDEO, None),
+        ("lines=1-2", 200, VIDEO, None),
+        ("bytes=+1-2", 200, VIDEO, None),
+        (None, 200, VIDEO, None),
     ],
 )
 async def test_a_video_can_be_read_in_parts(
-    client: httpx.AsyncClient,
-    services: Services,
-    asked: str | None,
-    status: int,
-    body: bytes | None,
-    sent: str | None,
+    anyone: httpx.AsyncClient, link: str, asked: str | None, status: int, body: bytes, sent: str | None
 ) -> None:
-    async def video():
-        yield b"0123456789"
-
-    await services.storage.write("outputs/x/1/output.mp4", video(), 100)  # type: ignore[attr-defined]
-    url = await services.storage.presign_get("outputs/x/1/output.mp4", 60)
-    answer = await client.get(url, headers={"range": asked} if asked else {})
-    assert answer.status_code == status
-    assert body is None or answer.content == body
+    answer = await anyone.get(link, headers={"range": asked} if asked else {})
+    assert (answer.status_code, answer.content) == (status, body)
+    assert answer.headers["content-length"] == str(len(body))
     assert answer.headers.get("content-range") == sent
+    assert (answer.headers["accept-ranges"], answer.headers["content-type"]) == ("bytes", "video/mp4")
+
+
+async def test_several_parts_come_in_one_answer(anyone: httpx.AsyncClient, link: str) -> None:
+    answer = await anyone.get(link, headers={"range": "bytes=0-1,5-6"})
+    assert answer.status_code == 206
+    parsed = message_from_bytes(f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode() + answer.content)
+    assert [
+        (part["content-range"], part.get_payload(decode=True)) for part in parsed.walk() if "content-range" in part
+    ] == [
+        ("bytes 0-1/10", b"01"),
+        ("bytes 5-6/10", b"56"),
+    ]
+
+
+async def test_a_part_that_is_not_there_is_a_problem(anyone: httpx.AsyncClient, link: str) -> None:
+    answer = await anyone.get(link, headers={"range": "bytes=20-"})
+    assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */10")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "range_not_satisfiable"
+
+
+async def test_a_browser_keeps_a_video_as_long_as_it_may_read_it(anyone: httpx.AsyncClient, link: str) -> None:
+    first = await anyone.get(link)
+    _, age, immutable = first.headers["cache-control"].split(", ")
+    assert 3500 < int(age.removeprefix("max-age=")) <= 3600
+    assert immutable == "immutable"
+    assert first.headers["x-content-type-options"] == "nosniff"
+    etag, modified = first.headers["etag"], first.headers["last-modified"]
+    assert not etag.startswith("W/")
+    for asked in ({"if-none-match": etag}, {"if-none-match": f'"x", W/{etag}'}, {"if-modified-since": modified}):
+        again = await anyone.get(link, headers=asked)
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+        assert "max-age" in again.headers["cache-control"]
+    assert (await anyone.get(link, headers={"if-none-match": '"x"'})).status_code == 200
+
+
+async def test_a_part_is_not_joined_to_another_file(anyone: httpx.AsyncClient, link: str) -> None:
+    etag = (await anyone.head(link)).headers["etag"]
+    part = {"range": "bytes=5-"}
+    assert (await anyone.get(link, headers=part | {"if-range": etag})).status_code == 206
+    for other in ('"x"', f"W/{etag}", "Thu, 26 Nov 2020 15:00:00 GMT"):
+        answer = await anyone.get(link, headers=part | {"if-range": other})
+        assert (answer.status_code, answer.content) == (200, VIDEO)
+
+
+async def test_a_file_that_is_replaced_has_another_tag(
+    anyone: httpx.AsyncClient, services: Services, link: str
+) -> None:
+    async def other():
+        yield VIDEO[::-1]
+
+    before = (await anyone.head(link)).headers["etag"]
+    await services.storage.write(OUTPUT, other(), 100)  # type: ignore[attr-defined]
+    assert (await anyone.head(link)).headers["etag"] != before
+
+
+async def test_a_link_to_read_tells_of_the_file_alone(anyone: httpx.AsyncClient, link: str) -> None:
+    head, whole = await anyone.head(link), await anyone.get(link)
+    assert (head.status_code, head.content) == (200, b"")
+    names = {"content-length", "content-type", "etag", "last-modified", "accept-ranges", "content-disposition"}
+    assert names <= head.headers.keys()
+    assert {name: head.headers[name] for name in names} == {name: whole.headers[name] for name in names}
+    # A part of nothing is nothing: RFC 9110 defines ranges of GET alone.
+    assert (await anyone.head(link, headers={"range": "bytes=50-"})).status_code == 200
+    assert (await anyone.head(link.split("?")[0])).status_code == 403
+
+
+async def test_a_video_is_shown_or_saved_as_its_link_says(
+    anyone: httpx.AsyncClient, services: Services, link: str
+) -> None:
+    assert (await anyone.get(link)).headers["content-disposition"] == "inline"
+    for filename, header in (
+        ("a.mp4", 'attachment; filename="a.mp4"'),
+        ('"é".mp4', "attachment; filename=\"___.mp4\"; filename*=UTF-8''%22%C3%A9%22.mp4"),
+    ):
+        saved = await services.storage.presign_get(OUTPUT, 60, filename=filename)
+        assert (await anyone.get(saved)).headers["content-disposition"] == header
+
+
+async def test_an_upload_is_not_kept_by_a_browser(anyone: httpx.AsyncClient, services: Services) -> None:
+    """It may be put once more under the same key."""
+
+    async def picture():
+        yield b"pixels"
+
+    await services.storage.write("inputs/x/input.jpg", picture(), 100)  # type: ignore[attr-defined]
+    answer = await anyone.get(await services.storage.presign_get("inputs/x/input.jpg", 60))
+    assert answer.headers["cache-control"] == "private, no-cache"
 
 
 async def test_a_download_ticket_is_for_a_finished_job(

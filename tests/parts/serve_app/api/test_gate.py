@@ -137,7 +137,7 @@ def handlers() -> Handlers:
 @pytest.fixture
 def gate(handlers: Handlers, settings: Settings, services: Services) -> Gate:
     app = FastAPI()
-    install(app)
+    install(app, "http://t")
     app.include_router(handlers.router)
     return Gate(app, settings, build_ring(services), [handlers.router], QUICK)
 
@@ -169,7 +169,7 @@ async def test_a_route_is_closed_without_a_gate(services: Services) -> None:
     """Should one ever be mounted elsewhere: the routes ask whether the gate has."""
     app = FastAPI()
     app.state.services = services
-    install(app)
+    install(app, "http://t")
     from serve_app.api import jobs, webhooks
 
     app.include_router(jobs.router)
@@ -250,7 +250,7 @@ async def test_one_key_holds_at_most_half_of_all_places(
     handlers: Handlers, settings: Settings, services: Services, path: str
 ) -> None:
     app = FastAPI()
-    install(app)
+    install(app, "http://t")
     app.include_router(handlers.router)
     share = 3
     limits = GateLimits(requests=6, streams=6, kept_for_workers=0, answer_s=60)
@@ -432,7 +432,7 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
         "/api/v1/keys/{key_id}/rotate": {},
     }
     queries = {"/api/v1/estimate": {"model": "ltx2"}}
-    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret", "/api/v1/key"}
+    independent = {"/livez", "/api/v1/models", "/api/v1/webhooks/secret", "/api/v1/key", "/errors", "/errors/{code}"}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=KEY | SECRET) as client:
 
@@ -442,6 +442,7 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
                 key_id="key_x",
                 endpoint_id=f"whe_{0:032}",
                 delivery_id=f"msg_{0:032}",
+                code="not_found",
             )
             async with asyncio.timeout(10):
                 return path, (
@@ -456,7 +457,7 @@ async def test_every_route_answers_while_the_database_hangs(hung: Services) -> N
             for _ in range(20)
         ]
         answers = await asyncio.gather(*asked)
-    assert len(answers) == 20 * 30
+    assert len(answers) == 20 * 31
     assert {status for path, status in answers if path not in independent} == {503}
     assert {status for path, status in answers if path in independent} == {200}
 

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 API_KEY = "key-of-the-test"
 VIDEO = bytes(range(256)) * 4096
+POSTER = b"a webp"
 
 
 @dataclass
@@ -83,7 +84,8 @@ class Looks:
 
 
 class Worker:
-    """Intake, dispatcher and GPU in one, over the real store. Prompts: ``fail``, ``hang``, anything else completes."""
+    """Intake, dispatcher and GPU in one, over the real store. Prompts: ``fail``, ``hang``, ``no poster``, anything
+    else completes."""
 
     def __init__(self, services: Services, looks: Looks) -> None:
         #: Whatever the prompt says.
@@ -129,7 +131,11 @@ class Worker:
         await self._services.storage.write(key, _once(VIDEO), len(VIDEO))  # type: ignore[attr-defined]
         media = MediaFacts(width=320, height=192, fps="24/1", frames=121, has_audio=True)
         report = Outcome(lease=lease, size=len(VIDEO), md5="", media=media, timings={}, notes={"seed": 7})
-        await self._store.complete(report, key)
+        poster = None
+        if job.params.get("prompt") != "no poster":
+            poster = keys.poster(job.folder, lease.attempt)
+            await self._services.storage.write(poster, _once(POSTER), len(POSTER))  # type: ignore[attr-defined]
+        await self._store.complete(report, key, poster)
 
 
 class LiveService:

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.jobs.job import Status
 from tests.parts.serve_app.cli.invocation import Run, parsed
-from tests.parts.serve_app.cli.live_service import VIDEO, LiveService
+from tests.parts.serve_app.cli.live_service import POSTER, VIDEO, LiveService
 
 POLL = ("--poll", "0.01")
 
@@ -192,6 +192,30 @@ def test_download_names_the_file(
     path = folder / saved.replace("ID", job_id)
     assert path.read_bytes() == VIDEO
     assert (folder / parsed(result)["path"], parsed(result)["bytes"]) == (path, len(VIDEO))
+
+
+@pytest.mark.parametrize(("output", "saved"), [(None, "ID.webp"), ("cat.webp", "cat.webp")])
+def test_download_saves_the_first_frame(
+    run: Run, submitted: Callable[[str], str], folder: Path, output: str | None, saved: str
+) -> None:
+    job_id = submitted("a cat")
+    run("wait", job_id, *POLL)
+
+    result = run("download", job_id, "--poster", "--json", *(("-o", output) if output else ()))
+
+    assert result.exit_code == 0, result.output
+    assert (folder / saved.replace("ID", job_id)).read_bytes() == POSTER
+    assert parsed(result)["bytes"] == len(POSTER)
+
+
+def test_a_video_without_a_first_frame_says_so(run: Run, submitted: Callable[[str], str], folder: Path) -> None:
+    job_id = submitted("no poster")
+    run("wait", job_id, *POLL)
+
+    result = run("download", job_id, "--poster")
+
+    assert (result.exit_code, list(folder.glob("*.webp"))) == (4, [])
+    assert f"no_poster: Job {job_id} has no poster." in result.stderr
 
 
 @pytest.mark.parametrize(

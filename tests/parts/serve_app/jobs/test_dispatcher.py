@@ -470,6 +470,34 @@ async def test_an_output_of_the_same_size_but_other_bytes_does_not_match(house: 
     assert job.error_code == "output_corrupt"
 
 
+async def test_a_poster_is_kept_beside_its_video_and_goes_with_it(
+    house: House, submit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "RETENTION_S", 0.1)
+    house.workers.poster = house.workers.said_of_poster = b"a webp"
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+        assert job.poster_key == keys.poster(job.folder, 1)
+        assert await house.storage.stat(job.poster_key) is not None
+        await house.store.delete(job.id)
+
+        async def gone() -> bool:
+            return await house.storage.stat(str(job.poster_key)) is None
+
+        assert await eventually(gone)
+
+
+@pytest.mark.parametrize(("stored", "said"), [(None, b"a webp"), (b"half", b"a webp"), (b"other!", b"a webp")])
+async def test_a_poster_that_is_not_the_one_that_was_made_is_none(
+    house: House, submit: Any, stored: bytes | None, said: bytes
+) -> None:
+    house.workers.poster, house.workers.said_of_poster = stored, said
+    async with house.dispatching():
+        job = await house.until_ended(await submit())
+    assert (job.status, job.attempt, job.poster_key) == (Status.COMPLETED, 1, None)
+    assert job.output_key is not None
+
+
 async def test_a_message_with_a_nul_does_not_block_the_end(house: House, submit: Any) -> None:
     """ffmpeg's words are quoted; PostgreSQL refuses NUL, and then nobody could ever end the job."""
     house.workers.compute = Stop()

@@ -86,6 +86,10 @@ async def test_presigned_urls_work_for_a_plain_client(storage: S3Storage) -> Non
     assert answer.content == b"jpeg"
     assert answer.headers["content-type"] == "image/jpeg"
     assert answer.headers["content-disposition"].startswith('attachment; filename="my _cat_ _.jpg"')
+    # It may be put once more; a video may not.
+    assert answer.headers["cache-control"] == "private, no-cache"
+    video = httpx.URL(await storage.presign_get("outputs/2/0/1/output.mp4", 60)).params
+    assert video["response-cache-control"] == "private, max-age=60, immutable"
     assert await storage.stat("inputs/2/input.jpg") == info(b"jpeg")
 
 

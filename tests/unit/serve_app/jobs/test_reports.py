@@ -24,6 +24,13 @@ def outcome(**changes: object) -> Outcome:
     return Outcome.model_construct(kind="finished", **values)
 
 
+def test_a_worker_of_the_version_before_says_nothing_of_posters() -> None:
+    """What it sends is unpickled without the field."""
+    old = outcome()
+    del old.__dict__["poster"]
+    assert vetted(old).poster is None
+
+
 @pytest.mark.parametrize("code", FailureCode)
 def test_codes_that_there_are_pass(code: FailureCode) -> None:
     assert vetted(failure(code)).code is code

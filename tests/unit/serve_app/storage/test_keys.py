@@ -17,6 +17,7 @@ def made(folder: str) -> list[str]:
         keys.verified(folder, "image", "png"),
         keys.output(folder, 1),
         keys.output(folder, 12),
+        keys.poster(folder, 12),
     ]
 
 

@@ -45,9 +45,9 @@ async def test_a_file_goes_in_and_comes_out(storage: LocalStorage, tmp_path: Pat
     assert await storage.stat("inputs/1/a.png") == info(b"hello")
     await storage.get_file("inputs/1/a.png", tmp_path / "out", 5)
     assert (tmp_path / "out").read_bytes() == b"hello"
-    path = await storage.locate("inputs/1/a.png")
-    assert path is not None
-    assert path.read_bytes() == b"hello"
+    found = await storage.locate("inputs/1/a.png")
+    assert found is not None
+    assert (found[0].read_bytes(), found[1].st_size) == (b"hello", 5)
 
 
 async def test_what_is_not_there(storage: LocalStorage, tmp_path: Path) -> None:
@@ -59,6 +59,7 @@ async def test_what_is_not_there(storage: LocalStorage, tmp_path: Path) -> None:
     assert await storage.stat("inputs/1") is None
     assert await storage.stat("inputs/1/a.png/b") is None
     assert await storage.locate("inputs/1") is None
+    assert await storage.locate("inputs/1/a.png/b") is None
 
 
 async def test_a_copy_is_an_object_of_its_own(storage: LocalStorage, root: Path) -> None:
