@@ -80,7 +80,7 @@ def install(app: FastAPI, base_url: str, routers: Sequence[APIRouter] = ()) -> N
         assert isinstance(error, HTTPException)
         known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
         kind = known.get(error.status_code, InvalidRequest)
-        headers = dict(error.headers or {})
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
         if error.status_code == 405:
             # Starlette names those of the first route of that path.
             headers["allow"] = ", ".join(sorted(_methods((app, *routers), request.url.path)))
