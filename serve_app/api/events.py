@@ -130,7 +130,7 @@ _EVENT = {
     responses={
         200: {
             "description": "Events: `snapshot`, `update`, `end`, `deleted`; the data of each is a `JobView`.",
-            "content": {"text/event-stream": {"itemSchema": _EVENT}},
+            "content": {"text/event-stream": {"itemSchema": _EVENT, "schema": {"type": "array", "items": _EVENT}}},
         },
         204: {"description": "The job has ended, and `Last-Event-ID` says that you know how."},
         **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest, TooManyStreams),

@@ -1,7 +1,7 @@
 """Bodies of requests and responses about API keys."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -17,6 +17,10 @@ _LONGEST_S = 10 * 365 * 24 * 3600
 _MANY = 1_000_000_000
 
 ExpiresIn = Annotated[float | None, Field(gt=0, le=_LONGEST_S)]
+
+
+def _with_repetitions(schema: dict[str, Any]) -> None:
+    schema.pop("uniqueItems", None)
 
 
 class KeyLimits(RequestBody):
@@ -58,7 +62,7 @@ class NewKey(RequestBody):
         frozenset({Scope.GENERATE, Scope.READ}),
         strict=False,
         # One that is named twice is none the less one.
-        json_schema_extra=lambda schema: schema.pop("uniqueItems", None),
+        json_schema_extra=_with_repetitions,
         min_length=1,
         description="`generate`: ask for videos, cancel and delete. `read`: look at its jobs and fetch its videos. "
         "`admin`: everything, for every key.",

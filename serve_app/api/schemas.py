@@ -80,9 +80,9 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
         fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
-    uploaded = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
+    uploaded: dict[str, Any] = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
     urls = [f"{item.name}_url" for item in spec.inputs]
-    linked = {"required": urls, "properties": {url: {"type": "string"} for url in urls}}
+    linked: dict[str, Any] = {"required": urls, "properties": {url: {"type": "string"} for url in urls}}
     rules = spec.params.model_json_schema().get("allOf", [])
     created.model_config["json_schema_extra"] = {"allOf": [*rules, {"anyOf": [linked, uploaded]}]}
     created.model_rebuild(force=True)

@@ -121,3 +121,33 @@ async def test_wav2lip_takes_a_video_and_a_sound(client: httpx.AsyncClient, serv
     assert (job.status, job.sources.keys()) == (Status.QUEUED, {"video", "audio"})
     refused = await client.post("/api/v1/generate", json=body | {"duration": 5})
     assert refused.json()["param"] == "duration"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        ("ltx2", "duration", "5"),
+        ("ltx2", "duration", True),
+        ("ltx2", "expires_after", "60"),
+        ("wav2lip", "smoothing", "true"),
+        ("wav2lip", "smoothing", 1),
+        ("wav2lip", "pads", ["0", 1, 2, 3]),
+        ("wav2lip", "pads", {"top": 0, "bottom": 1, "left": 2, "right": 3}),
+    ],
+)
+async def test_a_text_is_no_number_and_a_number_no_truth(
+    client: httpx.AsyncClient, model: str, field: str, value: object
+) -> None:
+    inputs = {"ltx2": ("image",), "wav2lip": ("video", "audio")}[model]
+    body = {"model": model, **{f"{name}_url": "https://media.example/a" for name in inputs}}
+    assert (await client.post("/api/v1/generate", json=body)).status_code == 201
+    answer = await client.post("/api/v1/generate", json=body | {field: value})
+    assert (answer.status_code, answer.json()["param"].split(".")[0]) == (422, field)
+
+
+async def test_a_whole_number_may_be_written_with_a_point(generate: Generate, services: Services) -> None:
+    """JSON Schema and JavaScript know no difference."""
+    job = await services.store.get((await generate(duration=3.0)).json()["job_id"])
+    assert job is not None
+    assert job.params["duration"] == 3
+    assert (await generate(duration=3.5)).status_code == 422

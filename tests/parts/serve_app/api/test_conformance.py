@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from serve_app.api import events, prefer
 from serve_app.settings import Settings
 from tests.parts.serve_app.api.live_api import live_api
 
@@ -26,7 +27,10 @@ KEY, WORKER_SECRET = "key-of-the-test", "secret-of-workers"
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_the_api_keeps_to_its_schema(database_url: str, tmp_path: Path) -> None:
+def test_the_api_keeps_to_its_schema(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody works on the jobs here, so streams and waits would last as long as they may.
+    monkeypatch.setattr(events, "LASTS_S", 0.2)
+    monkeypatch.setattr(prefer, "MAX_WAIT_S", 1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
