@@ -6,7 +6,6 @@ a key from other words without a look at the database. It protects nothing: anyb
 220 bits.
 """
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -47,7 +46,7 @@ def hint(key: str) -> str:
 
 def hashed(key: str, secret: bytes) -> str:
     """What is stored of it: without ``secret``, nobody can tell whether a guess is a key."""
-    return hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret, key.encode(), "sha256").hex()
 
 
 def _checksum(random: str) -> str:

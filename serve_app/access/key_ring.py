@@ -40,7 +40,7 @@ class KeyRing:
     """For one event loop. :meth:`run` keeps it fresh; without that, it is loaded when the first key is shown."""
 
     def __init__(self, store: KeyStore, database_url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        #: Whoever changes keys by it calls :meth:`refresh`, so that this process knows at once.
+        #: Whoever changes keys by it calls :meth:`changed`, so that this process knows at once.
         self.store = store
         self._database_url = database_url
         self._clock = clock
@@ -50,7 +50,7 @@ class KeyRing:
         self._reading = asyncio.Lock()
         self._look: asyncio.Task[bool] | None = None
         self._looked_at = -AGAIN_S
-        self._changed = asyncio.Event()
+        self._told = asyncio.Event()
         self._used: set[str] = set()
         #: When it was noted last that a key was used.
         self._noted: dict[str, float] = {}
@@ -69,13 +69,10 @@ class KeyRing:
         self._used.add(entry.caller.key_id)
         return entry.caller
 
-    async def refresh(self) -> None:
-        """Read all keys anew. Raises the database's errors."""
-        async with self._reading:
-            # Taken before: a key must not live longer for the time that the answer takes.
-            asked_at = self._clock()
-            self._snapshot = await self.store.snapshot()
-            self._read_at = asked_at
+    async def changed(self) -> None:
+        """A key was changed here. Where it can't be read now, the next look finds it."""
+        self._look = asyncio.create_task(self._tried(self._read))
+        await asyncio.wait({self._look}, timeout=LOOK_S)
 
     async def run(self) -> None:
         """Keep the snapshot fresh and note who was here, until cancelled."""
@@ -84,33 +81,41 @@ class KeyRing:
             loops.create_task(self._keep())
 
     async def _look_again(self) -> None:
-        if self._look is None or (self._look.done() and self._clock() - self._looked_at >= AGAIN_S):
+        look = self._look
+        if look is None or (look.done() and self._clock() - self._looked_at >= AGAIN_S):
             self._looked_at = self._clock()
-            self._look = asyncio.create_task(self._tried(self.refresh))
+            look = self._look = asyncio.create_task(self._tried(self._read))
         # Not cancelled when it takes long: others wait for it, and a connection that hangs can't be.
-        done, _ = await asyncio.wait({self._look}, timeout=LOOK_S)
-        if not done or not self._look.result():
+        done, _ = await asyncio.wait({look}, timeout=LOOK_S)
+        if not done or not look.result():
             raise RingUnavailable
+
+    async def _read(self) -> None:
+        async with self._reading:
+            # Taken before: a key must not live longer for the time that the answer takes.
+            asked_at = self._clock()
+            self._snapshot = await self.store.snapshot()
+            self._read_at = asked_at
 
     async def _listen(self) -> None:
         while True:
             try:
                 async for _ in listen(self._database_url, CHANNEL):
-                    self._changed.set()
+                    self._told.set()
             except psycopg.OperationalError as error:
                 log.warning("keys.listening_again", error=str(error).splitlines()[0])
             await asyncio.sleep(PAUSE_S)
 
     async def _keep(self) -> None:
         while True:
-            await self._tried(self.refresh)
+            await self._tried(self._read)
             await self._tried(self._note_use)
             try:
                 async with asyncio.timeout(REFRESH_S):
-                    await self._changed.wait()
+                    await self._told.wait()
             except TimeoutError:
                 continue
-            self._changed.clear()
+            self._told.clear()
 
     async def _note_use(self) -> None:
         now = self._clock()

@@ -24,7 +24,11 @@ _CHALLENGE = {"www-authenticate": "Bearer"}
 _SHOWN = "video_api.shown"
 _WORKER = "worker"
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, or the service's `API_KEY`.")
+_bearer = HTTPBearer(
+    auto_error=False,
+    description="An API key (`va_…`), or the service's `API_KEY`. Where a key may ask only so often, answers carry "
+    "`RateLimit-Policy` and `RateLimit`.",
+)
 
 
 def same(given: str, expected: str) -> bool:

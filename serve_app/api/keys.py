@@ -50,7 +50,7 @@ RingOf = Annotated[KeyRing, Depends(_ring)]
 async def create_key(request: NewKey, _: Admin, ring: RingOf) -> IssuedKey:
     """Make a key. The answer has its secret, which nobody can look up later."""
     issued = await ring.store.create(request.name, request.scopes, request.limits.limits(), request.expires_in)
-    await ring.refresh()
+    await ring.changed()
     return IssuedKey.issued(issued)
 
 
@@ -86,7 +86,7 @@ async def revoke_key(key_id: KeyPath, _: Admin, ring: RingOf) -> KeyView:
     key = await ring.store.revoke(key_id)
     if key is None:
         raise KeyNotFound("There is no such key.")
-    await ring.refresh()
+    await ring.changed()
     return KeyView.of(key)
 
 
@@ -102,7 +102,7 @@ async def rotate_key(key_id: KeyPath, request: Rotation, _: Admin, ring: RingOf)
     issued = await ring.store.rotate(key_id, request.overlap_s, request.expires_in)
     if issued is None:
         raise KeyNotFound
-    await ring.refresh()
+    await ring.changed()
     return IssuedKey.issued(issued)
 
 

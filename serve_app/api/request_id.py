@@ -8,6 +8,8 @@ import uuid_utils
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.auth import caller_of
+
 log = structlog.get_logger()
 
 #: Beginnings of paths that nobody gets far at without permission.
@@ -45,7 +47,9 @@ class RequestIdMiddleware:
                 shown = scope["path"].startswith(_OURS) and message["status"] not in (401, 403)
                 level = log.info if shown else log.debug
                 path = scope["path"][:_PATH_SHOWN]
-                level("request", method=scope["method"], path=path, status=message["status"], ms=milliseconds)
+                caller = caller_of(scope)
+                whose = {"key_id": caller.key_id} if caller is not None and caller.key_id else {}
+                level("request", method=scope["method"], path=path, status=message["status"], ms=milliseconds, **whose)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -59,8 +59,7 @@ def migrate(url: str) -> None:
 
 
 async def listen(url: str, channel: str = CHANNEL) -> AsyncGenerator[str, None]:
-    """Yield the payload of each notification on ``channel``, for ever. An empty one comes first, when listening
-    has begun.
+    """Yield the payload of each notification, for ever. An empty one comes first, when listening has begun.
 
     Raises:
         psycopg.OperationalError: the connection is lost; call again.

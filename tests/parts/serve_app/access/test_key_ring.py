@@ -189,6 +189,30 @@ async def test_while_the_database_is_away_those_who_are_known_stay_known(
     await gone.dispose()
 
 
+async def test_a_change_made_here_is_known_at_once(keys: KeyStore, ring: KeyRing, clock: Clock) -> None:
+    """However lately it was looked."""
+    assert await ring.find(api_key.make()) is None
+    issued = await made(keys)
+    await ring.changed()
+    assert await ring.find(issued.secret) is not None
+    await keys.revoke(issued.key.id)
+    await ring.changed()
+    assert await ring.find(issued.secret) is None
+    assert clock.now == 1000
+
+
+async def test_a_change_is_made_though_it_cannot_be_read_now(keys: KeyStore, ring: KeyRing, clock: Clock) -> None:
+    """Else the answer with the secret would be lost."""
+    issued = await made(keys)
+    gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    ring.store = KeyStore(gone, SECRET)
+    await ring.changed()
+    ring.store = keys
+    clock.now += key_ring.AGAIN_S
+    assert await ring.find(issued.secret) is not None
+    await gone.dispose()
+
+
 async def test_use_is_written_at_most_once_a_minute(
     keys: KeyStore, ring: KeyRing, clock: Clock, statements: Statements, monkeypatch: pytest.MonkeyPatch
 ) -> None:

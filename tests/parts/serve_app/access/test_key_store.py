@@ -1,13 +1,19 @@
 """Keys in PostgreSQL: what is kept, what a change leaves good."""
 
+import asyncio
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.access.caller import Caller, Limits, Scope
 from serve_app.access.key_store import CHANNEL, Issued, KeyStore
-from serve_app.jobs.database import listen
+from serve_app.jobs.database import connect, listen
+from tests.parts.serve_app.access.conftest import SECRET
 from tests.parts.serve_app.jobs.samples import execute, fetch
 
 READ = frozenset({Scope.READ})
@@ -147,3 +153,61 @@ async def test_every_change_is_told(keys: KeyStore, database_url: str, change: s
     # The test's own time limit is for one that is not.
     assert await anext(changes) == ""
     await changes.aclose()
+
+
+class Life(RuleBasedStateMachine):
+    """One key through any life. Expected: the last secret, and while its overlap lasts the one before it."""
+
+    runner: ClassVar[asyncio.Runner]
+    keys: ClassVar[KeyStore]
+    engine: ClassVar[AsyncEngine]
+
+    def __init__(self) -> None:
+        super().__init__()
+        issued = self.runner.run(made(self.keys))
+        self.key_id = issued.key.id
+        self.secrets = [issued.secret]
+        self.good = {issued.secret}
+
+    @rule(overlap_s=st.sampled_from([0, 3600]), expires_in=st.sampled_from([None, 7200]))
+    def rotate(self, overlap_s: float, expires_in: float | None) -> None:
+        issued = self.runner.run(self.keys.rotate(self.key_id, overlap_s, expires_in))
+        assert (issued is not None) == bool(self.good)
+        if issued is not None:
+            self.good = {self.secrets[-1], issued.secret} if overlap_s else {issued.secret}
+            self.secrets.append(issued.secret)
+
+    @rule()
+    def the_overlap_ends(self) -> None:
+        self.runner.run(
+            execute(self.engine, "UPDATE api_keys SET previous_until = now() WHERE previous_until IS NOT NULL")
+        )
+        self.good &= {self.secrets[-1]}
+
+    @rule(revoked=st.booleans())
+    def it_ends(self, revoked: bool) -> None:
+        if revoked:
+            self.runner.run(self.keys.revoke(self.key_id))
+        else:
+            self.runner.run(execute(self.engine, "UPDATE api_keys SET expires_at = now()"))
+        self.good = set()
+
+    @invariant()
+    def what_is_good_opens_the_key_and_nothing_else_does(self) -> None:
+        found = {secret: self.runner.run(opened(self.keys, secret)) for secret in self.secrets}
+        assert {secret for secret, caller in found.items() if caller is not None} == self.good
+        assert {caller.key_id for caller in found.values() if caller is not None} <= {self.key_id}
+
+    def teardown(self) -> None:
+        self.runner.run(execute(self.engine, "DELETE FROM api_keys"))
+
+
+def test_any_life_of_a_key(database_url: str) -> None:
+    with asyncio.Runner() as runner:
+        Life.runner = runner
+        Life.engine = connect(database_url)
+        Life.keys = KeyStore(Life.engine, SECRET)
+        try:
+            run_state_machine_as_test(Life, settings=settings(max_examples=25, stateful_step_count=12, deadline=None))
+        finally:
+            runner.run(Life.engine.dispose())

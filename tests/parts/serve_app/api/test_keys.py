@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 
 from serve_app.access.api_key import is_well_formed
 from serve_app.jobs.forecast import unit_costs
@@ -311,6 +312,15 @@ async def test_a_key_asks_what_it_may_and_what_it_uses(with_key: WithKey, client
     }
     own = (await client.get("/api/v1/key")).json()
     assert own == {"key_id": "", "name": "API_KEY", "scopes": ["admin", "generate", "read"], "limits": {}}
+
+
+async def test_the_log_says_whose_request_it_was(with_key: WithKey, client: httpx.AsyncClient) -> None:
+    ann = await with_key()
+    with capture_logs() as said:
+        await ann.get("/api/v1/jobs")
+        await client.get("/api/v1/jobs")
+    lines = [line for line in said if line["event"] == "request"]
+    assert [line.get("key_id") for line in lines] == [ann.headers["x-key-id"], None]
 
 
 async def test_no_secret_of_a_key_is_in_the_log(client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
