@@ -43,7 +43,8 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    services.feed.show(events.Looks(services))
+    looks = events.Looks(services)
+    services.feed.show(looks, looks.aclose)
     app.state.key_ring = ring
     problems.install(app)
     routers = [part.router for part in (generate, estimate, jobs, events, presign, keys, webhooks, health, files)]

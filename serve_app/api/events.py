@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
@@ -15,8 +16,11 @@ from serve_app.api.gate import Live, live
 from serve_app.api.jobs import JobPath, Surroundings, surroundings, views
 from serve_app.api.prefer import cancelled, left
 from serve_app.api.problems import documented
+from serve_app.jobs.database import connect_watcher
 from serve_app.jobs.feed import Feed, FeedEnded, Shown, Watch
 from serve_app.jobs.job import Status
+from serve_app.jobs.queue import JobQueue
+from serve_app.jobs.store import JobStore
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -137,12 +141,16 @@ async def watch_job(
 
 
 class Looks:
-    """What the feed shows of jobs."""
+    """What the feed shows of jobs, by connections of its own: readers who wait for one must not delay changes."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._engine = engine = connect_watcher(services.engine)
+        self._services = replace(services, engine=engine, store=JobStore(engine), queue=JobQueue(engine))
         self._around = Surroundings({}, {})
         self._around_until = 0.0
+
+    async def aclose(self) -> None:
+        await self._engine.dispose()
 
     async def __call__(self, ids: Sequence[str]) -> Mapping[str, Shown]:
         """One query for all of them, and one more for the place of each that waits."""

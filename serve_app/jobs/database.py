@@ -45,6 +45,20 @@ def connect(url: str) -> AsyncEngine:
     )
 
 
+def connect_watcher(engine: AsyncEngine) -> AsyncEngine:
+    """An engine to the same database for one who looks again and again, and once more where a look fails: connections
+    that no request can take away, without transactions, not checked before use."""
+    return create_async_engine(
+        engine.url,
+        pool_size=2,
+        max_overflow=0,
+        pool_timeout=8,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        connect_args={**LIVELY, "options": _PATIENCE},
+    )
+
+
 def in_seconds(seconds: float | ColumnElement[Any]) -> Any:
     """SQL for a moment from now, by the database's clock."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

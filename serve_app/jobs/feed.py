@@ -88,6 +88,7 @@ class Feed:
     def __init__(self, listen: Listen) -> None:
         self._listen = listen
         self._look: Look | None = None
+        self._done: Callable[[], Awaitable[None]] | None = None
         self._watched: dict[str, _Watched] = {}
         #: Which to look at.
         self._changed = _Marked()
@@ -97,9 +98,9 @@ class Feed:
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
 
-    def show(self, look: Look) -> None:
-        """How jobs are looked at. To be said before anybody watches."""
-        self._look = look
+    def show(self, look: Look, done: Callable[[], Awaitable[None]] | None = None) -> None:
+        """How jobs are looked at, and what to call when nobody will any more. To be said before anybody watches."""
+        self._look, self._done = look, done
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -127,6 +128,8 @@ class Feed:
             self._fail(job_id)
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._done is not None:
+            await self._done()
 
     def _forget(self, job_id: str) -> None:
         self._watched.pop(job_id).stop()

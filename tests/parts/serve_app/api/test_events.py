@@ -215,7 +215,7 @@ async def test_many_who_watch_cost_one_look(services: Services, http: httpx.Asyn
         looked.append(list(ids))
         return await looks(ids)
 
-    services.feed.show(look)
+    services.feed.show(look, looks.aclose)
     async with AsyncExitStack() as opened:
         streams = [await opened.enter_async_context(streaming(http, lease.job_id)) for _ in range(5)]
         for stream in streams:
