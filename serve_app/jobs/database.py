@@ -50,7 +50,7 @@ def connect_watcher(engine: AsyncEngine) -> AsyncEngine:
     that no request can take away, without transactions, not checked before use."""
     return create_async_engine(
         engine.url,
-        pool_size=2,
+        pool_size=3,
         max_overflow=0,
         pool_timeout=8,
         isolation_level="AUTOCOMMIT",
