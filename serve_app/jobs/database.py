@@ -49,10 +49,13 @@ def connect(url: str) -> AsyncEngine:
 
 
 async def open_plain(url: str) -> psycopg.AsyncConnection:
-    """A connection for single statements, which are prepared at their first use. Raises psycopg.OperationalError."""
+    """A connection for single statements that are said often. They are prepared and planned at their first use.
+
+    Raises psycopg.OperationalError.
+    """
     plain = url.replace("+psycopg", "", 1)
     return await psycopg.AsyncConnection.connect(
-        plain, autocommit=True, prepare_threshold=0, options=_PATIENCE, **LIVELY
+        plain, autocommit=True, prepare_threshold=0, options=f"{_PATIENCE} {_PLANNED_ONCE}", **LIVELY
     )
 
 

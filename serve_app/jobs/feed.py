@@ -1,11 +1,11 @@
 """Who watches which job: told by PostgreSQL, looked at once for all who watch.
 
-One connection listens, for the process. A change marks its job; one loop looks at the marked ones, many at a time, and
+One connection listens, for the process. A change marks its job; a loop looks at the marked ones, many at a time, and
 hands what it sees to whoever watches. Nothing is queued: who is slow finds the latest, and nobody asks an idle line.
 
-The place of a waiting job changes without its row: it is looked at again after the line of its model has moved, by a
-loop of its own. A place costs a query, so that loop rests for longer than it works: with many who wait, each is told
-its place less often, and changes are told as soon as ever.
+The place of a waiting job costs a query of its own. So those that wait have a loop of their own, and delay nobody whose
+job runs. And a place changes without its job's row: it is looked at again after the line of the model has moved, by a
+third loop, which rests for longer than it works. With many who wait, each is told its place less often.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = structlog.get_logger()
 
-#: Jobs that are looked at together; one that waits, or may wait, counts for as many as its place costs.
+#: Jobs that are looked at together: those that do not wait, and those that do, or may.
 BATCH = 50
-PLACE_COSTS = 10
+WAITING_BATCH = 5
 #: Least seconds between two looks at a job for its place alone.
 PLACE_S = 5.0
 #: How much longer than it looks for places it rests.
@@ -91,6 +91,7 @@ class Feed:
         self._watched: dict[str, _Watched] = {}
         #: Which to look at.
         self._changed = _Marked()
+        self._waiting = _Marked()
         self._moved = _Marked()
         #: That have begun.
         self._looks = 0
@@ -107,10 +108,16 @@ class Feed:
         if self._ended:
             raise FeedEnded
         if not self._tasks:
-            self._tasks = [asyncio.create_task(each) for each in (self._hear(), self._see(), self._see_places())]
+            loops = (
+                self._hear(),
+                self._see(self._changed, BATCH),
+                self._see(self._waiting, WAITING_BATCH),
+                self._see_places(),
+            )
+            self._tasks = [asyncio.create_task(each) for each in loops]
         watched = self._watched.setdefault(job_id, _Watched())
         watched.watches += 1
-        self._changed.add(job_id)
+        self._mark(job_id)
         try:
             yield Watch(watched, self._looks)
         finally:
@@ -128,10 +135,15 @@ class Feed:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _mark(self, job_id: str) -> None:
+        shown = self._watched[job_id].shown
+        runs = shown is not None and shown.line is None
+        (self._changed if runs else self._waiting).add(job_id)
+
     def _forget(self, job_id: str) -> None:
         self._watched.pop(job_id).stop()
-        self._changed.drop(job_id)
-        self._moved.drop(job_id)
+        for marked in (self._changed, self._waiting, self._moved):
+            marked.drop(job_id)
 
     def _fail(self, job_id: str) -> None:
         watched = self._watched[job_id]
@@ -154,7 +166,7 @@ class Feed:
         if not payload:
             # It listens (again): what was said before, nobody has heard.
             for job_id in self._watched:
-                self._changed.add(job_id)
+                self._mark(job_id)
             return
         job_id, _, rest = payload.partition(" ")
         version, _, line = rest.partition(" ")
@@ -163,7 +175,7 @@ class Feed:
             return
         watched = self._watched.get(job_id)
         if watched is not None and (watched.shown is None or watched.shown.version < int(version)):
-            self._changed.add(job_id)
+            self._mark(job_id)
         if line:
             for waiting_id, waiting in self._watched.items():
                 if waiting.shown is not None and waiting.shown.line == line:
@@ -180,26 +192,22 @@ class Feed:
 
     # ---------------------------------------------------------------- what is seen
 
-    async def _see(self) -> None:
-        most = BATCH
+    async def _see(self, marked: "_Marked", most: int) -> None:
+        together = most
         while True:
-            batch = await self._changed.take(most, self._cost)
+            batch = await marked.take(together)
             for job_id in batch:
                 # Its place is looked at with it.
                 self._moved.drop(job_id)
-            most = BATCH if await self._try(batch) else 1
+            together = most if await self._try(batch) else 1
 
     async def _see_places(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._moved.take(1, self._cost)
+            batch = await self._moved.take(1)
             begun = loop.time()
             await self._try(batch)
             await asyncio.sleep(RESTS * (loop.time() - begun))
-
-    def _cost(self, job_id: str) -> int:
-        shown = self._watched[job_id].shown
-        return 1 if shown is not None and shown.line is None else PLACE_COSTS
 
     async def _try(self, batch: Sequence[str]) -> bool:
         """Returns whether they could be seen together; else they are marked again, unless one alone could not."""
@@ -234,7 +242,7 @@ class Feed:
     def _again(self, batch: Sequence[str]) -> None:
         for job_id in batch:
             if job_id in self._watched:
-                self._changed.add(job_id)
+                self._mark(job_id)
 
 
 class _Marked:
@@ -251,18 +259,12 @@ class _Marked:
     def drop(self, job_id: str) -> None:
         self._ids.pop(job_id, None)
 
-    async def take(self, most: int, cost: Callable[[str], int]) -> Sequence[str]:
-        """One as soon as there is one, and as many more as cost no more than ``most`` with it. They may be marked again
-        while they are looked at."""
+    async def take(self, most: int) -> Sequence[str]:
+        """At least one, as soon as there is one. It may be marked again while it is looked at."""
         while not self._ids:
             self._some.clear()
             await self._some.wait()
-        taken: list[str] = []
-        for job_id in self._ids:
-            most -= cost(job_id)
-            if taken and most < 0:
-                break
-            taken.append(job_id)
+        taken = list(self._ids)[:most]
         for job_id in taken:
             del self._ids[job_id]
         return taken
@@ -288,7 +290,7 @@ class _Watched:
 
     def publish(self, shown: Shown | None, look: int) -> None:
         if look < self.look:
-            # The other loop began later and was done earlier.
+            # Another loop began later and was done earlier.
             return
         self.look = look
         if not self.turn or shown != self.shown:

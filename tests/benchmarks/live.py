@@ -47,7 +47,7 @@ STREAMS = KEYS * STREAMS_OF_KEY
 #: Of the watched jobs, those that wait in the line: their places are told as it moves.
 WAITING = 100
 CHANGES_PER_S = READS_PER_S = 50
-#: One change in so many is one of a job that nobody watches, which leaves the line.
+#: One change in so many is one of a job that nobody watches, which leaves the line; and one of a job that waits.
 MOVES = 10
 #: Seconds before the measurement, and of it.
 SETTLE_S, MEASURE_S = 5.0, 30.0
@@ -144,6 +144,8 @@ def change(url: str, streams: Sequence[Mapping[str, Any]]) -> Mapping[str, Seque
     chance = random.Random(1)
     begun, idle = time.monotonic(), iter(range(10**6))
     with psycopg.connect(url, autocommit=True) as db:
+        waiting = [stream for stream in streams if stream["waits"]]
+        working = [stream for stream in streams if not stream["waits"]]
         for number in range(int((SETTLE_S + MEASURE_S) * CHANGES_PER_S)):
             time.sleep(max(begun + number / CHANGES_PER_S - time.monotonic(), 0))
             at = time.monotonic()
@@ -154,7 +156,7 @@ def change(url: str, streams: Sequence[Mapping[str, Any]]) -> Mapping[str, Seque
                     (gone,),
                 )
                 continue
-            stream = chance.choice(streams)
+            stream = chance.choice(waiting if number % MOVES == 1 else working)
             column = "stage" if stream["waits"] else "progress"
             value: Any = f"step {number}" if stream["waits"] else number / 100
             row = db.execute(

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
 from serve_app.access.api_key import is_well_formed
-from serve_app.jobs.forecast import unit_costs
+from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.outlooks import Outlook, Outlooks
 from serve_app.jobs.quota import MOST_UPLOADS
 from serve_app.services import Services
@@ -276,7 +276,7 @@ async def test_what_unfinished_jobs_will_cost_counts(with_key: WithKey, engine: 
     """Else a key submits in a minute what it may not spend in a week."""
     outlook = Outlook(start_s=60, usd_per_hour_low=24, usd_per_hour_high=48, start_usd=0.1)
     await Outlooks(engine).note("ltx2", outlook)
-    unit_usd = (await unit_costs(engine))["ltx2"]
+    unit_usd = (await Forecasts(engine).unit_costs())["ltx2"]
     ann = await with_key(limits={"usd_per_day": 3.5 * unit_usd})
     answers = await asyncio.gather(*(ann.post("/api/v1/generate", json=JOB) for _ in range(10)))
     assert [answer.status_code for answer in answers].count(201) == 3

@@ -111,7 +111,11 @@ class Worker:
     async def _work(self, claim: Claim) -> None:
         job, lease = claim.job, claim.lease
         await self._looks.at(job.id)
-        if (verdict := await self._store.start(Started(lease=lease))) is not Verdict.GO_ON:
+        verdict = await self._store.start(Started(lease=lease))
+        if verdict is Verdict.LEASE_LOST:
+            # It ended while it waited.
+            return
+        if verdict is not Verdict.GO_ON:
             # Cancelled before it began, which is quick on a busy machine.
             assert verdict is Verdict.CANCELLED
             await self._store.stopped(Stopped(lease=lease))
