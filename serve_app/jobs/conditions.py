@@ -102,7 +102,7 @@ class Conditions:
 
 async def believed(db: AsyncConnection) -> Mapping[str, Condition]:
     """By subject: what was seen lately, by the dispatcher or by the launcher, and which keys are at their limit."""
-    return merged((await db.execute(_SAID)).tuples())
+    return merged(await db.execute(_SAID))
 
 
 def merged(said: Iterable[tuple[str, str | None, str | None, int | None, bool]]) -> Mapping[str, Condition]:

@@ -4,6 +4,8 @@
 A body is made when it is sent, and says how things were at its event.
 """
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
@@ -27,6 +29,8 @@ class JobEvent(StrEnum):
 ENDS = (JobEvent.COMPLETED, JobEvent.FAILED, JobEvent.CANCELLED)
 #: The event of a delivery that is about no job.
 TEST = "test"
+#: Of a body, which receivers take up to 20 kB.
+METADATA_BYTES = 6_000
 
 _OF_STATUS = {
     Status.COMPLETED: JobEvent.COMPLETED,
@@ -52,6 +56,9 @@ class JobFacts(_Value):
     status: Status
     attempt: int = Field(description="How many times a GPU has started on it.")
     user_id: str | None = None
+    metadata: Mapping[str, str] | None = Field(
+        None, description=f"As the client gave it; absent where it would take more than {METADATA_BYTES} bytes."
+    )
     created_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -123,6 +130,8 @@ def job_event(event: JobEvent, job: Job, video_url: str | None) -> EventBody:
     """The body of an event of the job, however the job is by now."""
     facts = {name: getattr(job, name) for name in ("model", "attempt", "user_id", "created_at", "started_at")}
     facts |= {"job_id": job.id, "status": event.removeprefix("job.")}
+    if job.metadata and len(json.dumps(dict(job.metadata))) <= METADATA_BYTES:
+        facts["metadata"] = job.metadata
     happened = job.completed_at or datetime.now(UTC)
     match event:
         case JobEvent.STARTED:

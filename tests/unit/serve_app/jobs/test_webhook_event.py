@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.jobs.job import Job, Status
-from serve_app.jobs.webhook_event import JobEvent, event_of, job_event
+from serve_app.jobs.webhook_event import METADATA_BYTES, JobEvent, event_of, job_event
 
 BEGUN, STARTED, ENDED = (datetime(2026, 11, 26, 12, minute, tzinfo=UTC) for minute in (0, 1, 5))
 EMPTY: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__)
@@ -63,10 +63,22 @@ def test_a_fault_is_told_with_its_code() -> None:
     assert (data["status"], data["error_code"], data["error"]) == ("failed", "no_face_found", "No face in the video.")
 
 
+def test_pairs_are_told_unless_they_are_too_large() -> None:
+    assert body(JobEvent.STARTED, replace(JOB, metadata={"shot": "12"}))["data"]["metadata"] == {"shot": "12"}
+    assert "metadata" not in body(JobEvent.STARTED, replace(JOB, metadata={"shot": "x" * METADATA_BYTES}))["data"]
+
+
+@pytest.mark.parametrize("size", [50, 350, 512])
 @pytest.mark.parametrize("character", ["x", "\x1f", "é", "𐍈", '"'])
-def test_no_body_is_larger_than_receivers_have_to_take(character: str) -> None:
+def test_no_body_is_larger_than_receivers_have_to_take(character: str, size: int) -> None:
     failed = replace(
-        JOB, status=Status.FAILED, error_message=character * 2000, error_code="internal_error", user_id=character * 200
+        JOB,
+        status=Status.FAILED,
+        error_message=character * 2000,
+        error_code="internal_error",
+        user_id=character * 200,
+        # As large as it may be, and as large as it may be told.
+        metadata={f"{n:02}": character * size for n in range(16)},
     )
     assert len(job_event(JobEvent.FAILED, failed, None).model_dump_json(exclude_none=True).encode()) < 20_000
 
