@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl
+from pydantic import BaseModel, Field, HttpUrl
 
+from serve_app.api.body import RequestBody
 from serve_app.jobs.delivery_log import Delivery
 from serve_app.jobs.endpoints import Endpoint
 from serve_app.jobs.webhook_event import ENDS, JobEvent
@@ -13,23 +14,20 @@ from serve_app.jobs.webhook_event import ENDS, JobEvent
 DAY_S = 24 * 3600
 
 EventChoice = Annotated[
-    list[JobEvent], Field(min_length=1, max_length=len(JobEvent), description="What it is told of the key's jobs.")
+    list[Annotated[JobEvent, Field(strict=False)]],
+    Field(min_length=1, max_length=len(JobEvent), description="What it is told of the key's jobs."),
 ]
 DeliveryState = Literal["pending", "sending", "delivered", "failed"]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NewEndpoint(_Request):
+class NewEndpoint(RequestBody):
     """Where to tell what."""
 
     url: HttpUrl = Field(description="Gets a signed POST for each event.")
-    events: EventChoice = list(ENDS)
+    events: EventChoice = Field(default_factory=lambda: list(ENDS))
 
 
-class EndpointChange(_Request):
+class EndpointChange(RequestBody):
     """What is left out stays as it is."""
 
     url: HttpUrl | None = Field(None, description="What is owed to the old one goes there, too.")
@@ -39,7 +37,7 @@ class EndpointChange(_Request):
     )
 
 
-class Rotation(_Request):
+class Rotation(RequestBody):
     """How long the secret before is good beside the new one."""
 
     overlap_seconds: int = Field(

@@ -56,7 +56,7 @@ async def state(
     database_url: str, engine: AsyncEngine, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service whose Ray uses the server on ``port``."""
-    monkeypatch.setattr(health, "FRESH_S", 0)
+    monkeypatch.setattr("serve_app.shared.FRESH_S", 0)
     settings = Settings(database_url=database_url, data_dir=tmp_path, ray_redis_address=f"127.0.0.1:{port}")
     services = build_services(settings, FakeCluster())
     transport = httpx.ASGITransport(create_asgi(services))

@@ -370,11 +370,14 @@ def test_cancelling_leaves_nothing_behind(
     engine = Wav2LipEngine(Plain(), {"centerface": Everywhere()})
     prepared = engine.prepare({"sync_mode": mode}, inputs(video, sound), tmp_path / "job")
 
+    busy: list[object] = []
+
     def step(stage: str, fraction: float) -> None:
         assert 0 <= fraction <= 1
+        # On a busy machine one may have ended when the next has not begun yet.
+        busy.extend(running())
         if fraction >= when:
-            # At the last step everything is written and only ffmpeg has not ended yet.
-            assert fraction == 0 or running()
+            assert fraction == 0 or busy
             raise Cancelled
 
     with pytest.raises(Cancelled):

@@ -1,11 +1,14 @@
-"""What JSON Schema cannot say of our requests. schemathesis loads this: it would take such a request for a valid one.
+"""What a schema cannot say of our requests. schemathesis loads this: it would take such a request for a valid one.
 
 Everything else is in the schema, so that a client's generator knows it as well.
 """
 
+import re
 from typing import Any
+from uuid import uuid4
 
 import schemathesis
+from schemathesis.generation.meta import CoverageScenario
 
 #: As ``LTX2Params`` has it: five seconds at 1920x1088 and 24 fps.
 MOST_PIXELS = 1920 * 1088 * 121
@@ -15,6 +18,18 @@ MOST_PIXELS = 1920 * 1088 * 121
 def filter_body(context: Any, body: Any) -> bool:
     """A product of fields, and an order of numbers in a list."""
     return not isinstance(body, dict) or (_fits(body) and _has_a_box(body.get("face_box")))
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, **_: Any) -> None:
+    """That each request has an idempotency key of its own. One that is no key stays none."""
+    asks = None if case.meta is None else getattr(case.meta.phase.data, "scenario", None)
+    if asks is CoverageScenario.MISSING_PARAMETER:
+        # Headers that are touched get the one back that is to be missing.
+        return
+    key = (case.headers or {}).get("Idempotency-Key")
+    if isinstance(key, str) and len(key) <= 200 and re.fullmatch(r"[!#-+\--~]+", key):
+        case.headers["Idempotency-Key"] = f"{key}-{uuid4()}"
 
 
 def _fits(body: dict[str, Any]) -> bool:
