@@ -75,6 +75,7 @@ def test_twenty_jobs_of_both_models_and_a_bill_to_the_cent(day: Day) -> None:
     jobs = [day.submit("ltx2", **SHORT) for _ in range(17)] + [day.submit("wav2lip") for _ in range(3)]
     ended = day.wait(*jobs, timeout_s=400)
     assert {job["status"] for job in ended} == {"completed"}, ended
+    assert len([row for row in day.command("nodes") if row["phase"]]) == len(day.phases())
     day.empty()
     assert_the_bill_is_the_ledger(day)
     cost = sum(day.cluster.job(job_id)["cost_usd"] for job_id in jobs)
