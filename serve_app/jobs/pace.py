@@ -7,7 +7,7 @@ well.
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -48,13 +48,11 @@ class Run:
 class Working:
     """A job that a replica has."""
 
-    id: str
     effort: float
     #: 0 to 1.
     done: float
     attempt: int
-    #: When its first attempt began, and the seconds since.
-    started_at: datetime
+    #: Since its first attempt began.
     elapsed_s: float
 
 
@@ -98,7 +96,8 @@ class Line:
     #: By the database's clock, and by this process's.
     now: datetime
     read_at: float
-    working: Sequence[Working]
+    #: What replicas have, by job, with when its first attempt began.
+    working: Mapping[str, tuple[datetime, Working]]
     #: What would be in front if all that wait were one user's, and how much each and those before it ask for.
     ranks: Sequence[tuple[int, datetime]]
     efforts: Sequence[float]
@@ -109,16 +108,17 @@ class Line:
             return None
         if job.stage in (Stage.PREPARING, Stage.WAITING_FOR_GPU):
             # Others of its replica may be before it.
-            before = [other for other in self.working if other.id != job.id and other.started_at < job.started_at]
+            mine = job.started_at
+            before = [other for job_id, (since, other) in self.working.items() if job_id != job.id and since < mine]
             return self._until(job, before, waiting_s=0.0)
         now = self.now + timedelta(seconds=time.monotonic() - self.read_at)
         elapsed_s = max((now - job.started_at).total_seconds(), 0.0)
-        return self.pace.left_s(Working(job.id, job.effort, job.progress / 100, job.attempt, job.started_at, elapsed_s))
+        return self.pace.left_s(Working(job.effort, job.progress / 100, job.attempt, elapsed_s))
 
     def until_turn_and_done(self, job: Job, ahead: int) -> float | None:
         """For one that waits, with so many waiting jobs ahead of it. None as well while no replica works: how long a
         GPU takes to come is not known here."""
-        before = [other for other in self.working if other.id != job.id]
+        before = [other for job_id, (_, other) in self.working.items() if job_id != job.id]
         if not before:
             return None
         better = bisect_left(self.ranks, _rank(job.priority, job.created_at)) or len(self.efforts)
@@ -164,7 +164,7 @@ class Lines:
                 pace = Pace([Run(*row) for row in rows])
                 self._paces[model] = pace, time.monotonic()
             now = (await db.execute(_NOW)).scalar_one()
-            working = [Working(*row) for row in await db.execute(_WORKING, {"model": model})]
+            working = {row[0]: (row[1], Working(*row[2:])) for row in await db.execute(_WORKING, {"model": model})}
             waiting = (await db.execute(_WAITING, {"model": model, "limit": MOST_WAITING})).all()
         ranked = sorted((_rank(row.priority, row.created_at), row.effort) for row in waiting)
         return Line(
@@ -195,7 +195,7 @@ _RUNS = text(
 #: What replicas have.
 _WORKING = text(
     """
-    SELECT id, effort, progress / 100, attempt, started_at,
+    SELECT id, started_at, effort, progress / 100, attempt,
            greatest(extract(epoch FROM clock_timestamp() - started_at), 0)::float8
       FROM jobs
      WHERE lease_token IS NOT NULL AND status = 'processing' AND model = :model AND started_at IS NOT NULL

@@ -190,7 +190,7 @@ def trivial() -> Iterator[Server]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(Trivial.bind())
+            serve.run(Trivial.bind())  # type: ignore[attr-defined]
             yield Server("trivial", port)
             serve.shutdown()
         finally:
