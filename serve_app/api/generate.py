@@ -1,6 +1,7 @@
 """``POST /api/v1/generate`` and what models there are."""
 
 from collections.abc import Mapping
+from functools import cache
 from math import ceil
 from typing import Annotated, Any
 
@@ -134,6 +135,11 @@ async def generate(
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
 async def list_models(_: Reader) -> list[ModelView]:
     """The models and the JSON Schema of their parameters."""
+    return _models()
+
+
+@cache
+def _models() -> list[ModelView]:
     return [
         ModelView(
             model=spec.name,
