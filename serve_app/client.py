@@ -526,7 +526,7 @@ class Client:
 
     def rotate_webhook(self, webhook_id: str, overlap_s: int | None = None) -> Webhook:
         """A new secret; the one before is good for so many seconds more, a day if None."""
-        body = {} if overlap_s is None else {"overlap_seconds": overlap_s}
+        body = {} if overlap_s is None else {"overlap_s": overlap_s}
         return cast("Webhook", self._json("POST", f"{_webhook_path(webhook_id)}/rotate", json=body))
 
     def delete_webhook(self, webhook_id: str) -> None:

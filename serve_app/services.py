@@ -18,7 +18,6 @@ from serve_app.jobs.feed import Feed
 from serve_app.jobs.fleet_size import Capacity
 from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.job import Job
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
@@ -41,7 +40,6 @@ class Services:
     settings: Settings
     engine: AsyncEngine
     store: JobStore
-    queue: JobQueue
     reads: JobReads
     forecasts: Forecasts
     feed: Feed

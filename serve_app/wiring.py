@@ -13,7 +13,6 @@ from serve_app.jobs.feed import Feed
 from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.retention import Retention, RetentionPolicy
@@ -36,7 +35,6 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         settings=settings,
         engine=engine,
         store=JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url),
-        queue=JobQueue(engine),
         reads=JobReads(engine),
         forecasts=Forecasts(engine),
         feed=Feed(partial(listen, settings.database_url, CHANGES)),

@@ -8,12 +8,13 @@ routes, which answer what is plain just the same (a test compares).
 import re
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.caller import Caller
 from serve_app.access.caller import Scope as Right
 from serve_app.api import generate, jobs
 from serve_app.api.auth import caller_of
+from serve_app.api.messages import Replayed
 from serve_app.api.problems import failed
 from serve_app.services import Services
 
@@ -55,22 +56,11 @@ class Direct:
         headers = Headers(scope=scope)
         plain = headers.get("content-type") == "application/json" and not any(name in headers for name in _ASKING_MORE)
         if caller.may(Right.GENERATE) and plain:
-            body = await receive()
+            # The gate has all of it.
+            body = (await receive())["body"]
             try:
-                answer = await generate.create(body.get("body", b""), caller, self._services)
+                answer = await generate.create(body, caller, self._services)
             except Exception as error:
                 answer = failed(error, self._services.settings.base_url)
-            receive = _Again(body, receive)
+            receive = Replayed(body, receive)
         await (answer or self._app)(scope, receive, send)
-
-
-class _Again:
-    """A message that was looked at, then whatever comes."""
-
-    def __init__(self, message: Message, receive: Receive) -> None:
-        self._message: Message | None = message
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        message, self._message = self._message, None
-        return message if message is not None else await self._receive()

@@ -37,10 +37,10 @@ class EndpointChange(RequestBody):
     )
 
 
-class Rotation(RequestBody):
+class SecretRotation(RequestBody):
     """How long the secret before is good beside the new one."""
 
-    overlap_seconds: int = Field(
+    overlap_s: int = Field(
         DAY_S,
         ge=0,
         le=7 * DAY_S,

@@ -15,7 +15,7 @@ from serve_app.api.endpoint_schemas import (
     EndpointPage,
     EndpointView,
     NewEndpoint,
-    Rotation,
+    SecretRotation,
 )
 from serve_app.api.errors import (
     Forbidden,
@@ -150,10 +150,10 @@ async def delete_webhook(endpoint_id: EndpointPath, caller: Maker, services: Ser
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
 async def rotate_webhook(
-    endpoint_id: EndpointPath, caller: Maker, services: ServicesOf, body: Rotation | None = None
+    endpoint_id: EndpointPath, caller: Maker, services: ServicesOf, body: SecretRotation | None = None
 ) -> EndpointView:
     """Make a new secret. For a day, or as long as you say, each delivery is signed with the one before as well."""
-    overlap_s = (body or Rotation()).overlap_seconds
+    overlap_s = (body or SecretRotation()).overlap_s
     return _view(await services.endpoints.rotate(endpoint_id, overlap_s, of_key=caller.sees), services)
 
 

@@ -23,7 +23,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── WebhookDisabled         409 webhook_disabled
     ├── TooManyWebhooks         409 too_many_webhooks
     ├── InvalidRequest          422 invalid_request
-    │   └── IdempotencyKeyReused 422 idempotency_key_reused
+    ├── IdempotencyKeyReused    422 idempotency_key_reused
     ├── SignatureRejected       403 signature_rejected
     ├── PayloadTooLarge         413 payload_too_large
     ├── RangeNotSatisfiable     416 range_not_satisfiable
@@ -211,9 +211,10 @@ class UploadMissing(VideoApiError):
     code = "upload_missing"
 
 
-class IdempotencyKeyReused(InvalidRequest):
+class IdempotencyKeyReused(VideoApiError):
     """This `Idempotency-Key` came with another request before. Use a new one for each."""
 
+    status = 422
     code = "idempotency_key_reused"
 
 

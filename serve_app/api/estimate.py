@@ -11,6 +11,7 @@ from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView, ModelName
+from serve_app.jobs import tally
 from serve_app.jobs.conditions import EVERY_MODEL, of_key
 from serve_app.jobs.forecast import CostRange
 from serve_app.services import Services, ServicesOf
@@ -45,13 +46,13 @@ async def estimate(
         raise RequestValidationError(
             [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors()]
         ) from error
-    counts = (await services.queue.counts()).get(model, {})
+    waiting = (await tally.counts(services.engine)).get(model, {})
     current = await services.conditions.current()
     condition = current.get(EVERY_MODEL) or current.get(model) or current.get(of_key(caller.key_id))
     eta, cost = await foreseen(model, spec.effort(params), services)
     return EstimateView(
         model=model,
-        jobs_ahead=counts.get("queued", 0) + counts.get("processing", 0),
+        jobs_ahead=waiting.get("queued", 0) + waiting.get("processing", 0),
         eta_seconds=eta,
         cost_estimate_usd=cost,
         wait_code=condition and condition.code,
@@ -61,8 +62,11 @@ async def estimate(
 
 async def foreseen(model: str, effort: float, services: Services) -> tuple[float | None, CostRange | None]:
     """Seconds and dollars for one more job; None: not known."""
+    eta_s = (await services.reads.lines.of(model)).until_one_more(effort)
     found = await services.forecasts.of(model)
     if found is None:
-        return None, None
-    eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
+        return eta_s, None
+    if eta_s is None:
+        # None works on it yet: machines have to start.
+        eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
     return eta_s, found.cost_usd(effort)

@@ -11,10 +11,10 @@ from starlette.types import Receive, Scope, Send
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, TooManyStreams, Unauthorized, Unavailable
-from serve_app.api.gate import Live, live
 from serve_app.api.jobs import JobPath, view
 from serve_app.api.prefer import cancelled, left
 from serve_app.api.problems import documented
+from serve_app.api.streaming import Live, live
 from serve_app.jobs.feed import Feed, FeedEnded, Shown, Watch
 from serve_app.services import Services, ServicesOf
 

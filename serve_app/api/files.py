@@ -21,8 +21,8 @@ from serve_app.api.errors import (
     RequestTimeout,
     SignatureRejected,
 )
-from serve_app.api.gate import Party, streams
 from serve_app.api.problems import documented
+from serve_app.api.streaming import Party, streams
 from serve_app.api.uploads import require_open
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys

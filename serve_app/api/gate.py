@@ -13,17 +13,15 @@ Routes that read or write a stream say so with :func:`streams`, those that tell 
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum, auto
 from re import Pattern
-from typing import Any, TypeVar
 
 import structlog
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.rate import Rates, Standing
@@ -36,12 +34,13 @@ from serve_app.api.errors import (
     Unavailable,
     VideoApiError,
 )
+from serve_app.api.messages import Paced, Replayed, Sender, promised, telling
 from serve_app.api.prefer import grant, wait_s
 from serve_app.api.problems import answer
+from serve_app.api.streaming import DECLARED, Live, Streams
 from serve_app.settings import Settings
 
 log = structlog.get_logger()
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,58 +76,6 @@ _ACCESS: tuple[tuple[str, _Admit], ...] = (("/api/", admit_client), ("/v1/", adm
 #: It has to be answered whatever else goes on: a head whose API does not is ended.
 _ALWAYS = "/livez"
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_DECLARED = "__streams__"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Party:
-    """On whose behalf a stream is, as its path says."""
-
-    name: str
-    #: Streams that it may have at a time.
-    most: int
-    worker: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Streams:
-    """What a route that streams allows."""
-
-    #: Whose it is, by the request's path.
-    party: Callable[[str], Party]
-    #: Bytes of a request body.
-    max_bytes: int
-    #: Seconds for all of it; None for as long as it moves.
-    seconds: float | None
-
-
-def streams(*, party: Callable[[str], Party], max_bytes: int = 0, seconds: float | None = None) -> Callable[[F], F]:
-    """Declare that a handler reads its request, or writes its answer, piece by piece."""
-
-    def declare(handler: F) -> F:
-        setattr(handler, _DECLARED, Streams(party=party, max_bytes=max_bytes, seconds=seconds))
-        return handler
-
-    return declare
-
-
-class Live(Enum):
-    """Why a route's answer may take as long as a job does."""
-
-    #: Events, one after another.
-    STREAM = auto()
-    #: It is held where the client prefers that (``api/prefer.py``).
-    WAIT = auto()
-
-
-def live(why: Live) -> Callable[[F], F]:
-    """Declare that a handler's answer may take as long as a job."""
-
-    def declare(handler: F) -> F:
-        setattr(handler, _DECLARED, why)
-        return handler
-
-    return declare
 
 
 class Gate:
@@ -148,7 +95,7 @@ class Gate:
         self._rates = Rates()
         self._limits = limits or GateLimits()
         self._routes: list[tuple[Pattern[str], set[str], Streams | Live | None]] = [
-            (route.path_regex, route.methods or set(), getattr(route.endpoint, _DECLARED, None))
+            (route.path_regex, route.methods or set(), getattr(route.endpoint, DECLARED, None))
             for router in routers
             for route in router.routes
             if isinstance(route, APIRoute)
@@ -174,7 +121,7 @@ class Gate:
                     await admit(scope, self._settings, self._ring)
             standing = self._standing(scope)
             if standing is not None:
-                send = _telling(standing.headers, send)
+                send = telling(standing.headers, send)
                 if not standing.allowed:
                     raise RateLimited(f"The key may ask {standing.limit} times a minute. Wait {standing.wait_s} s.")
             known, declared = self._route(scope)
@@ -182,7 +129,7 @@ class Gate:
                 # Where there is no route nobody reads a body: the server throws it away once there is an answer.
                 body = await self._whole_body(scope, receive) if known else b""
                 if body is not None:
-                    await self._answer(scope, _Replayed(body, receive), send, declared)
+                    await self._answer(scope, Replayed(body, receive), send, declared)
             else:
                 await self._stream(scope, receive, send, declared)
         except VideoApiError as error:
@@ -209,7 +156,7 @@ class Gate:
         """
         meant = scope["method"] in _WITH_BODY
         too_large = PayloadTooLarge(f"The body is larger than the {self._limits.body_bytes / 1024:g} KiB allowed.")
-        if _promised(scope) > self._limits.body_bytes:
+        if promised(scope) > self._limits.body_bytes:
             raise too_large
         body, size, more = bytearray(), 0, True
         try:
@@ -246,7 +193,7 @@ class Gate:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, why: Live | None) -> None:
         stranger, key_id = is_stranger(scope), _key_of(scope)
         living, held_s = self._live_place(scope, why) or (None, 0)
-        sender = _Sender(send)
+        sender = Sender(send)
         if held_s:
             grant(scope, held_s)
         else:
@@ -303,7 +250,7 @@ class Gate:
                 log.warning("abandoned_request_failed", error=type(error).__name__)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, declared: Streams) -> None:
-        if _promised(scope) > declared.max_bytes:
+        if promised(scope) > declared.max_bytes:
             raise PayloadTooLarge
         party, key_id = declared.party(scope["path"]), _key_of(scope)
         most = self._limits.streams - (0 if party.worker else self._limits.kept_for_workers)
@@ -314,10 +261,14 @@ class Gate:
             raise RateLimited("Too many transfers of this key at a time.", headers={"retry-after": "5"})
         self._open_streams[party.name] += 1
         self._streams_of[key_id] += 1
-        sender = _Sender(send)
+        sender = Sender(send)
         try:
             async with asyncio.timeout(declared.seconds) as deadline:
-                await self._app(scope, _Paced(receive, declared.max_bytes, self._limits), sender)
+                await self._app(
+                    scope,
+                    Paced(receive, declared.max_bytes, pace_bytes=self._limits.pace_bytes, pace_s=self._limits.pace_s),
+                    sender,
+                )
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -335,90 +286,3 @@ def _key_of(scope: Scope) -> str:
     """The key that has a share here; empty: the environment's own, a worker's or a stranger's, who have none."""
     caller = caller_of(scope)
     return "" if caller is None else caller.key_id
-
-
-def _telling(headers: Mapping[str, str], send: Send) -> Send:
-    """``send``, with these headers on whatever the answer is."""
-    told = [(name.encode(), value.encode()) for name, value in headers.items()]
-
-    async def tell(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *told]}
-        await send(message)
-
-    return tell
-
-
-def _promised(scope: Scope) -> int:
-    """Bytes of the body by its header; 0 where that does not say."""
-    given = Headers(scope=scope).get("content-length", "")
-    return int(given[:20]) if given.isascii() and given.isdecimal() else 0
-
-
-class _Replayed:
-    """A body that is here already, then whatever the connection says."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._body: bytes | None = body
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await self._receive()
-
-
-class _Paced:
-    """A body that is passed on as it comes, as long as it keeps coming. Raises PayloadTooLarge or RequestTimeout."""
-
-    def __init__(self, receive: Receive, max_bytes: int, limits: GateLimits) -> None:
-        self._receive = receive
-        self._max_bytes = max_bytes
-        self._limits = limits
-        self._total = self._in_window = 0
-        #: None once the body has ended: then only the client's leaving is waited for.
-        self._window_ends: float | None = asyncio.get_running_loop().time() + limits.pace_s
-
-    async def __call__(self) -> Message:
-        try:
-            async with asyncio.timeout_at(self._window_ends):
-                message = await self._receive()
-        except TimeoutError:
-            raise RequestTimeout from None
-        if message["type"] == "http.request":
-            size = len(message.get("body", b""))
-            self._total += size
-            self._in_window += size
-            if self._total > self._max_bytes:
-                raise PayloadTooLarge
-            if not message.get("more_body", False):
-                self._window_ends = None
-            elif self._in_window >= self._limits.pace_bytes:
-                self._window_ends, self._in_window = asyncio.get_running_loop().time() + self._limits.pace_s, 0
-        return message
-
-
-class _Sender:
-    """Passes an answer on until it is closed."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._closed = False
-        #: Done when the answer has begun, or when nothing will come any more.
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def __call__(self, message: Message) -> None:
-        if self._closed:
-            return
-        self.begin()
-        await self._send(message)
-
-    def begin(self) -> None:
-        """There is something to send, or there will never be."""
-        if not self.begun.done():
-            self.begun.set_result(None)
-
-    def close(self) -> None:
-        """What comes after this is dropped."""
-        self._closed = True

@@ -25,7 +25,6 @@ from serve_app.api.errors import (
     Unauthorized,
     UploadMissing,
 )
-from serve_app.api.gate import Live, live
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
 from serve_app.api.links import TO_THE_JOB
@@ -33,6 +32,7 @@ from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
+from serve_app.api.streaming import Live, live
 from serve_app.api.submission import accept
 from serve_app.jobs.job import NewJob, Status
 from serve_app.services import Services, ServicesOf

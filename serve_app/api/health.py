@@ -15,7 +15,7 @@ from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app import redis
 from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
-from serve_app.jobs import fleet_metrics, metrics
+from serve_app.jobs import fleet_metrics, metrics, tally
 from serve_app.jobs.conditions import HOPELESS, Condition
 from serve_app.jobs.job import Status
 from serve_app.services import Services, ServicesOf
@@ -44,7 +44,7 @@ class Checks:
         self._services = services
         self._redis_address = services.settings.ray_redis_address
         # A database that hangs can't be waited for, not even until what asks it is cancelled.
-        self._counts = Shared(services.queue.counts, CHECK_TIMEOUT_S)
+        self._counts = Shared(lambda: tally.counts(services.engine), CHECK_TIMEOUT_S)
         self._conditions = Shared(services.conditions.current, CHECK_TIMEOUT_S)
         self._bills = Shared(self._totals, CHECK_TIMEOUT_S, fresh_s=BILLS_S)
 

@@ -21,15 +21,15 @@ from serve_app.api.errors import (
     QueueFull,
     Unauthorized,
 )
-from serve_app.api.gate import Live, live
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
-from serve_app.api.links import TO_THE_NEXT_PAGE
+from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.retries import again
 from serve_app.api.schemas import Created, JobPage, JobView, ModelName, QueryText
+from serve_app.api.streaming import Live, live
 from serve_app.api.submission import accept
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.costs import costs_of
@@ -185,18 +185,21 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
     status_code=201,
     operation_id="retry_job",
     response_model_exclude_none=True,
-    responses=documented(
-        Unauthorized,
-        Forbidden,
-        JobNotFound,
-        JobNotFailed,
-        InputsGone,
-        IdempotencyInFlight,
-        InvalidRequest,
-        IdempotencyKeyReused,
-        QueueFull,
-        BudgetReached,
-    ),
+    responses={
+        201: {"links": TO_THE_JOB},
+        **documented(
+            Unauthorized,
+            Forbidden,
+            JobNotFound,
+            JobNotFailed,
+            InputsGone,
+            IdempotencyInFlight,
+            InvalidRequest,
+            IdempotencyKeyReused,
+            QueueFull,
+            BudgetReached,
+        ),
+    },
 )
 async def retry_job(
     job_id: JobPath, caller: Maker, services: ServicesOf, key: IdempotencyKeyOf, response: Response

@@ -71,7 +71,7 @@ class NewKey(RequestBody):
     limits: KeyLimits = Field(default_factory=KeyLimits)
 
 
-class Rotation(RequestBody):
+class KeyRotation(RequestBody):
     """How a key changes its secret."""
 
     overlap_s: float = Field(

@@ -15,7 +15,7 @@ from serve_app.api.errors import (
     RequestTimeout,
     Unauthorized,
 )
-from serve_app.api.key_schemas import IssuedKey, KeyPage, KeyUse, KeyView, NewKey, Rotation
+from serve_app.api.key_schemas import IssuedKey, KeyPage, KeyRotation, KeyUse, KeyView, NewKey
 from serve_app.api.problems import documented
 from serve_app.api.schemas import QueryText
 from serve_app.jobs.quota import use_of
@@ -96,7 +96,7 @@ async def revoke_key(key_id: KeyPath, _: Admin, ring: RingOf) -> KeyView:
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, KeyNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
-async def rotate_key(key_id: KeyPath, request: Rotation, _: Admin, ring: RingOf) -> IssuedKey:
+async def rotate_key(key_id: KeyPath, request: KeyRotation, _: Admin, ring: RingOf) -> IssuedKey:
     """Give a key another secret, which the answer has. Its jobs and limits stay. With `overlap_s`, the last secret is
     good for so much longer; one from before that is not."""
     issued = await ring.store.rotate(key_id, request.overlap_s, request.expires_in)

@@ -110,7 +110,7 @@ class Line:
             # Others of its replica may be before it.
             mine = job.started_at
             before = [other for job_id, (since, other) in self.working.items() if job_id != job.id and since < mine]
-            return self._until(job, before, waiting_s=0.0)
+            return self._until(job.effort, before, waiting_s=0.0)
         now = self.now + timedelta(seconds=time.monotonic() - self.read_at)
         elapsed_s = max((now - job.started_at).total_seconds(), 0.0)
         return self.pace.left_s(Working(job.effort, job.progress / 100, job.attempt, elapsed_s))
@@ -123,10 +123,18 @@ class Line:
             return None
         better = bisect_left(self.ranks, _rank(job.priority, job.created_at)) or len(self.efforts)
         asked = self.efforts[better - 1] / better if self.efforts else job.effort
-        return self._until(job, before, ahead * (self.pace.gpu_s(asked) or 0.0))
+        return self._until(job.effort, before, ahead * (self.pace.gpu_s(asked) or 0.0))
 
-    def _until(self, job: Job, working: Sequence[Working], waiting_s: float) -> float | None:
-        own_s = self.pace.whole_s(job.effort)
+    def until_one_more(self, effort: float) -> float | None:
+        """For one that would come now. None as above."""
+        if not self.working:
+            return None
+        mean = self.efforts[-1] / len(self.efforts) if self.efforts else effort
+        waiting_s = len(self.efforts) * (self.pace.gpu_s(mean) or 0.0)
+        return self._until(effort, [other for _, other in self.working.values()], waiting_s)
+
+    def _until(self, effort: float, working: Sequence[Working], waiting_s: float) -> float | None:
+        own_s = self.pace.whole_s(effort)
         if own_s is None:
             return None
         before_s = waiting_s + sum(self.pace.left_s(other) or 0.0 for other in working)

@@ -36,7 +36,7 @@ class JobReads:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._batches = Batches(engine.url.render_as_string(hide_password=False), _read)
-        self._lines = Lines(engine)
+        self.lines = Lines(engine)
 
     async def get(self, job_id: str, *, of_key: str | None = None) -> Seen | None:
         """None if there is none; with ``of_key``, none of that key. Raises psycopg.Error or TimeoutError."""
@@ -46,9 +46,9 @@ class JobReads:
         job = found.job
         eta_s = None
         if found.position is not None:
-            eta_s = (await self._lines.of(job.model)).until_turn_and_done(job, found.position)
+            eta_s = (await self.lines.of(job.model)).until_turn_and_done(job, found.position)
         elif job.status is Status.PROCESSING:
-            eta_s = (await self._lines.of(job.model)).until_done(job)
+            eta_s = (await self.lines.of(job.model)).until_done(job)
         return Seen(job, found.position, eta_s, found.conditions, found.cost_usd)
 
     async def several(self, ids: Sequence[str]) -> Sequence[Seen]:

@@ -13,7 +13,6 @@ from serve_app.api.asgi import create_asgi
 from serve_app.jobs.database import CHANGES, listen
 from serve_app.jobs.feed import Feed
 from serve_app.jobs.forecast import Forecasts
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
@@ -50,7 +49,6 @@ async def services(
         settings=settings,
         engine=engine,
         store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
-        queue=JobQueue(engine),
         reads=JobReads(engine),
         forecasts=Forecasts(engine),
         storage=build_storage(settings),

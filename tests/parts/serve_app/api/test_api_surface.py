@@ -19,12 +19,11 @@ from standardwebhooks import Webhook
 
 from deployments.registry import MODELS
 from serve_app.api.asgi import create_asgi
-from serve_app.jobs import fleet_metrics
+from serve_app.jobs import fleet_metrics, tally
 from serve_app.jobs.conditions import Condition
 from serve_app.jobs.database import connect
 from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.outlooks import Outlook, Outlooks
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from serve_app.services import Services
@@ -390,7 +389,6 @@ async def test_a_database_that_is_away_is_not_taken_for_anything_else(
         store=JobStore(gone),
         reads=JobReads(gone),
         forecasts=Forecasts(gone),
-        queue=JobQueue(gone),
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_asgi(broken)), base_url="http://t") as client:
         answer = await client.get("/health")
@@ -434,14 +432,14 @@ async def test_however_many_ask_for_health_it_is_looked_into_once_a_second(
     def counted(part: object, name: str) -> None:
         real = getattr(part, name)
 
-        async def look() -> object:
+        async def look(*arguments: object) -> object:
             looks.append(name)
-            return await real()
+            return await real(*arguments)
 
         monkeypatch.setattr(part, name, look)
 
     counted(services.storage, "check")
-    counted(services.queue, "counts")
+    counted(tally, "counts")
     counted(services.cluster, "models")
     monkeypatch.setattr("serve_app.shared.FRESH_S", 3600)
     answers = await asyncio.gather(*(anyone.get(path) for path in ("/health", "/metrics") * 50))

@@ -102,11 +102,11 @@ async def test_a_secret_is_rotated(client: httpx.AsyncClient, create: Create) ->
     rotated = (await client.post(f"{path}/rotate")).json()
     assert rotated["secret"] != made["secret"]
     assert "previous_secret_until" in rotated
-    again = (await client.post(f"{path}/rotate", json={"overlap_seconds": 0})).json()
+    again = (await client.post(f"{path}/rotate", json={"overlap_s": 0})).json()
     assert len({made["secret"], rotated["secret"], again["secret"]}) == 3
     assert (await client.get(path)).json()["secret"] == again["secret"]
-    too_long = await client.post(f"{path}/rotate", json={"overlap_seconds": 10**7})
-    assert (too_long.status_code, too_long.json()["param"]) == (422, "overlap_seconds")
+    too_long = await client.post(f"{path}/rotate", json={"overlap_s": 10**7})
+    assert (too_long.status_code, too_long.json()["param"]) == (422, "overlap_s")
 
 
 async def test_a_test_and_a_redelivery(

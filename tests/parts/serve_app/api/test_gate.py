@@ -18,8 +18,9 @@ from serve_app.access.caller import Limits
 from serve_app.access.caller import Scope as KeyScope
 from serve_app.access.key_store import KeyStore
 from serve_app.api.asgi import create_asgi
-from serve_app.api.gate import Gate, GateLimits, Party, streams
+from serve_app.api.gate import Gate, GateLimits
 from serve_app.api.problems import install
+from serve_app.api.streaming import Party, streams
 from serve_app.jobs.database import connect
 from serve_app.jobs.forecast import Forecasts
 from serve_app.jobs.reads import JobReads
@@ -413,7 +414,6 @@ async def hung(services: Services) -> AsyncIterator[Services]:
             store=JobStore(engine),
             reads=JobReads(engine),
             forecasts=Forecasts(engine),
-            queue=type(services.queue)(engine),
         )
         await engine.dispose()
 

@@ -13,10 +13,9 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.registry import MODELS
-from serve_app.jobs import queue, retention
+from serve_app.jobs import retention, tally
 from serve_app.jobs.claim import CLAIM_FOR_INTAKE, CLAIM_TO_RUN, COME_DUE, TAKE_TURNS
 from serve_app.jobs.place import ahead_of
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of
@@ -79,7 +78,7 @@ async def questions(engine: AsyncEngine) -> Mapping[str, tuple[TextClause, dict]
         "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "free": 32, "seconds": 30, "stage": ""}),
         "place": (text(f"SELECT ({ahead_of()}) FROM jobs j WHERE id = 'new'"), {}),
-        "counts": (queue._COUNTS, {}),
+        "counts": (tally.COUNTS, {}),
         "retention": (
             retention._FORGET,
             {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200, "lately": 50},
@@ -108,7 +107,7 @@ async def test_counts_agree_with_the_rows(engine: AsyncEngine, questions: object
     await execute(engine, "DELETE FROM jobs WHERE id LIKE '%7'")
     await execute(engine, "UPDATE jobs SET model = 'wav2lip' WHERE id LIKE '%1'")
     rows = await fetch(engine, "SELECT model, status, count(*) AS n FROM jobs GROUP BY 1, 2")
-    counted = await JobQueue(engine).counts()
+    counted = await tally.counts(engine)
     assert {(row["model"], row["status"]): row["n"] for row in rows} == {
         (model, status): n for model, statuses in counted.items() for status, n in statuses.items()
     }

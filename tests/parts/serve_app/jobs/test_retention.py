@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started
+from serve_app.jobs import tally
 from serve_app.jobs.job import Job
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from serve_app.storage import keys
@@ -213,9 +213,9 @@ async def test_adding_up_the_tally_changes_no_count(store: JobStore, engine: Asy
         await completed(store)
     await store.submit(new_job(model="wav2lip"))
     await store.delete(await completed(store))
-    before = await JobQueue(engine).counts()
+    before = await tally.counts(engine)
     await retention.tidy()
-    assert await JobQueue(engine).counts() == before == {"ltx2": {"completed": 3}, "wav2lip": {"queued": 1}}
+    assert await tally.counts(engine) == before == {"ltx2": {"completed": 3}, "wav2lip": {"queued": 1}}
     assert len(await fetch(engine, "SELECT 1 FROM job_tally")) == 2
 
 

@@ -24,10 +24,10 @@ from serve_app.jobs import metrics
 from serve_app.jobs.ending import IDLE_STAGES
 from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyReused
 from serve_app.jobs.job import TERMINAL, TRANSITIONS, Status
-from serve_app.jobs.queue import _COUNTS
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import MAX_ATTEMPTS, MAX_OUT_OF_MEMORY
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.tally import COUNTS
 from tests.parts.serve_app.jobs.samples import (
     INPUTS,
     api_key,
@@ -121,7 +121,7 @@ LOOK = f"""
            (SELECT count(*) FROM (SELECT DISTINCT job_id, folder FROM discarded_media) noted) AS notes,
            (SELECT coalesce(json_object_agg(id, folder), '{{}}') FROM used_ids) AS used,
            (SELECT coalesce(json_agg(json_build_array(model, status, n)), '[]')
-              FROM ({_COUNTS.text}) counted (model, status, n)) AS counts,
+              FROM ({COUNTS.text}) counted (model, status, n)) AS counts,
            (SELECT coalesce(json_agg(json_build_array(queue, owner, priority, since)), '[]') FROM (
                SELECT queue, owner, priority, since FROM turns WHERE since IS NOT NULL
                EXCEPT (

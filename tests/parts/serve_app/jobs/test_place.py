@@ -8,15 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments.contract import Started
 from serve_app.jobs import reads as reads_module
 from serve_app.jobs.place import ahead_of
-from serve_app.jobs.queue import JobQueue
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import INPUTS, api_key, jobs_of, lease_of, new_job, outcome, running, stopped
-
-
-@pytest.fixture
-def queue(engine) -> JobQueue:
-    return JobQueue(engine)
 
 
 async def submit(store: JobStore, *users: str | None, **changes: object) -> list[str]:
@@ -141,11 +135,3 @@ async def test_the_estimate_is_that_of_recent_videos(store: JobStore, reads: Job
     # Nobody works: how long a GPU takes to come is not known.
     seen = await reads.get(second)
     assert (seen.position, seen.eta_s) == (1, None)
-
-
-async def test_counts_are_by_model_and_status(store: JobStore, queue: JobQueue) -> None:
-    await running(store)
-    await submit(store, "ann")
-    await submit(store, "ann", model="wav2lip")
-    await store.open_upload(None)
-    assert await queue.counts() == {"ltx2": {"processing": 1, "queued": 1}, "wav2lip": {"queued": 1}}
