@@ -45,7 +45,7 @@ log = structlog.get_logger()
 ON_HEAD = {"node:__internal_head__": 0.001}
 #: Seconds without work after which a replica leaves, where nothing else is said.
 MAX_IDLE_S = 300.0
-#: Of the dispatcher, for what blocks.
+#: Of a process, for what blocks.
 THREADS = 24
 
 
@@ -83,6 +83,8 @@ class Api:
         close_to_others(await asyncio.to_thread(layers))
         # Media of the local store are for this user alone, whoever has started Ray.
         os.umask(0o077)
+        # Files of the local store are read, written and copied in threads; Serve's loop has five.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         services = build_services(settings, ServeState())
         self._services = services

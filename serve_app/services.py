@@ -1,7 +1,7 @@
 """The parts that handlers of requests need. They take them as one argument."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.key_store import KeyStore
+from serve_app.fair import FairSlots
 from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.delivery_log import DeliveryLog
 from serve_app.jobs.endpoints import Endpoints
@@ -45,6 +46,10 @@ class Services:
     feed: Feed
     storage: Storage
     cluster: ClusterState
+    #: Reads of those who watch: what readers ask for must not delay changes.
+    watching: JobReads
+    #: Of retries, which copy a job's inputs.
+    copies: FairSlots = field(default_factory=lambda: FairSlots(4, 1))
 
     @property
     def conditions(self) -> Conditions:
@@ -54,6 +59,7 @@ class Services:
         """End what waits for news, and close the connections."""
         await self.feed.aclose()
         await self.reads.aclose()
+        await self.watching.aclose()
         await self.store.aclose()
         await self.engine.dispose()
 

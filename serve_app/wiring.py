@@ -36,6 +36,7 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         engine=engine,
         store=JobStore(engine, lease_s=settings.lease_seconds, webhook_url=settings.api_webhook_url),
         reads=JobReads(engine),
+        watching=JobReads(engine),
         forecasts=Forecasts(engine),
         feed=Feed(partial(listen, settings.database_url, CHANGES)),
         storage=build_storage(settings),

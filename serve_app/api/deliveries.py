@@ -31,7 +31,8 @@ async def list_deliveries(
     job_id: QueryText | None = None,
     endpoint_id: QueryText | None = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    # Each has up to twenty attempts, with two kilobytes of what was answered.
+    limit: Annotated[int, Query(ge=1, le=20)] = 10,
 ) -> DeliveryPage:
     """What was sent to webhooks of this key and what they answered, newest first. It is kept as long as the job."""
     log = services.delivery_log

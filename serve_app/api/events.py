@@ -163,5 +163,5 @@ async def look(services: Services, ids: Sequence[str]) -> Mapping[str, Shown]:
             ended=seen.job.status.terminal,
             line=seen.job.model if seen.position is not None else None,
         )
-        for seen in await services.reads.several(ids)
+        for seen in await services.watching.several(ids)
     }

@@ -23,11 +23,12 @@ from serve_app.api.errors import (
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
+from serve_app.api.limits import quota_of, told
 from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.retries import again
+from serve_app.api.retries import again, with_inputs
 from serve_app.api.schemas import Created, JobPage, JobView, ModelName, QueryText
 from serve_app.api.streaming import Live, live
 from serve_app.api.submission import accept
@@ -211,7 +212,13 @@ async def retry_job(
         job = await services.store.get(job_id, of_key=caller.sees)
         if job is None:
             raise JobNotFound
-        return await again(job, services.storage, current_request_id())
+        new = again(job, current_request_id())
+        # Before anything is copied; in the transaction that makes the job it is asked once more.
+        if (quota := await quota_of(caller, services)) is not None:
+            with told():
+                await services.store.require(quota, new)
+        async with services.copies.hold(new.owner):
+            return await with_inputs(new, job, services.storage)
 
     return await accept(prepare, caller, services, response, once=keyed(key, caller, "retry", {"job_id": job_id}))
 

@@ -59,6 +59,6 @@ def is_known(etag: str, modified: datetime, if_none_match: str | None, if_modifi
 def _date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -4,6 +4,7 @@ The new job needs nothing of the old one: what was uploaded, or fetched and foun
 what was never fetched is fetched from where it was said to be.
 """
 
+import asyncio
 import contextlib
 from dataclasses import replace
 
@@ -20,11 +21,11 @@ from serve_app.storage.base import ObjectMissing, Storage, StorageError
 log = structlog.get_logger()
 
 
-async def again(job: Job, storage: Storage, request_id: str) -> NewJob:
-    """The same job anew, whoever asks: it is for the key that the old one was for.
+def again(job: Job, request_id: str) -> NewJob:
+    """The same job anew, without its inputs, whoever asks: it is for the key that the old one was for.
 
     Raises:
-        JobNotFailed, InputsGone, InvalidRequest, StorageError
+        JobNotFailed, InvalidRequest
     """
     if job.status not in (Status.FAILED, Status.CANCELLED):
         raise JobNotFailed(f"The job is {job.status}. Only one that has failed or was cancelled can be retried.")
@@ -37,7 +38,7 @@ async def again(job: Job, storage: Storage, request_id: str) -> NewJob:
         spec.params.model_validate(job.params)
     except ValidationError as error:
         raise InvalidRequest("The model takes these parameters no more. Submit a new job.") from error
-    new = NewJob(
+    return NewJob(
         model=job.model,
         params=job.params,
         effort=job.effort,
@@ -51,19 +52,28 @@ async def again(job: Job, storage: Storage, request_id: str) -> NewJob:
         metadata=job.metadata or {},
         retry_of=job.id,
     )
+
+
+async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
+    """``new`` with a copy of each input of ``of``; or with where it was said to be.
+
+    Raises:
+        InputsGone, StorageError
+    """
     sources: dict[str, str] = {}
     uploads: dict[str, str] = {}
     try:
-        for item in spec.inputs:
+        for item in MODELS[new.model].inputs:
             target = keys.copied(new.folder, item.name)
-            if await _copy(storage, _kept(job, item.name), target):
+            if await _copy(storage, _kept(of, item.name), target):
                 uploads[item.name] = target
-            elif item.name in job.sources:
-                sources[item.name] = job.sources[item.name]
+            elif item.name in of.sources:
+                sources[item.name] = of.sources[item.name]
             else:
                 raise InputsGone
-    except (InputsGone, StorageError):
-        await discard(new, storage)
+    except BaseException:
+        # Also when its client is given up: a copy may take longer than an answer.
+        await asyncio.shield(discard(new, storage))
         raise
     return replace(new, sources=sources, uploads=uploads)
 

@@ -1,20 +1,22 @@
 """From a wish to a job on disk, and the answer that says so: of ``generate``, and of a retry."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
 from fastapi import Response
 
 from serve_app.access.caller import Caller
-from serve_app.api.errors import JobNotUploading
+from serve_app.api.errors import JobNotUploading, VideoApiError
 from serve_app.api.estimate import foreseen
 from serve_app.api.idempotency import REPLAYED, answer_once
 from serve_app.api.limits import quota_of, told
 from serve_app.api.retries import discard
 from serve_app.api.schemas import Created
 from serve_app.jobs.forecast import CostRange
-from serve_app.jobs.idempotency import Answer, IdempotencyKey
+from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyInFlight, KeyReused
 from serve_app.jobs.job import Job, NewJob
 from serve_app.jobs.quota import Quota
 from serve_app.services import Services
@@ -35,8 +37,9 @@ async def accept(
     with that key together. ``response`` gets what its headers have to say."""
     if once is None:
         new, created, quota = await _weighed(prepare, caller, services)
-        with told():
-            job = await services.store.submit(new, job_id, of_key=caller.sees, quota=quota)
+        async with _copies_discarded(new, services):
+            with told():
+                job = await services.store.submit(new, job_id, of_key=caller.sees, quota=quota)
         if job is None:
             # It was there when the uploads were looked for.
             raise JobNotUploading(param="job_id")
@@ -49,8 +52,9 @@ async def accept(
             def answer(job: Job) -> Answer:
                 return Answer(201, created(job).model_dump_json(exclude_none=True))
 
-            with told():
-                found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
+            async with _copies_discarded(new, services):
+                with told():
+                    found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
             if found is None:
                 raise JobNotUploading(param="job_id")
             if found[0] is None and new.retry_of is not None:
@@ -65,6 +69,17 @@ async def accept(
         found = Created.model_validate_json(answer.body)
     response.headers["location"] = f"/api/v1/jobs/{found.job_id}"
     return found
+
+
+@asynccontextmanager
+async def _copies_discarded(new: NewJob, services: Services) -> AsyncIterator[None]:
+    """What was copied for a job that is refused is nobody's. After any other error the job may be there."""
+    try:
+        yield
+    except (VideoApiError, KeyInFlight, KeyReused):
+        if new.retry_of is not None:
+            await asyncio.shield(discard(new, services.storage))
+        raise
 
 
 async def _weighed(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy import func, text, update
+from sqlalchemy import func, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
@@ -20,7 +20,7 @@ from serve_app.jobs.database import CHANNEL, in_seconds
 from serve_app.jobs.job import Job, Status
 from serve_app.jobs.owed import owe
 from serve_app.jobs.retry import delay_before_retry
-from serve_app.jobs.tables import jobs
+from serve_app.jobs.tables import discarded_media, jobs
 from serve_app.jobs.webhook_event import event_of
 
 log = structlog.get_logger()
@@ -125,9 +125,11 @@ class Endings:
         ended = Job.from_row(row)
         _log(ended, "job_ended", status=status, code=ended.error_code, error=ended.error_message)
         await metrics.count_end(db, ended)
-        # An upload that was never submitted is nobody's job yet.
         if job.model:
             await owe(db, ended, event_of(status), self._webhook_url)
+        else:
+            # An upload that was never submitted is nobody's job yet, and nobody can retry it: its files can go.
+            await db.execute(insert(discarded_media).values(job_id=job.id, folder=job.folder))
         # A leased job that never started may still wait on a Serve handle: nobody needs it there any more.
         await notify(db, f"stop:{job.id}" if job.status is Status.QUEUED and job.lease_token else "work")
         return ended

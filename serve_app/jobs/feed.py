@@ -30,7 +30,7 @@ RESTS = 4
 #: Seconds until a database that does not answer is asked again.
 AGAIN_S = 1.0
 #: What passes by itself: the next look may be answered.
-_PASSING = (OperationalError, PoolTimeout, OSError, TimeoutError)
+_PASSING = (psycopg.OperationalError, OperationalError, PoolTimeout, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """When a job may be done and what it may cost, of what the launcher says and the latest jobs have taken."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -67,9 +68,9 @@ class Forecasts:
 
     async def unit_costs(self) -> Mapping[str, float]:
         """Dollars for a job whose effort is 1 on a machine that works anyway, by model; those for which no machines
-        are rented, or no price is known, are absent."""
+        are rented are absent. Infinite where no price is known: nobody can say that it is within a budget."""
         costs = {model: forecast.cost_usd(1) for model, forecast in (await self._made.get()).items()}
-        return {model: cost.low for model, cost in costs.items() if cost is not None}
+        return {model: math.inf if cost is None else cost.low for model, cost in costs.items()}
 
 
 async def forecasts(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Forecast]:

@@ -73,6 +73,8 @@ async def take(db: AsyncConnection, key: IdempotencyKey) -> Answer | None:
     try:
         values = {**_named(key), "fingerprint": key.fingerprint, "kept_s": KEPT_S}
         if (await db.execute(_TAKE, values)).first() is not None:
+            # What follows waits for others as long as any transaction.
+            await db.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
             return None
     except OperationalError as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable):

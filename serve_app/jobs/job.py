@@ -94,6 +94,11 @@ class NewJob:
     def folder(self) -> str:
         return folder_of(self.id, self.nonce)
 
+    @property
+    def owner(self) -> str:
+        """As :attr:`Job.owner`."""
+        return f"{self.key_id}/{self.user_id or ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from deployments.contract import Failure, Lease, Outcome, Progress, Started, Stopped, Verdict
 from deployments.failure_code import FailureCode
 from deployments.stage import Stage
+from serve_app.fair import FairSlots
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs import claim, idempotency
 from serve_app.jobs.accepting import accept, columns_of
@@ -38,6 +39,9 @@ from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, rene
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
 from serve_app.jobs.webhook_event import JobEvent
 
+#: Transactions in which a job is accepted at a time, and half as many of one user: while they wait for each other they
+#: hold connections that everybody needs.
+SLOTS = 8
 #: Columns of a job that is opened for uploads.
 _OPENED_WITH = frozenset({"id", "nonce", "key_id"})
 #: Seconds that an opened upload waits for its ``generate``.
@@ -63,6 +67,8 @@ class JobStore:
         #: one should not wait for long.
         self.claim_s = min(lease_s, MAX_CLAIM_S)
         self._ends = Endings(webhook_url)
+        #: Of those who wait for each other: for a key's quota, or for who has the same idempotency key.
+        self._slots = FairSlots(SLOTS, SLOTS // 2)
         self._accepting = Batches(engine.url.render_as_string(hide_password=False), accept)
 
     async def aclose(self) -> None:
@@ -107,8 +113,13 @@ class JobStore:
         """
         if job_id is None and (quota is None or not quota.limits_jobs):
             return await self._accepting.ask(new)
-        async with self._engine.begin() as db:
+        async with self._slots.hold(new.owner), self._engine.begin() as db:
             return await _accept(db, new, job_id, of_key, quota)
+
+    async def require(self, quota: Quota, new: NewJob) -> None:
+        """Raises NoPlace or NoBudget where the quota has no room for it now; asked before what is dear is done."""
+        async with self._slots.hold(new.owner), self._engine.begin() as db:
+            await quota.require(db, new, opened=False)
 
     async def submit_once(
         self,
@@ -125,7 +136,7 @@ class JobStore:
         Returns no job beside the answer if that is of an earlier request, or of one that came at the same time. None as
         above; the key is free then. Raises what :func:`~serve_app.jobs.idempotency.take` does.
         """
-        async with self._engine.begin() as db:
+        async with self._slots.hold(new.owner), self._engine.begin() as db:
             if (given := await idempotency.take(db, key)) is not None:
                 return None, given
             job = await _accept(db, new, job_id, of_key, quota)

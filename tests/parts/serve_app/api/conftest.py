@@ -50,6 +50,7 @@ async def services(
         engine=engine,
         store=JobStore(engine, lease_s=3600, webhook_url=settings.api_webhook_url),
         reads=JobReads(engine),
+        watching=JobReads(engine),
         forecasts=Forecasts(engine),
         storage=build_storage(settings),
         feed=feed,

@@ -143,7 +143,14 @@ async def test_a_database_that_is_away_is_unavailable_not_a_crash(services: Serv
     gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
     transport = httpx.ASGITransport(
         create_asgi(
-            replace(services, engine=gone, store=JobStore(gone), reads=JobReads(gone), forecasts=Forecasts(gone))
+            replace(
+                services,
+                engine=gone,
+                store=JobStore(gone),
+                reads=JobReads(gone),
+                watching=JobReads(gone),
+                forecasts=Forecasts(gone),
+            )
         )
     )
     headers = {"authorization": "Bearer the-api-key"}
@@ -388,6 +395,7 @@ async def test_a_database_that_is_away_is_not_taken_for_anything_else(
         engine=gone,
         store=JobStore(gone),
         reads=JobReads(gone),
+        watching=JobReads(gone),
         forecasts=Forecasts(gone),
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_asgi(broken)), base_url="http://t") as client:

@@ -288,7 +288,14 @@ async def test_of_a_key_that_is_not_known_nobody_says_that_it_is_wrong_while_the
 ) -> None:
     gone = connect("postgresql+psycopg://nobody@127.0.0.1:1/none")
     app = create_asgi(
-        replace(services, engine=gone, store=JobStore(gone), reads=JobReads(gone), forecasts=Forecasts(gone))
+        replace(
+            services,
+            engine=gone,
+            store=JobStore(gone),
+            reads=JobReads(gone),
+            watching=JobReads(gone),
+            forecasts=Forecasts(gone),
+        )
     )
     found = await Exchange("GET", "/api/v1/models", {"authorization": f"Bearer {api_key.make()}"}).through(app)
     assert (found.status, found.code) == (503, "unavailable")
@@ -413,6 +420,7 @@ async def hung(services: Services) -> AsyncIterator[Services]:
             engine=engine,
             store=JobStore(engine),
             reads=JobReads(engine),
+            watching=JobReads(engine),
             forecasts=Forecasts(engine),
         )
         await engine.dispose()

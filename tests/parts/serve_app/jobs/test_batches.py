@@ -13,7 +13,7 @@ from serve_app.jobs.accepting import accept
 from serve_app.jobs.batches import Batches
 from serve_app.jobs.job import Job, NewJob
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import new_job
+from tests.parts.serve_app.jobs.samples import eventually, fetch, new_job
 
 
 class Halves:
@@ -139,6 +139,22 @@ async def test_a_job_whose_acceptance_was_not_heard_is_there_once(
     assert (deaths, job is not None) == (1, True)
     assert await store.list(user_id="bob") == [job]
     await store.aclose()
+
+
+async def test_arrivals_and_a_claim_for_intake_do_not_wait_for_each_other(
+    store: JobStore, engine: AsyncEngine, database_url: str
+) -> None:
+    """Both change several lines: a claim as turns have it, arrivals by name."""
+    for user in ("ann", "bob"):
+        await store.submit(new_job(user))
+    lease = "UPDATE jobs SET lease_token = 'x', lease_expires_at = now() + interval '1 hour' WHERE user_id = %s"
+    async with await AsyncConnection.connect(database_url.replace("+psycopg", "", 1)) as claim:
+        await claim.execute("SELECT pg_advisory_xact_lock(hashtext('claim:intake'))")
+        await claim.execute(lease, ("bob",))
+        arriving = asyncio.gather(store.submit(new_job("ann")), store.submit(new_job("bob")))
+        await eventually(lambda: fetch(engine, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        await claim.execute(lease, ("ann",))
+    assert all(await arriving)
 
 
 async def _end_others(url: str) -> None:

@@ -609,10 +609,16 @@ class StoreMachine(RuleBasedStateMachine):
             for job in self.having(Status.COMPLETED, Status.FAILED)
             # An upload that nobody submitted was never a job.
             if job.model is not None
-            for url in {job.webhook_url, OPERATOR_URL} - {None}
+            # To another key's job the operator's server is a stranger: it is told with another secret.
+            for url in [*({job.webhook_url, OPERATOR_URL} if job.key == "" else [job.webhook_url, OPERATOR_URL])]
+            if url is not None
         ]
         assert sorted(map(tuple, seen["told"])) == sorted(expected)
-        assert (seen["noted"], seen["notes"]) == (self.deleted, len(self.deleted))
+        # What was uploaded to a job that nobody submitted goes with its end.
+        unsubmitted = {job.id for job in self.having(*TERMINAL) if job.model is None}
+        assert seen["noted"].keys() == {*self.deleted, *unsubmitted}
+        assert seen["noted"].items() >= self.deleted.items()
+        assert seen["notes"] == len(seen["noted"])
         assert seen["used"] == self.deleted
         numbers: dict[str, dict[str, int]] = {}
         for job in self.jobs.values():

@@ -240,7 +240,7 @@ async def test_a_place_is_not_looked_at_more_often_than_every_few_seconds(monkey
     await database.feed.aclose()
 
 
-@pytest.mark.parametrize("trouble", [TimeoutError(), ConnectionError(), OSError()])
+@pytest.mark.parametrize("trouble", [TimeoutError(), ConnectionError(), OSError(), psycopg.OperationalError("gone")])
 async def test_a_database_that_is_away_is_waited_for(trouble: Exception) -> None:
     database = Database()
     database.put("a", 1, told=False)
