@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.intake.inputs import StoredInput
@@ -211,3 +212,30 @@ async def test_many_retries_at_once_make_one_job_and_keep_one_copy(
     assert kept == {old, new["id"]}
     # The job is part of what is asked for.
     assert (await retry(client, other, "k-1")).json()["code"] == "idempotency_key_reused"
+
+
+async def test_a_key_without_room_has_nothing_copied(
+    with_key: Callable[..., Awaitable[httpx.AsyncClient]],
+    generate: Generate,
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refusal is cheap, a copy is not: else the store could be filled by asking."""
+    ann = await with_key(limits={"queued_jobs": 1})
+
+    async def ask(**fields: Any) -> httpx.Response:
+        body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"} | fields
+        return await ann.post("/api/v1/generate", json=body)
+
+    old = await uploaded(ann, ask)
+    await fail_after_intake(services, old)
+    assert (await ask()).status_code == 201
+    copied: list[str] = []
+
+    async def copy(source: str, target: str) -> None:
+        copied.append(target)
+
+    monkeypatch.setattr(services.storage, "copy", copy)
+    refused = await retry(ann, old)
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert copied == []
