@@ -51,7 +51,7 @@ soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, 
 fleet-scenarios: $(STAMP)  ## 500 random fleets on virtual time; make unit has 25
 	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 tests/unit/cluster/fleet/test_scenarios.py
 
-api-check: $(STAMP)  ## The API against its OpenAPI schema: 100 requests a route; make parts has 5
+api-check: $(STAMP)  ## The API against its OpenAPI schema: 100 requests a route; make parts has 3
 	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 tests/parts/serve_app/api/test_conformance.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip

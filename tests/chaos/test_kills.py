@@ -69,12 +69,12 @@ def test_replica_killed_in_the_middle_of_a_job(stack: Stack) -> None:
     assert [pid for pid in killed if list(folder.glob(f"{pid}-*"))] == []
 
 
-def test_two_hundred_jobs_at_once(stack: Stack) -> None:
-    ids = [stack.submit(width=64, height=64, user_id=f"user-{n % 3}") for n in range(200)]
-    assert len(set(ids)) == 200
+def test_a_hundred_jobs_at_once(stack: Stack) -> None:
+    ids = [stack.submit(width=64, height=64, user_id=f"user-{n % 3}") for n in range(100)]
+    assert len(set(ids)) == 100
     jobs = [stack.wait(job_id, timeout_s=900) for job_id in ids]
     assert {job["status"] for job in jobs} == {"completed"}
     assert {job["attempt"] for job in jobs} == {1}
     # Every job has a video of its own.
-    assert len({job["result_url"].split("?")[0] for job in jobs}) == 200
+    assert len({job["result_url"].split("?")[0] for job in jobs}) == 100
     assert len(stack.replicas("ltx2")) == 2

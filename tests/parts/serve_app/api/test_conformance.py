@@ -19,7 +19,7 @@ from serve_app.settings import Settings
 from tests.parts.serve_app.api.live_api import live_api
 
 ROOT = Path(__file__).parents[4]
-EXAMPLES = os.environ.get("API_CHECK_EXAMPLES", "5")
+EXAMPLES = os.environ.get("API_CHECK_EXAMPLES", "3")
 SEED = os.environ.get("API_CHECK_SEED", "1")
 #: Seconds, of which a machine that does nothing else needs a tenth.
 LIMIT_S = 300 + 10 * int(EXAMPLES)

@@ -64,9 +64,9 @@ async def test_what_is_not_there(storage: LocalStorage, tmp_path: Path) -> None:
 
 async def test_a_copy_is_an_object_of_its_own(storage: LocalStorage, root: Path) -> None:
     await storage.write("inputs/1/a.png", chunks(b"hello"), 5)
-    path = await storage.locate("inputs/1/a.png")
-    assert path is not None
-    os.utime(path, (0, 0))
+    found = await storage.locate("inputs/1/a.png")
+    assert found is not None
+    os.utime(found[0], (0, 0))
     await storage.copy("inputs/1/a.png", "inputs/2/copied/image")
     # As new as a copy in a bucket is: whoever sweeps old objects without a job leaves it alone.
     (copied,) = await storage.page("inputs/2/", "", 10)
