@@ -1,6 +1,6 @@
 """``POST /api/v1/generate`` and what models there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import ceil
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
+from deployments.engine import InputSpec
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api.auth import Maker, Reader
@@ -54,9 +55,7 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
         request: GenerateOptions = _BODY.validate_json(body)
     except ValidationError:
         return None
-    # A field of each member of the union.
-    inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
-    if request.job_id is not None or any(getattr(request, f"{item.name}_url") is None for item in inputs):
+    if request.job_id is not None or any(getattr(request, f"{item.name}_url") is None for item in _inputs(request)):
         return None
 
     async def prepare() -> NewJob:
@@ -161,6 +160,11 @@ def _models() -> list[ModelView]:
     ]
 
 
+def _inputs(request: GenerateOptions) -> Sequence[InputSpec]:
+    # ``model`` is a field of each member of the union, and not of what they have in common.
+    return MODELS[request.model].inputs  # type: ignore[attr-defined]
+
+
 async def _uploads(request: GenerateOptions, caller: Caller, services: Services) -> Mapping[str, str]:
     """Storage key of each input that came by upload. Every input has to come one way or the other."""
     uploads = {}
@@ -169,8 +173,7 @@ async def _uploads(request: GenerateOptions, caller: Caller, services: Services)
         raise JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
     if job is not None and job.status is not Status.UPLOADING:
         raise JobNotUploading(param="job_id")
-    # A field of each member of the union.
-    inputs = MODELS[request.model].inputs  # type: ignore[attr-defined]
+    inputs = _inputs(request)
     for item in inputs:
         field = f"{item.name}_url"
         if getattr(request, field) is not None:

@@ -8,6 +8,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from deployments.stage import Stage
+from serve_app.jobs.claim import INTAKE_LOCK
 from serve_app.jobs.database import CHANNEL
 from serve_app.jobs.job import Job, NewJob, Status
 
@@ -59,7 +60,7 @@ ACCEPT = f"""
     accepted AS (
         INSERT INTO jobs ({", ".join(_GIVEN)}, status, stage, expires_at)
         SELECT {", ".join(_GIVEN)}, '{Status.QUEUED}', '{Stage.QUEUED}', now() + make_interval(secs => expires_after)
-          FROM arrived CROSS JOIN (SELECT pg_advisory_xact_lock_shared(hashtext('claim:intake'))) no_claim
+          FROM arrived CROSS JOIN (SELECT pg_advisory_xact_lock_shared(hashtext('{INTAKE_LOCK}'))) no_claim
             ON CONFLICT DO NOTHING
         RETURNING *
     )

@@ -35,12 +35,14 @@ from serve_app.jobs.job import Claim, Job
 INTAKE = ""
 #: Owners who are brought up to date at a time.
 DUE_BATCH = 500
+#: Advisory locks: of claims for the GPUs, and of those for intake, which new jobs take as well (``accepting.py``).
+RUN_LOCK, INTAKE_LOCK = "claim:run", "claim:intake"
 
 
 async def claim_to_run(db: AsyncConnection, model: str, window: int, seconds: float) -> Sequence[Claim]:
     """Lease jobs of ``model`` for so long, at most so many that ``window`` are in flight; the next first."""
     # One for all models, since a key's limit is for all.
-    await _lock(db, "run")
+    await _lock(db, RUN_LOCK)
     values = {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
     claims: list[Claim] = []
     await _come_due(db, model)
@@ -56,7 +58,7 @@ async def claim_for_intake(db: AsyncConnection, limit: int, share: int, free: in
 
     ``free`` slots are free before. A key holds at most three times as many as it leaves: see ``fair.py``.
     """
-    await _lock(db, "intake")
+    await _lock(db, INTAKE_LOCK)
     claims: list[Claim] = []
     await _come_due(db, INTAKE)
     while True:
@@ -73,10 +75,10 @@ async def claim_for_intake(db: AsyncConnection, limit: int, share: int, free: in
             return claims
 
 
-async def _lock(db: AsyncConnection, what: str) -> None:
+async def _lock(db: AsyncConnection, name: str) -> None:
     # Claims take turns, so that two dispatchers cannot overfill a window together, or a key's limit; and all write down
     # whose turn it was.
-    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('claim:' || :what))"), {"what": what})
+    await db.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
 
 
 async def _come_due(db: AsyncConnection, queue: str) -> None:

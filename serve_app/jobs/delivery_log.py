@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import uuid_utils
 from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from serve_app.jobs.delivery_queue import new_row
 from serve_app.jobs.ending import notify
 from serve_app.jobs.endpoints import Endpoint
 from serve_app.jobs.tables import deliveries, delivery_attempts, webhook_endpoints
@@ -117,7 +117,6 @@ class DeliveryLog:
         Raises:
             EndpointDisabled: it is.
         """
-        delivery_id = f"msg_{uuid_utils.uuid7().hex}"
         async with self._engine.begin() as db:
             asked = select(webhook_endpoints).where(webhook_endpoints.c.id == endpoint_id).with_for_update(read=True)
             row = (await db.execute(asked)).mappings().one_or_none()
@@ -126,21 +125,19 @@ class DeliveryLog:
             endpoint = Endpoint.from_row(row)
             if endpoint.disabled_at is not None:
                 raise EndpointDisabled
-            values = {
-                "id": delivery_id,
-                "endpoint_id": endpoint.id,
-                "key_id": endpoint.key_id,
-                "event": TEST,
-                "url": endpoint.url,
-                "owner": f"{endpoint.key_id}/",
-                "host": urlsplit(endpoint.url).hostname or "",
-            }
+            values = new_row(
+                endpoint.url,
+                owner=f"{endpoint.key_id}/",
+                key_id=endpoint.key_id,
+                event=TEST,
+                endpoint_id=endpoint.id,
+            )
             await db.execute(insert(deliveries).values(values))
             tests = (deliveries.c.endpoint_id == endpoint.id) & deliveries.c.job_id.is_(None)
             newest = select(deliveries.c.id).where(tests).order_by(deliveries.c.id.desc()).limit(KEPT)
             await db.execute(delete(deliveries).where(tests, deliveries.c.id.not_in(newest)))
             await notify(db, "work")
-            return await _one(db, delivery_id, None)
+            return await _one(db, values["id"], None)
 
 
 async def note_attempt(db: AsyncConnection, delivery_id: str, attempt: Attempt) -> None:

@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 import uuid_utils
 from sqlalchemy import text
 
-from serve_app.jobs.job import Job
-
 #: Deliveries in flight of one user, and to one server: three tarpits leave room for the user's other receivers, three
 #: such users for everybody else of the key.
 USER_SHARE = 16
@@ -29,13 +27,18 @@ _HOSTS = 32
 DUE_BATCH = 2000
 
 
-def new_row(job: Job, url: str) -> dict[str, Any]:
-    """The delivery of a job's end to ``url``."""
+def new_row(
+    url: str, *, owner: str, key_id: str, event: str, endpoint_id: str | None = None, job_id: str | None = None
+) -> dict[str, Any]:
+    """The delivery of an event to ``url``, signed as ``key_id`` or the endpoint has it; without a job, of a test."""
     return {
         "id": f"msg_{uuid_utils.uuid7().hex}",
-        "job_id": job.id,
+        "job_id": job_id,
+        "endpoint_id": endpoint_id,
+        "key_id": key_id,
+        "event": event,
         "url": url,
-        "owner": job.owner,
+        "owner": owner,
         "host": urlsplit(url).hostname or "",
     }
 

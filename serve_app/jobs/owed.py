@@ -24,7 +24,7 @@ async def owe(db: AsyncConnection, job: Job, event: JobEvent, operator_url: str 
         # Once, where the operator has asked for the job himself.
         if operator_url and (job.webhook_url, job.key_id) != (operator_url, ""):
             rows.append(_row(job, event, operator_url, ""))
-    # The lock keeps an endpoint from being deleted before its rows are there.
+    # The lock keeps an endpoint from being deleted, disabled or moved before its rows are there: all of them are seen.
     listening = (
         select(webhook_endpoints.c.id, webhook_endpoints.c.url)
         .where(
@@ -32,7 +32,7 @@ async def owe(db: AsyncConnection, job: Job, event: JobEvent, operator_url: str 
             webhook_endpoints.c.disabled_at.is_(None),
             literal(event.value) == any_(webhook_endpoints.c.events),
         )
-        .with_for_update(read=True, key_share=True)
+        .with_for_update(read=True)
     )
     for endpoint_id, url in await db.execute(listening):
         rows.append(_row(job, event, url, job.key_id, endpoint_id))
@@ -42,4 +42,4 @@ async def owe(db: AsyncConnection, job: Job, event: JobEvent, operator_url: str 
 
 
 def _row(job: Job, event: JobEvent, url: str, key_id: str, endpoint_id: str | None = None) -> Mapping[str, Any]:
-    return {**new_row(job, url), "key_id": key_id, "event": event.value, "endpoint_id": endpoint_id}
+    return new_row(url, owner=job.owner, key_id=key_id, event=event.value, endpoint_id=endpoint_id, job_id=job.id)

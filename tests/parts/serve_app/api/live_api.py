@@ -30,7 +30,7 @@ def live_api(settings: Settings) -> Iterator[str]:
         await stopping.wait()
         await services.feed.aclose()
         await server.stop()
-        await services.engine.dispose()
+        await services.aclose()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()

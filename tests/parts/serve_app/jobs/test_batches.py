@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.jobs import batches as batches_module
 from serve_app.jobs.accepting import accept
 from serve_app.jobs.batches import Batches
+from serve_app.jobs.claim import INTAKE_LOCK
 from serve_app.jobs.job import Job, NewJob
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import eventually, fetch, new_job
@@ -149,7 +150,7 @@ async def test_arrivals_and_a_claim_for_intake_do_not_wait_for_each_other(
         await store.submit(new_job(user))
     lease = "UPDATE jobs SET lease_token = 'x', lease_expires_at = now() + interval '1 hour' WHERE user_id = %s"
     async with await AsyncConnection.connect(database_url.replace("+psycopg", "", 1)) as claim:
-        await claim.execute("SELECT pg_advisory_xact_lock(hashtext('claim:intake'))")
+        await claim.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (INTAKE_LOCK,))
         await claim.execute(lease, ("bob",))
         arriving = asyncio.gather(store.submit(new_job("ann")), store.submit(new_job("bob")))
         await eventually(lambda: fetch(engine, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))

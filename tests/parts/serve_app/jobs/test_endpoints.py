@@ -16,6 +16,7 @@ from serve_app.jobs.deliveries import RETRY_SCHEDULE_S, Deliveries
 from serve_app.jobs.delivery_log import KEPT, Attempt, Delivery, DeliveryLog, EndpointDisabled, note_attempt
 from serve_app.jobs.endpoints import MOST_OF_A_KEY, Endpoint, Endpoints
 from serve_app.jobs.job import Job
+from serve_app.jobs.owed import owe
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.signing import SigningSecrets
 from serve_app.jobs.store import JobStore
@@ -23,7 +24,7 @@ from serve_app.jobs.webhook_event import ENDS, JobEvent
 from serve_app.outbound.client import SafeClient
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, Seen, reply
-from tests.parts.serve_app.jobs.samples import completed, execute, failure, fetch, running, skip_back_off
+from tests.parts.serve_app.jobs.samples import completed, eventually, execute, failure, fetch, running, skip_back_off
 
 OPERATOR = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 SECRETS = SigningSecrets(OPERATOR, b"r" * 32)
@@ -574,3 +575,19 @@ async def test_an_endpoint_that_is_deleted_while_a_job_ends_keeps_no_job_from_it
         await asyncio.gather(completed(store), endpoints.delete(endpoint.id))
     rows = await fetch(engine, "SELECT status FROM jobs")
     assert [row["status"] for row in rows] == ["completed"] * 5
+
+
+async def test_who_disables_an_endpoint_sees_the_event_that_is_under_way(
+    store: JobStore, endpoints: Endpoints, engine: AsyncEngine
+) -> None:
+    """Else the endpoint would be told of it all the same."""
+    endpoint = await made(endpoints, "https://hooks.example/")
+    job = await store.get(await completed(store))
+    assert job is not None
+    await execute(engine, "DELETE FROM deliveries")
+    async with engine.begin() as db:
+        assert await owe(db, job, JobEvent.COMPLETED)
+        disabling = asyncio.create_task(endpoints.change(endpoint.id, enabled=False))
+        await eventually(lambda: fetch(engine, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    await disabling
+    assert await fetch(engine, "SELECT next_attempt_at FROM deliveries") == [{"next_attempt_at": None}]
