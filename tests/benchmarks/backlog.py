@@ -1,0 +1,126 @@
+"""How much of the time a GPU computes while a backlog is worked off: the real replica, with stages of fixed length."""
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deployments.contract import SLOTS, Lease, MediaInput, Outcome, Report, Task, Verdict
+from deployments.engine import InputFile, Rendered, Step
+from deployments.registry import MODELS
+from deployments.replica import Replica
+from deployments.stage import Stage
+from tests.fakes.engines import FACTS, VIDEO, spec_of
+from tests.fakes.http_source import HttpSource, reply
+
+#: Seconds that a report by handle takes to the head and back, between a rented machine and the head.
+REPORT_S = 0.05
+
+
+@dataclass
+class FixedTimes:
+    """An engine whose stages take the same time for every job."""
+
+    prepare_s: float
+    run_s: float
+    publish_s: float
+    random_weights: bool = False
+    #: When each run began and ended, by ``time.perf_counter``.
+    runs: list[tuple[float, float]] = field(default_factory=list)
+
+    def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> None:
+        time.sleep(self.prepare_s)
+
+    def run(self, prepared: None, step: Step) -> None:
+        began = time.perf_counter()
+        step(Stage.DENOISING, 0.5)
+        time.sleep(self.run_s)
+        self.runs.append((began, time.perf_counter()))
+
+    def publish(self, result: None, workdir: Path) -> Rendered:
+        time.sleep(self.publish_s)
+        path = workdir / "output.mp4"
+        path.write_bytes(VIDEO)
+        return Rendered(path=path, media=FACTS)
+
+    def free(self) -> None:
+        pass
+
+
+class Head:
+    """Takes every report, after the time that the way takes."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    async def report(self, report: Report) -> Verdict:
+        await asyncio.sleep(REPORT_S)
+        if isinstance(report, Outcome):
+            self.outcomes.append(report)
+        return Verdict.GO_ON
+
+    async def renew(self, task: Task) -> Task:
+        await asyncio.sleep(REPORT_S)
+        return task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What became of a backlog."""
+
+    jobs: int
+    run_s: float
+    #: From the first run's begin to the last one's end, the part of it in which some run was under way.
+    busy: float
+    #: Seconds between one run's end and the next one's begin.
+    gap_p50_s: float
+    gap_most_s: float
+
+
+def measure(jobs: int, run_s: float) -> Share:
+    """Work off ``jobs`` whose prepare and publish take half of ``run_s`` each."""
+    engine = FixedTimes(run_s / 2, run_s, run_s / 2)
+    outcomes = asyncio.run(_work_off(engine, jobs))
+    if len(outcomes) != jobs:
+        raise RuntimeError(f"{jobs - len(outcomes)} of {jobs} jobs have no video")
+    whole = engine.runs[-1][1] - engine.runs[0][0]
+    gaps = [begin - end for (_, end), (begin, _) in itertools.pairwise(engine.runs)]
+    return Share(
+        jobs=jobs,
+        run_s=run_s,
+        busy=sum(end - begin for begin, end in engine.runs) / whole,
+        gap_p50_s=statistics.median(gaps),
+        gap_most_s=max(gaps),
+    )
+
+
+async def _work_off(engine: FixedTimes, jobs: int) -> list[Outcome]:
+    head = Head()
+    MODELS["scripted"] = spec_of(engine)  # type: ignore[index]
+    replica = Replica("scripted", reporter=head)
+    async with HttpSource({"/in": reply(200, b"pixels"), "/out": reply(200)}) as store:
+        # As many as Serve gives a replica at a time; the dispatcher has the next one ready.
+        slots = asyncio.Semaphore(SLOTS)
+
+        async def generate(number: int) -> None:
+            async with slots:
+                await replica.generate(_task(store, number))
+
+        await asyncio.gather(*(generate(number) for number in range(jobs)))
+    return head.outcomes
+
+
+def _task(store: HttpSource, number: int) -> Task:
+    return Task(
+        lease=Lease(job_id=f"job {number}", token="t", attempt=1),
+        model="scripted",
+        params={"name": str(number)},
+        inputs={"image": MediaInput(content_type="image/png", url=store.url("/in"))},
+        output_url=store.url("/out"),
+        lease_s=30,
+        timeout_s=600,
+    )
