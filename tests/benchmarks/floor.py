@@ -1,5 +1,6 @@
 """The least time that a clip can take, on paper: FLOPs and bytes of each stage against the peaks of cards."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from deployments.ltx2.checkpoint import Checkpoint
 from deployments.ltx2.recipes import RECIPE_NAMES, Recipe, RecipeName, canvas, expand
 from deployments.ltx2.versions import Version
-from tests.benchmarks.full_size import FULL, TEXT_TOKENS, Depth, components
+from tests.benchmarks.full_size import components, facts_of
 from tests.benchmarks.report import table
 from tests.benchmarks.work import Work, counted
 
@@ -77,21 +78,19 @@ class Stage:
 
 
 class Model:
-    """LTX-2 of one version on ``meta``; its stages are counted once for each shape."""
+    """LTX-2 on ``meta``, in bfloat16; the work of its stages is counted once for each shape."""
 
-    def __init__(self, version: Version, depth: Depth = FULL) -> None:
-        self._row = Checkpoint(version=version, layers=depth.transformer, text_tokens=TEXT_TOKENS, random_weights=True)
-        self._modules = components(version, depth=depth)
-        self._weights = {
-            name: sum(each.numel() * each.element_size() for each in module.parameters())
-            for name, module in self._modules.items()
-        }
+    def __init__(self, facts: Checkpoint, modules: Mapping[str, Any]) -> None:
+        """``modules`` as :func:`tests.benchmarks.full_size.components` makes them."""
+        self._facts = facts
+        self._modules = modules
         self._counted: dict[tuple[Any, ...], Work] = {}
 
     def stages(self, recipe: RecipeName, wanted: Format) -> dict[str, Stage]:
         """What a clip takes: one new prompt (the negative one is kept), a first frame, all frames, and the sound."""
-        how = expand(recipe, self._row)
+        how = expand(recipe, self._facts)
         width, height = canvas(recipe, wanted.width, wanted.height)
+        channels = self._modules["vae"].config.latent_channels
         latent = ((wanted.frames - 1) // 8 + 1, height // 32, width // 32)
         # 25 latents of sound a second; the last is as long as the picture is.
         sound = round(wanted.frames / wanted.fps * 25)
@@ -102,26 +101,26 @@ class Model:
         }
         if len(how.passes) > 1:
             half = (latent[0], latent[1] // 2, latent[2] // 2)
-            stages["upsample"] = self._call("latent_upsampler", "__call__", _tensor(1, 128, *half))
-        stages["decode"] = self._call("vae", "decode", _tensor(1, 128, *latent)) + self._sound(sound)
+            stages["upsample"] = self._call("latent_upsampler", "__call__", _tensor(1, channels, *half))
+        stages["decode"] = self._call("vae", "decode", _tensor(1, channels, *latent)) + self._sound(sound)
         return stages
 
-    def _call(self, module: str, method: str, *args: Any, **kwargs: Any) -> Stage:
-        shapes = tuple(each.shape for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
-        key = (module, method, shapes)
+    def _call(self, name: str, method: str, *args: Any, **kwargs: Any) -> Stage:
+        module = self._modules[name]
+        shapes = tuple(
+            each.shape if isinstance(each, torch.Tensor) else str(each)
+            for each in (*args, *kwargs.items(), *kwargs.values())
+        )
+        key = (name, method, shapes)
         if key not in self._counted:
-            call = getattr(self._modules[module], method)
-            self._counted[key] = counted(lambda: call(*args, **kwargs))
-        weights = self._weights[module]
+            self._counted[key] = counted(lambda: getattr(module, method)(*args, **kwargs))
         # Of a VAE only one half is called.
-        if method in ("encode", "decode"):
-            half = getattr(self._modules[module], f"{method}r")
-            weights = sum(each.numel() * each.element_size() for each in half.parameters())
-        return Stage(self._counted[key], weights)
+        called = getattr(module, f"{method}r") if method in ("encode", "decode") else module
+        return Stage(self._counted[key], sum(each.numel() * each.element_size() for each in called.parameters()))
 
     def _text(self) -> Stage:
-        mask = _tensor(1, 1, TEXT_TOKENS, TEXT_TOKENS, dtype=torch.bool)
-        tokens = _tensor(1, TEXT_TOKENS, dtype=torch.long)
+        mask = _tensor(1, 1, self._facts.text_tokens, self._facts.text_tokens, dtype=torch.bool)
+        tokens = _tensor(1, self._facts.text_tokens, dtype=torch.long)
         # Masks of its own would be made by what tokens are, which `meta` does not know.
         masks = {"full_attention": mask, "sliding_attention": mask}
         # The logits of all tokens are of no use.
@@ -136,8 +135,8 @@ class Model:
 
     def _connectors(self) -> Stage:
         width = self._modules["connectors"].config
-        embeds = _tensor(1, TEXT_TOKENS, width.caption_channels * width.text_proj_in_factor)
-        return self._call("connectors", "__call__", embeds, _tensor(1, TEXT_TOKENS), padding_side="left")
+        embeds = _tensor(1, self._facts.text_tokens, width.caption_channels * width.text_proj_in_factor)
+        return self._call("connectors", "__call__", embeds, _tensor(1, self._facts.text_tokens), padding_side="left")
 
     def _encode(self, how: Recipe, width: int, height: int) -> Stage:
         # Later passes go on from latents.
@@ -148,11 +147,17 @@ class Model:
         whole = Stage(Work(), 0)
         for part in how.passes:
             size = (latent[0], latent[1] // part.divisor, latent[2] // part.divisor)
-            for items in part.items:
-                whole = whole + self._forward(items, size, sound) * part.steps
+            # Of guided calls, the second skips attention in some blocks, and in the third picture and sound are apart.
+            apart: tuple[dict[str, Any], ...] = (
+                {},
+                {"spatio_temporal_guidance_blocks": part.arguments["spatio_temporal_guidance_blocks"]},
+                {"isolate_modalities": True},
+            )
+            for items, how_called in zip(part.items, apart, strict=False):
+                whole = whole + self._forward(items, size, sound, how_called) * part.steps
         return whole
 
-    def _forward(self, items: int, latent: tuple[int, int, int], sound: int) -> Stage:
+    def _forward(self, items: int, latent: tuple[int, int, int], sound: int, how_called: dict[str, Any]) -> Stage:
         config = self._modules["transformer"].config
         frames, height, width = latent
         tokens = frames * height * width
@@ -164,8 +169,8 @@ class Model:
             "__call__",
             hidden_states=_tensor(items, tokens, config.in_channels),
             audio_hidden_states=_tensor(items, sound, config.audio_in_channels),
-            encoder_hidden_states=_tensor(items, TEXT_TOKENS, told),
-            audio_encoder_hidden_states=_tensor(items, TEXT_TOKENS, heard),
+            encoder_hidden_states=_tensor(items, self._facts.text_tokens, told),
+            audio_encoder_hidden_states=_tensor(items, self._facts.text_tokens, heard),
             # Each token has its own: the first frame is given.
             timestep=_tensor(items, tokens, dtype=torch.float32),
             audio_timestep=_tensor(items, dtype=torch.float32),
@@ -174,20 +179,22 @@ class Model:
             height=height,
             width=width,
             audio_num_frames=sound,
-            use_cross_timestep=self._row.row.cross_timestep,
+            use_cross_timestep=self._facts.row.cross_timestep,
+            **how_called,
             return_dict=False,
         )
 
     def _sound(self, latents: int) -> Stage:
-        # Four columns of the spectrum a latent; the first has one.
-        columns = latents * 4 - 3
-        spectrum = self._call("audio_vae", "decode", _tensor(1, 8, latents, 16), return_dict=False)
-        return spectrum + self._call("vocoder", "__call__", _tensor(1, 2, columns, 64))
+        config = self._modules["audio_vae"].config
+        # Four lines and four columns of the spectrum a latent; the first has one column.
+        sound = _tensor(1, config.latent_channels, latents, config.mel_bins // 4)
+        spectrum = _tensor(1, config.output_channels, latents * 4 - 3, config.mel_bins)
+        return self._call("audio_vae", "decode", sound, return_dict=False) + self._call("vocoder", "__call__", spectrum)
 
 
 def on_paper(version: Version, wanted: Format = USUAL) -> tuple[dict[str, Any], list[str]]:
     """Figures and a table for all recipes: seconds at each card's peaks, fused and eager."""
-    model = Model(version)
+    model = Model(facts_of(version), components(version))
     cards = {card.name: {"tflops": card.tflops, "gb_per_s": card.gb_per_s} for card in CARDS}
     recipes: dict[str, dict[str, Any]] = {}
     rows: list[list[object]] = []

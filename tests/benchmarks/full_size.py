@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from deployments.ltx2 import tiny
-from deployments.ltx2.checkpoint import Version
+from deployments.ltx2.checkpoint import Checkpoint
+from deployments.ltx2.versions import Version
 
 #: LTX-2.0, 2.3 and 2.5; LTX-Video is smaller and has no bar.
 VERSIONS = (Version.LTX_2_0, Version.LTX_2_3, Version.LTX_2_5)
@@ -118,6 +119,11 @@ def pipeline(modules: Mapping[str, Any]) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def facts_of(version: Version, depth: Depth = FULL) -> Checkpoint:
+    """What a folder with these weights would be read as."""
+    return Checkpoint(version=version, layers=depth.transformer, text_tokens=TEXT_TOKENS, random_weights=True)
 
 
 def parameters(version: Version, depth: Depth = FULL) -> dict[str, int]:
