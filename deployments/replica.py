@@ -55,7 +55,7 @@ PREPARED, COMPUTED = 10.0, 90.0
 STEP_GRACE_S = 120.0
 #: Seconds for which a finished video waits for its poster, which is made and stored while the video is.
 POSTER_S = 20.0
-#: Seconds for which a thread may keep the interpreter while others want it, Python's being 5 ms. Each kernel launch, and
+#: Seconds for which a thread may keep the interpreter while others want it; 5 ms by default. Each kernel launch, and
 #: each step from one run to the next, waits so long while inputs are prepared or a video is encoded in Python.
 SWITCH_S = 0.001
 #: Out of memory so often in a row means that the process holds memory it will not give back.

@@ -4,7 +4,8 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,18 +136,27 @@ def lines(shares: Sequence[Share]) -> list[str]:
 
 async def _work_off(engine: FixedTimes, jobs: int) -> list[Outcome]:
     head = Head()
-    MODELS["scripted"] = spec_of(engine)
-    replica = Replica("scripted", reporter=head)
-    async with HttpSource({"/in": reply(200, b"pixels"), "/out": reply(200)}) as store:
-        # As many as Serve gives a replica at a time; the dispatcher has the next one ready.
-        slots = asyncio.Semaphore(SLOTS)
+    with served(engine, head) as replica:
+        async with HttpSource({"/in": reply(200, b"pixels"), "/out": reply(200)}) as store:
+            # As many as Serve gives a replica at a time; the dispatcher has the next one ready.
+            slots = asyncio.Semaphore(SLOTS)
 
-        async def generate(number: int) -> None:
-            async with slots:
-                await replica.generate(_task(store, number))
+            async def generate(number: int) -> None:
+                async with slots:
+                    await replica.generate(_task(store, number))
 
-        await asyncio.gather(*(generate(number) for number in range(jobs)))
+            await asyncio.gather(*(generate(number) for number in range(jobs)))
     return head.outcomes
+
+
+@contextmanager
+def served(engine: Any, head: Head) -> Iterator[Replica]:
+    """A replica of a model that is this engine, which is in the registry for as long."""
+    MODELS["scripted"] = spec_of(engine, timeout_s=600)
+    try:
+        yield Replica("scripted", reporter=head)
+    finally:
+        del MODELS["scripted"]
 
 
 def _task(store: HttpSource, number: int) -> Task:

@@ -126,11 +126,11 @@ def facts_of(version: Version, depth: Depth = FULL) -> Checkpoint:
     return Checkpoint(version=version, layers=depth.transformer, text_tokens=TEXT_TOKENS, random_weights=True)
 
 
-def parameters(version: Version, depth: Depth = FULL) -> dict[str, int]:
+def parameters(version: Version, depth: Depth = FULL, only: Collection[str] | None = None) -> dict[str, int]:
     """How many each component has."""
     return {
         name: sum(each.numel() for each in module.parameters())
-        for name, module in components(version, depth=depth).items()
+        for name, module in components(version, depth=depth, only=only).items()
     }
 
 

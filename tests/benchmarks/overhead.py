@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,18 +18,16 @@ import torch
 from PIL import Image
 from skimage import data
 
-from deployments.contract import Lease, MediaInput, Outcome, Task
+from deployments.contract import Lease, MediaInput, Task
 from deployments.engine import InputFile, Rendered, Step
 from deployments.ltx2.engine import Footage, LTX2Engine
 from deployments.ltx2.pipeline import Shot
 from deployments.ltx2.recipes import RecipeName
-from deployments.registry import MODELS
 from deployments.replica import Replica
-from tests.benchmarks.backlog import Head
+from tests.benchmarks.backlog import Head, served
 from tests.benchmarks.clock import Clock, measured
 from tests.benchmarks.plain import Plain
 from tests.benchmarks.report import spread, table
-from tests.fakes.engines import spec_of
 from tests.fakes.http_source import HttpSource, reply
 
 #: CPU-seconds a job.
@@ -104,26 +103,28 @@ def measure(recipe: RecipeName, rounds: int) -> tuple[dict[str, Any], list[str]]
 
 
 async def _jobs(engine: LTX2Engine, recipe: RecipeName, rounds: int) -> list[dict[str, float]]:
-    head = Head()
-    watched = Watched(engine)
-    MODELS["scripted"] = spec_of(watched, timeout_s=600)
-    replica = Replica("scripted", reporter=head)
+    head, watched = Head(), Watched(engine)
     pipeline = engine._pipeline
     plain = Plain(pipeline._pipe, pipeline.checkpoint, pipeline._upsampler)
-    costs = []
+    with served(watched, head) as replica, _store() as base:
+        # The first of each finds nothing warm.
+        costs = [await _job(watched, replica, plain, _task(base, number, recipe)) for number in range(rounds + 1)]
+    if len(head.outcomes) != rounds + 1:
+        raise RuntimeError("a job has no video; its log line says why")
+    return costs[1:]
+
+
+@contextmanager
+def _store() -> Iterator[str]:
+    """The address of one, in a process of its own: what it takes is not ours."""
     ours, theirs = multiprocessing.Pipe()
     store = multiprocessing.get_context("spawn").Process(target=_keep, args=(theirs,), daemon=True)
     store.start()
-    base = await asyncio.to_thread(ours.recv)
-    # The first of each finds nothing warm.
-    for number in range(-1, rounds):
-        cost = await _job(watched, replica, plain, _task(base, number, recipe))
-        if number >= 0:
-            costs.append(cost)
-    store.terminate()
-    if sum(isinstance(outcome, Outcome) for outcome in head.outcomes) != rounds + 1:
-        raise RuntimeError("a job has no video; its log line says why")
-    return costs
+    try:
+        yield ours.recv()
+    finally:
+        store.terminate()
+        store.join()
 
 
 async def _job(watched: Watched, replica: Replica, plain: Plain, task: Task) -> dict[str, float]:
@@ -160,7 +161,7 @@ def _task(base: str, number: int, recipe: RecipeName) -> Task:
     return Task(
         lease=Lease(job_id=f"job {number}", token="t", attempt=1),
         model="scripted",
-        params={"prompt": f"Clip {number}: a street at dawn after rain", "recipe": recipe, "seed": number + 1},
+        params={"prompt": f"Clip {number}: a street at dawn after rain", "recipe": recipe, "seed": number},
         inputs={"image": MediaInput(content_type="image/jpeg", url=f"{base}/image")},
         output_url=f"{base}/out",
         poster_url=f"{base}/poster",
@@ -170,7 +171,6 @@ def _task(base: str, number: int, recipe: RecipeName) -> Task:
 
 
 def _keep(told: Connection) -> None:
-    """The store, in a process of its own: what it takes is not ours."""
     asyncio.run(_serve(told))
 
 
