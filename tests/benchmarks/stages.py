@@ -68,8 +68,7 @@ class Bench:
         """``modules`` are on the device, and ``model`` the same on ``meta``."""
         self._plan = plan
         self._model = model
-        pipe = pipeline(modules)
-        pipe.tokenizer.model_max_length = facts.text_tokens
+        pipe = pipeline(modules, facts.text_tokens)
         self._device = pipe.device
         if self._device.type == "cuda":
             # As we load it, and as diffusers' documentation does.
@@ -202,9 +201,10 @@ def _lines(plan: Plan, recipes: Mapping[RecipeName, dict[str, Any]]) -> list[str
         "",
         f"Random weights: speed and memory only, no claim on quality. Of {plan.runs} runs after {plan.warm_ups} to "
         f"warm up, each with a prompt of its own, the median (least - most). {plan.depth.transformer} layers of the "
-        f"transformer, {plan.depth.text} of the text encoder. `all` is a clip from its prompt to frames on the host; "
-        "ours encodes while the next clip is made. FLOPs are counted without the tiling of the VAE. Diffusers' `all` "
-        f"by ours, and PSNR between both clips: {compared}.",
+        f"transformer, {plan.depth.text} of the text encoder, prompts of {plan.depth.tokens} tokens. `all` is a clip "
+        "from its prompt to frames on the host; ours encodes while the next clip is made. FLOPs are counted without the "
+        "tiling of the VAE. The peak is of the card; on a CPU of the process, since it began. Diffusers' `all` by ours, "
+        f"and PSNR between both clips: {compared}.",
     ]
 
 
