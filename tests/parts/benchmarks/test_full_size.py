@@ -28,4 +28,4 @@ def test_a_full_size_model_has_the_published_number_of_parameters(version: Versi
 
 
 def test_a_thin_model_fits_a_laptop() -> None:
-    assert sum(parameters(Version.LTX_2_3, THIN).values()) * 2 < 8 * 2**30
+    assert sum(parameters(Version.LTX_2_3, THIN).values()) * 4 < 11 * 2**30

@@ -21,6 +21,8 @@ from tests.benchmarks.floor import CARDS, Format, Model, on_paper
 from tests.benchmarks.full_size import FULL
 from tests.benchmarks.stages import Bench, Plan
 
+#: Between both makers in bfloat16: they hand latents on in different precision.
+PSNR_DB = 30
 WANTED = Format(width=64, height=64, frames=9, fps=24)
 
 
@@ -69,6 +71,13 @@ def test_both_makers_make_the_same_clip_and_ours_reads_its_prompt_once(
     assert results["fast"]["ours"]["calls"]["text"] == 2
     # 8 steps and 3, by both.
     assert [results["fast"][maker]["calls"]["denoise"] for maker in ("diffusers", "ours")] == [11, 11]
+
+
+def test_a_clip_is_made_in_bfloat16_as_on_a_card(small: Small, model: Model, tmp_path: Path) -> None:
+    facts, modules = small
+    halved = {name: copy.deepcopy(each).to(torch.bfloat16) for name, each in modules.items()}
+    plan = Plan(recipes=("fast",), wanted=WANTED, depth=FULL, warm_ups=0, runs=1)
+    assert Bench(plan, facts, halved, model).run(tmp_path)["fast"]["psnr_db"] > PSNR_DB
 
 
 def test_what_is_measured_is_taken_off_the_models_again(small: Small, model: Model, tmp_path: Path) -> None:
