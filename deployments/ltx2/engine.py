@@ -51,17 +51,20 @@ class LTX2Engine:
         self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
+        """Read and fit the image, if there is one, and settle everything the client left open. Raises ``Fault`` about
+        the image."""
         wish = LTX2Params.model_validate(params)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
-        with about_input("image"):
-            given = inputs["image"]
-            image = picture.read(given.path, given.format(SPEC.input("image")))
+        image: Image.Image | None = None
+        if given := inputs.get("image"):
+            with about_input("image"):
+                image = picture.read(given.path, given.format(SPEC.input("image")))
+                image = picture.fit(image, width, height, wish.fit)
         return Shot(
             prompt=wish.prompt,
             negative_prompt=wish.negative_prompt,
-            image=picture.fit(image, width, height, wish.fit),
+            image=image,
             width=width,
             height=height,
             frames=num_frames(wish.duration, wish.fps),

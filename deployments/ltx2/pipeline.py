@@ -52,8 +52,8 @@ class Shot:
     prompt: str
     #: Read by guided recipes only.
     negative_prompt: str
-    #: First frame, RGB, already ``width`` x ``height``.
-    image: Image.Image
+    #: First frame, RGB, already ``width`` x ``height``; None: text alone makes the video.
+    image: Image.Image | None
     #: Pixels, multiples of 32.
     width: int
     height: int

@@ -91,12 +91,19 @@ def effort(params: LTX2Params) -> float:
 
 SPEC = ModelSpec(
     name="ltx2",
-    title="LTX-2 image to video",
-    description="Animates a still image as a prompt describes it, with sound where the checkpoint has it.",
+    title="LTX-2 image or text to video",
+    description=(
+        "Animates a still image as a prompt describes it, or makes a video of the prompt alone; with sound where the "
+        "checkpoint has it."
+    ),
     params=LTX2Params,
     inputs=(
         InputSpec(
-            name="image", kinds=("image",), description="First frame: JPEG, PNG or WebP.", max_bytes=32 * 1024 * 1024
+            name="image",
+            kinds=("image",),
+            description="First frame: JPEG, PNG or WebP.",
+            max_bytes=32 * 1024 * 1024,
+            optional=True,
         ),
     ),
     timeout_s=1800,

@@ -62,6 +62,11 @@ def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[s
     assert shots[0].seed != shots[1].seed
 
 
+def test_without_a_picture_text_alone_makes_the_video(engine: LTX2Engine, tmp_path: Path) -> None:
+    shot = engine.prepare({"prompt": "waves"}, {}, tmp_path)
+    assert (shot.image, shot.prompt, shot.width, shot.height) == (None, "waves", *RANDOM_SIZE)
+
+
 def test_real_weights_default_to_their_own_size(
     engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
