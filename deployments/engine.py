@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.contract import MediaFacts, MediaKind
+from deployments.contract import ANY_SIZE, EngineAbility, MediaFacts, MediaKind
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import Format, by_content_type, wanted
@@ -82,6 +82,17 @@ class ModelSpec:
     expected_run_s: float = 60.0
     #: How many times as long one with these parameters takes, as far as they tell: more than 0.
     effort: Callable[[Any], float] = lambda params: 1.0
+    #: How large a job with these parameters is, in what decides whether a GPU has the memory for it: more than 0.
+    size: Callable[[Any], int] = lambda params: 1
+    #: What sizes are, in words for refusals, and the field that is to be made smaller.
+    size_unit: str = "size"
+    size_field: str = ""
+    #: Which of the model's ways to make a video these parameters ask for; ``""``: its default. And the field that says.
+    variant: Callable[[Any], str] = lambda params: ""
+    variant_field: str = ""
+    #: By GiB of a GPU's memory what replicas on it are expected to report, until one has: the largest size by variant.
+    #: Without ``""`` the default may be any of them.
+    on_paper: Callable[[int], Mapping[str, int]] = lambda gib: {"": ANY_SIZE}
     #: ``module:Class`` of the :class:`Engine`, imported in the replica.
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.
@@ -157,6 +168,9 @@ class Engine(Protocol):
 
     def publish(self, result: Any, workdir: Path) -> Rendered:
         """Encode the result as an mp4 below ``workdir``."""
+
+    def ability(self) -> EngineAbility:
+        """What it can be asked, on this device with these weights."""
 
     def free(self) -> None:
         """Give back what can be freed after a failed run, e.g. the CUDA cache."""

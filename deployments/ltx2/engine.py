@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.contract import MediaFacts
+from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.faults import about_input
 from deployments.ltx2 import picture
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
-from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
+from deployments.ltx2.spec import DEFAULT_SIZE, MAX_VIDEO_PIXELS, SPEC, LTX2Params
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
 
@@ -105,6 +105,14 @@ class LTX2Engine:
                 "recipe": shot.recipe,
                 "checkpoint": str(self._pipeline.checkpoint.version),
             },
+        )
+
+    def ability(self) -> EngineAbility:
+        """See :class:`deployments.engine.Engine`."""
+        return EngineAbility(
+            weights=str(self._pipeline.checkpoint.version),
+            variants={"standard": MAX_VIDEO_PIXELS, "quality": MAX_VIDEO_PIXELS},
+            default_variant="standard",
         )
 
     def free(self) -> None:

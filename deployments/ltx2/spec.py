@@ -81,12 +81,16 @@ class LTX2Params(Params):
         return height
 
 
+def size(params: LTX2Params) -> int:
+    """Pixels of all frames: what activations grow with."""
+    width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
+    return width * height * num_frames(params.duration, params.fps)
+
+
 def effort(params: LTX2Params) -> float:
     """By pixels of all frames and by recipe; the first second of a video costs as much as the tenth."""
-    width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
-    pixels = width * height * num_frames(params.duration, params.fps)
     usual = DEFAULT_SIZE[0] * DEFAULT_SIZE[1] * num_frames(5, 24)
-    return pixels / usual * (QUALITY_EFFORT if params.recipe == "quality" else 1.0)
+    return size(params) / usual * (QUALITY_EFFORT if params.recipe == "quality" else 1.0)
 
 
 SPEC = ModelSpec(
@@ -109,6 +113,11 @@ SPEC = ModelSpec(
     timeout_s=1800,
     expected_run_s=151,
     effort=effort,
+    size=size,
+    size_unit="width x height x frames",
+    size_field="width",
+    variant=lambda params: params.recipe or "",
+    variant_field="recipe",
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check},
