@@ -52,7 +52,7 @@ class Shot:
     prompt: str
     #: Read by guided recipes only.
     negative_prompt: str
-    #: First frame, RGB, already ``width`` x ``height``; None: text alone makes the video.
+    #: First frame, RGB, already ``width`` x ``height``; None: the prompt alone says what is seen.
     image: Image.Image | None
     #: Pixels, multiples of 32.
     width: int

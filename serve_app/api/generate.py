@@ -1,7 +1,6 @@
-"""``POST /api/v1/generate`` and what models there are."""
+"""``POST /api/v1/generate``."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from math import ceil
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from deployments.engine import InputSpec
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
-from serve_app.api.auth import Maker, Reader
+from serve_app.api.auth import Maker
 from serve_app.api.errors import (
     BudgetReached,
     Forbidden,
@@ -32,7 +31,7 @@ from serve_app.api.links import TO_THE_JOB
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
+from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, JobView, new_job
 from serve_app.api.streaming import Live, live
 from serve_app.api.submission import accept
 from serve_app.jobs.job import Job, NewJob, Status
@@ -129,35 +128,6 @@ async def generate(
     else:
         response.headers["retry-after"] = _again(created)
     return created
-
-
-@router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
-async def list_models(_: Reader) -> list[ModelView]:
-    """The models and the JSON Schema of their parameters."""
-    return _models()
-
-
-@cache
-def _models() -> list[ModelView]:
-    return [
-        ModelView(
-            model=spec.name,
-            title=spec.title,
-            description=spec.description,
-            inputs=[
-                InputView(
-                    name=item.name,
-                    kinds=list(item.kinds),
-                    description=item.description,
-                    max_bytes=item.max_bytes,
-                    max_seconds=item.max_seconds,
-                )
-                for item in spec.inputs
-            ],
-            params_schema=spec.params.model_json_schema(),
-        )
-        for spec in MODELS.values()
-    ]
 
 
 def _inputs(request: GenerateOptions) -> Sequence[InputSpec]:

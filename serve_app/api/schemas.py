@@ -333,24 +333,6 @@ class WebhookSecret(BaseModel):
     secret: str
 
 
-class InputView(BaseModel):
-    name: str
-    kinds: list[MediaKind]
-    description: str
-    max_bytes: int
-    max_seconds: float | None
-
-
-class ModelView(BaseModel):
-    """A model and what can be asked of it."""
-
-    model: str
-    title: str
-    description: str
-    inputs: list[InputView]
-    params_schema: Mapping[str, Any] = Field(description="JSON Schema of the parameters of `generate`.")
-
-
 class QueueCounts(BaseModel):
     pending: int
     processing: int

@@ -106,13 +106,6 @@ async def test_a_job_has_to_be_opened_before_its_id_can_be_used(generate: Genera
     assert (answer.status_code, answer.json()["param"]) == (404, "job_id")
 
 
-async def test_models_describe_what_generate_takes(client: httpx.AsyncClient) -> None:
-    models = {model["model"]: model for model in (await client.get("/api/v1/models")).json()}
-    assert models.keys() == MODELS.keys()
-    assert models["ltx2"]["params_schema"]["properties"]["duration"]["maximum"] == 10
-    assert [item["name"] for item in models["ltx2"]["inputs"]] == ["image"]
-
-
 async def test_null_means_a_video_without_the_picture(
     client: httpx.AsyncClient, generate: Generate, services: Services
 ) -> None:
