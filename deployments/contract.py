@@ -57,6 +57,8 @@ class Task(_Value):
 
     lease: Lease
     model: str
+    #: Which of the model's deployments is to make it; empty: the first, which has the model's name.
+    deployment: str = ""
     #: The model's own parameters, already validated against its schema.
     params: dict[str, Any]
     #: By input name, e.g. ``image`` or ``video`` and ``audio``; without optional ones that were left out.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.contract import ANY_SIZE, EngineAbility, MediaFacts, MediaKind
+from deployments.contract import EngineAbility, MediaFacts, MediaKind
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import Format, by_content_type, wanted
@@ -91,8 +91,8 @@ class ModelSpec:
     variant: Callable[[Any], str] = lambda params: ""
     variant_field: str = ""
     #: By GiB of a GPU's memory what replicas on it are expected to report, until one has: the largest size by variant.
-    #: Without ``""`` the default may be any of them.
-    on_paper: Callable[[int], Mapping[str, int]] = lambda gib: {"": ANY_SIZE}
+    #: Without ``""`` the default may be any of them. None: all that its parameters allow.
+    on_paper: Callable[[int], Mapping[str, int]] | None = None
     #: ``module:Class`` of the :class:`Engine`, imported in the replica.
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.

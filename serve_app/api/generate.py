@@ -22,12 +22,14 @@ from serve_app.api.errors import (
     PayloadTooLarge,
     QueueFull,
     RequestTimeout,
+    RequestTooLarge,
     Unauthorized,
     UploadMissing,
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
 from serve_app.api.links import TO_THE_JOB
+from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
@@ -58,7 +60,7 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
         return None
 
     async def prepare() -> NewJob:
-        return new_job(request, {}, caller.key_id, current_request_id())
+        return await placed(new_job(request, {}, caller.key_id, current_request_id()), services)
 
     response = Response(status_code=201, media_type="application/json")
     created = await accept(prepare, caller, services, response, once=None)
@@ -91,6 +93,7 @@ def _again(created: Created) -> str:
             IdempotencyInFlight,
             PayloadTooLarge,
             RequestTimeout,
+            RequestTooLarge,
             QueueFull,
             BudgetReached,
         ),
@@ -114,7 +117,7 @@ async def generate(
 
     async def prepare() -> NewJob:
         uploads = await _uploads(request, caller, services)
-        return new_job(request, uploads, caller.key_id, current_request_id())
+        return await placed(new_job(request, uploads, caller.key_id, current_request_id()), services)
 
     once = keyed(key, caller, "generate", request.model_dump(mode="json", exclude_unset=True))
     created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)

@@ -35,12 +35,14 @@ def again(job: Job, request_id: str) -> NewJob:
     if spec is None:
         raise InvalidRequest(f"There is no model {job.model} any more.")
     try:
-        spec.params.model_validate(job.params)
+        params = spec.params.model_validate(job.params)
     except ValidationError as error:
         raise InvalidRequest("The model takes these parameters no more. Submit a new job.") from error
     return NewJob(
         model=job.model,
         params=job.params,
+        variant=spec.variant(params),
+        size=spec.size(params),
         effort=job.effort,
         key_id=job.key_id,
         user_id=job.user_id,

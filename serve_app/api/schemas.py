@@ -114,6 +114,8 @@ def new_job(request: GenerateOptions, uploads: Mapping[str, str], key_id: str, r
         model=name,
         params=checked.model_dump(mode="json"),
         effort=spec.effort(checked),
+        variant=spec.variant(checked),
+        size=spec.size(checked),
         sources={input_name: str(url) for input_name, url in urls.items() if url is not None},
         uploads=uploads,
         key_id=key_id,

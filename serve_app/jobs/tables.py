@@ -338,10 +338,10 @@ used_ids = Table(
     Index("used_ids_oldest", "forgotten_at"),
 )
 
-#: The lines of owners, by deployment (and ``''``: intake): who was served when, and who has a job that waits. Of owners who
-#: have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
-#: migrations 0011 and 0016 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines and not
-#: all of them.
+#: The lines of owners, by deployment (and ``''``: intake): who was served when, and who has a job that waits. Of owners
+#: who have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
+#: migrations 0011 and 0016 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines
+#: and not all of them.
 turns = Table(
     "turns",
     metadata,
@@ -383,8 +383,9 @@ conditions = Table(
     _timestamp("seen_at", now=True),
 )
 
-#: How many jobs there are, as a sum of changes: triggers of migrations 0003 and 0016 add a row where a job appears, changes its
-#: status or goes, and the dispatcher adds rows up. So counting reads no job, and nobody waits for a counter's lock.
+#: How many jobs there are, as a sum of changes: triggers of migrations 0003 and 0016 add a row where a job appears,
+#: changes its status or goes, and the dispatcher adds rows up. So counting reads no job, and nobody waits for a
+#: counter's lock.
 job_tally = Table(
     "job_tally",
     metadata,

@@ -122,10 +122,11 @@ def downgrade() -> None:
 
 
 def _index(by: str) -> None:
-    for name, columns, where in (
+    indexes: tuple[tuple[str, list[Any], str], ...] = (
         ("jobs_waiting", [by, "key_id", *_OWNERS], _WAITING),
         ("jobs_to_run", [by, *_OWNERS], f"{_WAITING} AND inputs IS NOT NULL"),
-    ):
+    )
+    for name, columns, where in indexes:
         op.drop_index(name, table_name="jobs")
         op.create_index(name, "jobs", columns, postgresql_where=sa.text(where))
     op.drop_index("runs_completed", table_name="runs")
@@ -136,7 +137,7 @@ def _index(by: str) -> None:
 def _name_outlooks(by: str, before: str) -> None:
     # A column that is renamed keeps the name of its constraint.
     op.add_column("outlooks", sa.Column(by, sa.Text(), nullable=True))
-    op.execute(f"UPDATE outlooks SET {by} = {before}")
+    op.execute(f"UPDATE outlooks SET {by} = {before}")  # noqa: S608 - constants only
     op.alter_column("outlooks", by, nullable=False)
     op.drop_column("outlooks", before)
     op.create_primary_key("outlooks_pkey", "outlooks", [by])

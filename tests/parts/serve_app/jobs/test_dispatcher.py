@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,11 +14,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments import run as run_module
+from deployments.classes import Deployment, deployments
 from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
 from serve_app.intake.inputs import Intake
 from serve_app.jobs import dispatcher as dispatcher_module
 from serve_app.jobs import ending
 from serve_app.jobs import store as store_module
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
@@ -56,6 +58,7 @@ class House:
         self.storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
         self.store = JobStore(engine, lease_s=LEASE_S)
         self.workers = FakeWorkers(self.storage, {"ltx2": 2})
+        self.deployments: Sequence[Deployment] = deployments({})
         self.outbound: Outbound = SafeClient((ip_network("127.0.0.0/8"),))
 
     def dispatcher(self) -> Dispatcher:
@@ -74,6 +77,8 @@ class House:
             readiness=Readiness(Conditions(self.engine)),
             windows=Windows(self.engine),
             outlooks=Outlooks(self.engine),
+            abilities=Abilities(self.engine),
+            deployments=self.deployments,
             lease_s=LEASE_S,
         )
 
