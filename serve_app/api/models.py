@@ -7,7 +7,6 @@ from serve_app.api.auth import Reader
 from serve_app.api.errors import Forbidden, Unauthorized
 from serve_app.api.model_schemas import ModelView
 from serve_app.api.problems import documented
-from serve_app.jobs.abilities import told_of
 from serve_app.services import ServicesOf
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
@@ -16,5 +15,5 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
 @router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
 async def list_models(_: Reader, services: ServicesOf) -> list[ModelView]:
     """The models, the JSON Schema of their parameters, and what their deployments can make."""
-    told = await told_of(services.engine)
+    told = await services.abilities.told()
     return [ModelView.of(spec, told.get(name, ())) for name, spec in MODELS.items()]

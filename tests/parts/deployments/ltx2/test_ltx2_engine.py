@@ -10,9 +10,9 @@ from PIL import Image
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
-from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
-from deployments.ltx2.spec import DEFAULT_SIZE
+from deployments.ltx2.spec import DEFAULT_SIZE, MAX_VIDEO_PIXELS
+from deployments.ltx2.versions import Version
 from deployments.media import poster
 
 
@@ -58,13 +58,23 @@ def test_without_a_path_it_builds_random_weights_in_the_data_folder(
 def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     shots = [engine.prepare({}, inputs, tmp_path) for _ in range(2)]
     assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
-    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "standard")
+    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "fast")
     assert shots[0].seed != shots[1].seed
 
 
 def test_without_a_picture_text_alone_makes_the_video(engine: LTX2Engine, tmp_path: Path) -> None:
     shot = engine.prepare({"prompt": "waves"}, {}, tmp_path)
     assert (shot.image, shot.prompt, shot.width, shot.height) == (None, "waves", *RANDOM_SIZE)
+
+
+def test_it_says_by_which_recipes_it_can_be_asked(engine_of: Callable[[Version], LTX2Engine]) -> None:
+    two_stages, one_stage = (engine_of(version).ability() for version in (Version.LTX_2_0, Version.LTX_VIDEO))
+    assert (two_stages.weights, two_stages.default_variant) == (str(Version.LTX_2_0), "fast")
+    assert two_stages.variants.keys() == {"fast", "standard", "quality"}
+    assert (one_stage.weights, one_stage.default_variant) == (str(Version.LTX_VIDEO), "standard")
+    assert one_stage.variants.keys() == {"standard", "quality"}
+    # As much as the parameters allow, until the memory plan says less.
+    assert {*two_stages.variants.values(), *one_stage.variants.values()} == {MAX_VIDEO_PIXELS}
 
 
 def test_real_weights_default_to_their_own_size(
@@ -162,7 +172,7 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
         "frames": frames,
         "has_audio": True,
     }
-    assert rendered.notes == {"seed": 3, "recipe": "standard", "checkpoint": str(version)}
+    assert rendered.notes == {"seed": 3, "recipe": "fast", "checkpoint": str(version)}
 
 
 def test_ltx_video_ends_as_a_silent_mp4(
