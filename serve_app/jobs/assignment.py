@@ -47,14 +47,15 @@ class Candidate:
 
 
 def at_hand(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Those of a model that count. Where none is to be had, nodes have yet to join: then any may come to be."""
-    return [candidate for candidate in candidates if candidate.had] or candidates
+    """Those of a model that count. Where none is to be had, nodes have yet to join: then the largest, which can make
+    most."""
+    return [candidate for candidate in candidates if candidate.had] or [max(candidates, key=_memory)]
 
 
 def smallest(candidates: Iterable[Candidate], variant: str, size: int) -> str | None:
     """The deployment with the least memory that can make it."""
     able = [candidate for candidate in candidates if candidate.most(variant) >= size]
-    best = min(able, key=lambda candidate: inf if candidate.gib is None else candidate.gib, default=None)
+    best = min(able, key=_memory, default=None)
     return None if best is None else best.deployment
 
 
@@ -77,3 +78,7 @@ def reassign(candidates: Sequence[Candidate], now: str, variant: str, size: int)
         if (found := smallest(stays, variant, size) or smallest(among, variant, size)) is not None:
             return found
     return None
+
+
+def _memory(candidate: Candidate) -> float:
+    return inf if candidate.gib is None else candidate.gib

@@ -340,8 +340,8 @@ used_ids = Table(
 
 #: The lines of owners, by deployment (and ``''``: intake): who was served when, and who has a job that waits. Of owners
 #: who have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
-#: migrations 0011 and 0016 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines
-#: and not all of them.
+#: migrations 0011 and 0016 keep the last three columns as jobs come and go, so that a claim reads the heads of the
+#: lines and not all of them.
 turns = Table(
     "turns",
     metadata,

@@ -148,9 +148,12 @@ async def test_a_whole_day_is_all_well(
     assert set(states(result).values()) == {"ok"}, result.output
     assert result.exit_code == 0
     assert of(result, "weights") == ("ok", "of ltx2 and wav2lip: nodes can fetch them")
-    said = "at most $3.00/h, $20.00 a day, $1.50/h a node; 4 gpu_a100 and 4 gpu_4090"
+    said = "at most $3.00/h, $20.00 a day, $1.50/h a node; 4 gpu_a100 and 4 gpu_40gb and 4 gpu_4090"
     assert of(result, "caps") == ("ok", said)
-    assert of(result, "vast") == ("ok", "25.00 dollars of credit; 1 offers for gpu_a100; 1 offers for gpu_4090")
+    assert of(result, "vast") == (
+        "ok",
+        "25.00 dollars of credit; 1 offers for gpu_a100; 0 offers for gpu_40gb; 1 offers for gpu_4090",
+    )
     assert of(result, "image")[1].startswith("pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime, Python 3.")
     left = bucket.list_objects_v2(Bucket=os.environ["R2_BUCKET"])["Contents"]
     assert all(each["Key"].startswith(("weights/ltx2/", "weights/wav2lip/")) for each in left)
@@ -270,7 +273,10 @@ async def test_caps_and_another_image(look: Doctor, market: FakeVast, monkeypatc
         f"mine/image:1: it needs Python {renting.PYTHON} and our torch, which nodes look at themselves",
     )
     # An A100 costs more than a node may.
-    assert of(result, "vast") == ("unset", "25.00 dollars of credit; 0 offers for gpu_a100; 1 offers for gpu_4090")
+    assert of(result, "vast") == (
+        "unset",
+        "25.00 dollars of credit; 0 offers for gpu_a100; 0 offers for gpu_40gb; 1 offers for gpu_4090",
+    )
 
 
 @pytest.mark.parametrize(
