@@ -78,7 +78,8 @@ class DeploymentInfo(TypedDict):
     available: bool
     weights: str | None
     random_weights: bool | None
-    variants: list[VariantInfo]
+    #: None: not known yet.
+    variants: list[VariantInfo] | None
     #: None: on paper, no replica has said so yet.
     reported_at: str | None
 

@@ -51,7 +51,7 @@ class DeploymentView(BaseModel):
     available: bool = Field(description="Whether such a GPU is there or can be rented.")
     weights: str | None = Field(description="The version of the checkpoint; null: not known yet, or there is only one.")
     random_weights: bool | None = Field(description="Whether its videos are noise; null: not known yet.")
-    variants: list[VariantView] = Field(description="What it can make. Empty: not known yet.")
+    variants: list[VariantView] | None = Field(description="What it can make; null: not known yet.")
     reported_at: datetime | None = Field(
         description="When a replica last said this of itself. null: none has yet, and it is what is expected on paper."
     )
@@ -65,16 +65,18 @@ class DeploymentView(BaseModel):
             available=candidate.had,
             weights=(ability and ability.weights) or None,
             random_weights=ability and ability.random_weights,
-            variants=[
-                VariantView(
-                    name=name,
-                    default=name == candidate.default_variant,
-                    max_size=None if largest >= ANY_SIZE else largest,
-                )
-                for name, largest in (candidate.sizes or {}).items()
-            ],
+            variants=None if candidate.sizes is None else _variants(candidate.sizes, candidate.default_variant),
             reported_at=told.reported_at,
         )
+
+
+def _variants(sizes: Mapping[str, int], default: str) -> list[VariantView]:
+    # Those that it cannot make at all have the size 0.
+    return [
+        VariantView(name=name, default=name == default, max_size=None if size >= ANY_SIZE else size)
+        for name, size in sizes.items()
+        if size > 0
+    ]
 
 
 class ModelView(BaseModel):

@@ -160,13 +160,13 @@ def _deployments(model: ModelInfo) -> RenderableType:
     return table
 
 
-def _variants(found: Sequence[VariantInfo]) -> Iterator[tuple[str, str]]:
+def _variants(found: Sequence[VariantInfo] | None) -> Iterator[tuple[str, str]]:
     """Name and largest size."""
-    for each in found:
+    for each in found or ():
         name = " ".join(filter(None, (each["name"], "(default)" if each["default"] else None)))
         yield name or "-", "no limit" if each["max_size"] is None else f"{each['max_size']:,}"
     if not found:
-        yield "not known yet", "-"
+        yield "not known yet" if found is None else "none", "-"
 
 
 def health(found: Mapping[str, Any]) -> RenderableType:

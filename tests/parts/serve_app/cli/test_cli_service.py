@@ -33,6 +33,7 @@ def test_models_shows_what_each_deployment_can_make(run: Run, service: LiveServi
     ability = {"deployment": "ltx2", "model": "ltx2", "weights": "2.3", "random_weights": True}
     ability |= {"variants": {"fast": 252_764_160, "standard": 9}, "default_variant": "fast"}
     service.do(deployed(service.services.engine, "ltx2", 80, ability))
+    service.do(deployed(service.services.engine, "ltx2-24gb", 24, {**ability, "variants": {"fast": 0}}))
     service.do(deployed(service.services.engine, "wav2lip"))
     rows = [re.split(r" {2,}", line) for line in run("models").stdout.splitlines()]
 
@@ -41,6 +42,8 @@ def test_models_shows_what_each_deployment_can_make(run: Run, service: LiveServi
     assert fast[1:-1] == ["80 GiB", "fast (default)", "252,764,160", "2.3 random"]
     assert datetime.strptime(fast[-1].rpartition(" ")[0], "%Y-%m-%d %H:%M:%S")
     assert standard[1:4] == ["80 GiB", "standard", "9"]
+    (unable,) = (row for row in rows if row[0] == "ltx2-24gb")
+    assert unable[1:4] == ["24 GiB", "none", "-"]
     assert silent == ["wav2lip", "any", "not known yet", "-", "-", "on paper"]
 
 
