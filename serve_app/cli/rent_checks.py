@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.classes import model_of
 from serve_app.cli.finding import Finding, Look, State
 from serve_app.cli.offers import MAKE_A_KEY, vast_client
 from serve_app.cli.terminal import UsageProblem
@@ -69,6 +68,7 @@ def looks(rents: bool, config: Path, cluster: Path) -> Mapping[str, Look]:
 def _planned(config: Path, cluster: Path) -> _Plan:
     """Raises UsageProblem."""
     from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig
+    from deployments.classes import model_of
     from serve_app.cli.renting import RentingSettings, deployments_of, kinds_of
     from serve_app.serving.deploy import read_config
 
