@@ -57,9 +57,13 @@ class LTX2Engine:
         self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image, if there is one, and settle everything the client left open. Raises ``Fault`` about
-        the image."""
+        """Read and fit the image, if there is one, and settle everything the client left open.
+
+        Raises ``Fault`` about the image, or when there is no such recipe.
+        """
         wish = LTX2Params.model_validate(params)
+        recipe = wish.recipe or self._pipeline.recipes[0]
+        self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
         image: Image.Image | None = None
@@ -75,7 +79,7 @@ class LTX2Engine:
             height=height,
             frames=num_frames(wish.duration, wish.fps),
             fps=wish.fps,
-            recipe=wish.recipe or self._pipeline.recipes[0],
+            recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
         )

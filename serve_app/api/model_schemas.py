@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from deployments.contract import ANY_SIZE, MediaKind
-from deployments.engine import InputSpec, ModelSpec
+from deployments.engine import InputSpec, ModelSpec, Params
 from serve_app.jobs.abilities import Told
 
 
@@ -79,6 +80,12 @@ def _variants(sizes: Mapping[str, int], default: str) -> list[VariantView]:
     ]
 
 
+@cache
+def _schema(params: type[Params]) -> Mapping[str, Any]:
+    # It never changes, and takes longer than all the rest.
+    return params.model_json_schema()
+
+
 class ModelView(BaseModel):
     """A model and what can be asked of it."""
 
@@ -98,7 +105,7 @@ class ModelView(BaseModel):
             title=spec.title,
             description=spec.description,
             inputs=[InputView.of(item) for item in spec.inputs],
-            params_schema=spec.params.model_json_schema(),
+            params_schema=_schema(spec.params),
             variant_field=spec.variant_field or None,
             size_unit=spec.size_unit if spec.size_field else None,
             deployments=[DeploymentView.of(each) for each in deployments],
