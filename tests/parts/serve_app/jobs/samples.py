@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from deployments.contract import Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
+from deployments.contract import Ability, Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.job import Claim, Job, NewJob
 from serve_app.jobs.store import JobStore
 
@@ -98,6 +99,12 @@ async def deployed(
         ability=None if ability is None else json.dumps(ability),
         ago_s=ago_s,
     )
+
+
+async def reported(abilities: Abilities) -> dict[str, Ability]:
+    """What replicas have said lately, by deployment."""
+    told = [each for found in (await abilities.told()).values() for each in found]
+    return {each.candidate.deployment: each.ability for each in told if each.ability is not None}
 
 
 async def execute(engine: AsyncEngine, statement: str, **values: object) -> None:
