@@ -304,7 +304,7 @@ def _load(folder: Path, facts: Checkpoint, device: torch.device) -> Any:
 
 
 def _callable(pipe: Any, facts: Checkpoint) -> tuple[Any, Any]:
-    """Pipelines over the components of ``pipe``, with an image and without, that take prompts as :class:`Text` gives them.
+    """Pipelines over the components of ``pipe``, with an image and without, that take prompts as ``Text`` gives them.
 
     They have no text encoder, so that none of them can call it.
     """
