@@ -114,7 +114,7 @@ def denoising(activations: Activations, version: Version, recipe: RecipeName, si
 
 
 def decoding(activations: Activations, width: int, height: int, frames: int, tile: int | None) -> int:
-    """Bytes of decoding ``width`` x ``height`` as made, in tiles of this side or (None) at once, and of what follows."""
+    """Bytes of decoding ``width`` x ``height`` as made, in tiles of this side or (None) at once, up to uint8."""
     whole = width * height * frames * activations.pixel
     if tile is None or (width <= tile and height <= tile):
         return max(activations.decoded * width * height * (frames + 1), COPIES * whole)

@@ -89,17 +89,17 @@ class Plan:
         return min(TILES)
 
     def parked(self, recipe: RecipeName, width: int, height: int, frames: int) -> bool:
-        """Whether it needs the text encoder's place."""
-        size = size_of(recipe, width, height, frames)
-        return self.parks and self.kept(parked=False) + self._most(recipe, size) > self.memory.room
+        """Whether it needs the text encoder's place, in whatever tiles it is decoded."""
+        if not self.parks:
+            return False
+        least = min(max(self._work(recipe, width, height, frames, tile).values()) for tile in (None, *TILES))
+        return self.kept(parked=False) + least > self.memory.room
 
     def streams(self, part: str) -> bool:
         """Whether it stays on the host, and goes through the card as it is used."""
-        return (
-            part in (*TEXT, "transformer")
-            if self.arrangement == "streamed"
-            else self.arrangement != "resident" and part in TEXT
-        )
+        if part in TEXT:
+            return self.arrangement != "resident"
+        return part == "transformer" and self.arrangement == "streamed"
 
     def off_card(self, part: str) -> bool:
         """Whether it is not loaded onto the card: it is streamed, or has to be made smaller first."""
@@ -111,29 +111,33 @@ class Plan:
 
     def peaks(self, recipe: RecipeName, width: int, height: int, frames: int) -> dict[str, int]:
         """Bytes on the card by phase, weights included."""
-        size = size_of(recipe, width, height, frames)
-        kept = self.kept(parked=self.parked(recipe, width, height, frames))
-        needs, made = self.activations, canvas(recipe, width, height)
-        phases = {
-            **_encoding(self.arrangement, self.weights, needs),
-            "image encode": kept + needs.picture * made[0] * made[1],
+        clip = recipe, width, height, frames
+        kept = self.kept(parked=self.parked(*clip))
+        work = self._work(*clip, self.tile(*clip))
+        return _encoding(self.arrangement, self.weights, self.activations) | {
+            phase: kept + size for phase, size in work.items()
         }
+
+    def _work(self, recipe: RecipeName, width: int, height: int, frames: int, tile: int | None) -> dict[str, int]:
+        """Bytes beside the weights by phase, once the prompt is encoded."""
+        size = size_of(recipe, width, height, frames)
+        needs, made = self.activations, canvas(recipe, width, height)
+        phases = {"image encode": needs.picture * made[0] * made[1]}
+        denoising = activations.denoising(needs, self.version, recipe, size)
         if recipe == "fast":
-            half = size // 4 // TOKEN * TOKEN
-            phases["denoise, stage 1"] = kept + activations.denoising(needs, self.version, recipe, half)
-            phases["upsample"] = kept + needs.upsampled * (size // TOKEN)
-            phases["denoise, stage 2"] = kept + activations.denoising(needs, self.version, recipe, size)
+            phases["denoise, stage 1"] = activations.denoising(needs, self.version, recipe, size // 4)
+            phases["upsample"] = needs.upsampled * (size // TOKEN)
+            phases["denoise, stage 2"] = denoising
         else:
-            phases["denoise"] = kept + activations.denoising(needs, self.version, recipe, size)
-        tile = self.tile(recipe, width, height, frames)
-        decoding = "decode" if tile is None else f"decode, tiles of {tile}"
-        phases[decoding] = kept + activations.decoding(needs, *made, frames, tile)
+            phases["denoise"] = denoising
+        name = "decode" if tile is None else f"decode, tiles of {tile}"
+        phases[name] = activations.decoding(needs, *made, frames, tile)
         if needs.sound:
-            phases["vocoder"] = kept + needs.sound + made[0] * made[1] * frames * needs.pixel
+            phases["vocoder"] = needs.sound + made[0] * made[1] * frames * needs.pixel
         return phases
 
     def __str__(self) -> str:
-        """What a replica logs when it starts: where its weights are, and the peak of each phase of its largest clips."""
+        """What a replica logs when it starts: where its weights are, and what the phases of a large clip take."""
         memory = self.memory
         lines = [
             f"LTX-{self.version} {self.arrangement}: {_gib(self.kept(parked=False))} GiB of weights on the card, which "
@@ -152,9 +156,6 @@ class Plan:
     def _example(self, recipe: RecipeName) -> tuple[int, int, int] | None:
         """The largest clip of a common shape and five seconds, or less."""
         return next((shape for shape in SHAPES if self.fits(recipe, *shape)), None)
-
-    def _most(self, recipe: RecipeName, size: int) -> int:
-        return _most(self.activations, self.version, recipe, size)
 
 
 #: Widths, heights and frames that are talked about, largest first.
@@ -194,8 +195,8 @@ def plan(
         host = _host(least, weights, 0, parks=False)
         raise CheckpointError(
             f"this checkpoint needs a card of {card / GIB:.0f} GiB or more and {host / GIB:.0f} GiB of host memory; "
-            f"here are {memory.card / GIB:.1f} GiB, {memory.used / GIB:.1f} of them in use, and {memory.host / GIB:.1f} "
-            "GiB on the host"
+            f"here are {memory.card / GIB:.1f} GiB, {memory.used / GIB:.1f} of them in use, and "
+            f"{memory.host / GIB:.1f} GiB on the host"
         )
     enough = (each for each in plans if each.largest[recipes[0]] >= ENOUGH)
     return next(enough, None) or max(plans, key=lambda each: each.largest[recipes[0]])

@@ -290,7 +290,8 @@ def test_bfloat16_and_tiling_as_on_a_gpu(version: Version, own_pipeline_of: Pipe
     if pipeline._upsampler is not None:
         pipeline._upsampler.to(torch.bfloat16)
     plan = pipeline.plan
-    assert plan is not None and pipeline._placement is not None
+    assert plan is not None
+    assert pipeline._placement is not None
     pipeline._placement.plan = replace(plan, memory=replace(plan.memory, card=0))
     clip = pipeline.render(shot(width=576, recipe=pipeline.recipes[0]), no_step)
     assert clip.frames.shape == (9, 64, 576, 3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.faults import OutOfMemory
 from deployments.ltx2 import placement
 from deployments.ltx2.activations import TILES
 from deployments.ltx2.memory import ArrangementName, Plan
@@ -27,7 +28,8 @@ def no_step(stage: Stage, fraction: float) -> None:
 
 
 def same(one: Clip, other: Clip) -> bool:
-    assert one.audio is not None and other.audio is not None
+    assert one.audio is not None
+    assert other.audio is not None
     return np.array_equal(one.frames, other.frames) and np.array_equal(one.audio, other.audio)
 
 
@@ -50,6 +52,14 @@ def arranged(folder_of: Callable[[Version], Path], monkeypatch: pytest.MonkeyPat
 def clip(pipeline_of: Callable[[Version], Pipeline], shot: MakeShot) -> Clip:
     """What it has to make."""
     return pipeline_of(Version.LTX_2_3).render(shot(recipe="fast"), no_step)
+
+
+def fail_once(module: Any) -> None:
+    def fail(module: Any, args: Any) -> None:
+        handle.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = module.register_forward_pre_hook(fail)
 
 
 def hooks_of(module: Any) -> set[str]:
@@ -76,6 +86,11 @@ def test_a_streamed_transformer_computes_what_one_in_eight_bits_does(
     # Eight bits are not as many as there were, and noise of a transformer that is wrong differs everywhere.
     assert not same(clips[0], clip)
     assert np.abs(clips[0].frames.astype(int) - clip.frames.astype(int)).mean() < 10
+    # Out of memory in the middle of a forward leaves nothing behind.
+    fail_once(streamed._pipe.transformer.transformer_blocks[1].attn1)
+    with pytest.raises(OutOfMemory):
+        streamed.render(shot(recipe="fast"), no_step)
+    assert same(streamed.render(shot(recipe="fast"), no_step), clips[0])
     assert hooks_of(stored._pipe.transformer) == {"layerwise_casting"}
     weights = list(stored._pipe.transformer.named_parameters())
     eight = sum(each.numel() for _, each in weights if each.dtype == torch.float8_e4m3fn)
