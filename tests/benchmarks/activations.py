@@ -55,14 +55,21 @@ class Counted:
     def __init__(self, version: Version, width: int = 4096) -> None:
         self.version = version
         self.width = width
-        thin = Depth(transformer=1)
-        made = ltx_video(width, layers=1) if version is Version.LTX_VIDEO else components(version, depth=thin)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._parts = {name: faked(part, self._mode) for name, part in made.items()}
+        self._made: dict[str, Any] = {}
+
+    def _part(self, name: str) -> Any:
+        if name not in self._made:
+            if self.version is Version.LTX_VIDEO:
+                made = ltx_video(self.width, layers=1)
+            else:
+                made = components(self.version, depth=Depth(transformer=1), only={name})
+            self._made[name] = faked(made[name], self._mode)
+        return self._made[name]
 
     def text(self) -> int:
         """Encoding one prompt."""
-        encoder, tokens = self._parts["text_encoder"], VERSIONS[self.version].text_tokens
+        encoder, tokens = self._part("text_encoder"), VERSIONS[self.version].text_tokens
 
         def ltx2() -> Any:
             seen = torch.empty(1, 1, tokens, tokens, dtype=torch.bool)
@@ -86,7 +93,7 @@ class Counted:
         def call() -> Any:
             embeds = _floats(1, 1024, 3840 * 49)
             mask = torch.empty(1, 1024, dtype=torch.int64)
-            return embeds, self._parts["connectors"](embeds, mask, padding_side="left")
+            return embeds, self._part("connectors")(embeds, mask, padding_side="left")
 
         return 0 if self.version is Version.LTX_VIDEO else self._peak("connectors", call)
 
@@ -98,7 +105,7 @@ class Counted:
         def ltx2() -> Any:
             told, told_sound = _TOLD_FIRST if self.version is Version.LTX_2_0 else _TOLD
             sound = round(clip.seconds * SOUND_RATE)
-            return self._parts["transformer"](
+            return self._part("transformer")(
                 hidden_states=_floats(items, tokens, _LATENT),
                 audio_hidden_states=_floats(items, sound, _LATENT),
                 encoder_hidden_states=_floats(items, 1024, told),
@@ -118,7 +125,7 @@ class Counted:
             )
 
         def first() -> Any:
-            return self._parts["transformer"](
+            return self._part("transformer")(
                 hidden_states=_floats(items, tokens, _LATENT),
                 encoder_hidden_states=_floats(items, 128, 4096),
                 timestep=torch.empty(items, tokens),
@@ -134,7 +141,7 @@ class Counted:
 
     def decoding(self, clip: Clip, tile: int | None = None) -> int:
         """Decoding in tiles of this side or at once, up to frames of uint8."""
-        vae = self._parts["vae"]
+        vae = self._part("vae")
         temb = torch.empty(1, dtype=torch.bfloat16) if self.version is Version.LTX_VIDEO else None
 
         def call() -> Any:
@@ -148,7 +155,7 @@ class Counted:
 
     def picture(self, clip: Clip) -> int:
         """Encoding the first frame, never in tiles."""
-        vae = self._parts["vae"]
+        vae = self._part("vae")
 
         def call() -> Any:
             placement.tile(vae, clip.width, clip.height, None)
@@ -161,7 +168,7 @@ class Counted:
         frames, height, width = clip.latent
 
         def call() -> Any:
-            return self._parts["latent_upsampler"](_floats(1, _LATENT, frames, height // 2, width // 2))
+            return self._part("latent_upsampler")(_floats(1, _LATENT, frames, height // 2, width // 2))
 
         return 0 if self.version is Version.LTX_VIDEO else self._peak("latent_upsampler", call)
 
@@ -169,16 +176,15 @@ class Counted:
         """From its latents to samples."""
         if self.version is Version.LTX_VIDEO:
             return 0
-        vae, vocoder = self._parts["audio_vae"], self._parts["vocoder"]
-
-        def call() -> Any:
-            return vocoder(vae.decode(_floats(1, 8, round(seconds * SOUND_RATE), 16), return_dict=False)[0])
-
-        return self._peak("vocoder", call)
-
-    def _peak(self, part: str, call: Callable[[], Any]) -> int:
+        vae, vocoder = self._part("audio_vae"), self._part("vocoder")
         with self._mode:
-            return peak(self._parts.values(), call)
+            latents = _floats(1, 8, round(seconds * SOUND_RATE), 16)
+            return peak([vae, vocoder], lambda: vocoder(vae.decode(latents, return_dict=False)[0]))
+
+    def _peak(self, name: str, call: Callable[[], Any]) -> int:
+        part = self._part(name)
+        with self._mode:
+            return peak([part], call)
 
 
 def fitted(counted: Counted) -> Activations:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
+from deployments.ltx2.activations import size_of
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
@@ -88,6 +90,18 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tm
     assert shot.image.size == (96, 64)
     # 3:2 into 3:2: nothing to cut, nothing to pad.
     assert np.asarray(shot.image)[-1].max() > 200
+
+
+def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
+    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
+        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
+        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
+            engine.prepare(wish, {}, tmp_path)
+        assert (caught.value.code, caught.value.transient) == ("clip_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
