@@ -18,11 +18,13 @@ from PIL import Image
 
 from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
-from deployments.faults import about_input
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault, about_input
 from deployments.ltx2 import checkpoint, picture
+from deployments.ltx2.memory import Plan
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
-from deployments.ltx2.recipes import num_frames
-from deployments.ltx2.spec import DEFAULT_SIZE, MAX_VIDEO_PIXELS, SPEC, UPSAMPLER_VARIABLE, LTX2Params
+from deployments.ltx2.recipes import RecipeName, num_frames
+from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
 
@@ -52,6 +54,11 @@ class LTX2Engine:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
+        plan = self._pipeline.plan
+        assert plan is not None  # A folder is loaded by a plan.
+        #: What of the checkpoint is where, and how large clips can be.
+        self.plan: Plan = plan
+        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
@@ -66,6 +73,8 @@ class LTX2Engine:
         self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
+        frames = num_frames(wish.duration, wish.fps)
+        self._require_room(recipe, width, height, frames)
         image: Image.Image | None = None
         if given := inputs.get("image"):
             with about_input("image"):
@@ -77,11 +86,22 @@ class LTX2Engine:
             image=image,
             width=width,
             height=height,
-            frames=num_frames(wish.duration, wish.fps),
+            frames=frames,
             fps=wish.fps,
             recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
+        )
+
+    def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
+        """Raise ``Fault('clip_too_large')`` for a clip that the device has no memory for."""
+        if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
+            return
+        most = self.plan.frames(recipe, width, height)
+        raise Fault(
+            FailureCode.CLIP_TOO_LARGE,
+            f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
+            + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
 
     def run(self, prepared: Shot, step: Step) -> Footage:
@@ -121,8 +141,9 @@ class LTX2Engine:
         """See :class:`deployments.engine.Engine`."""
         return EngineAbility(
             weights=str(self._pipeline.checkpoint.version),
-            variants=dict.fromkeys(self._pipeline.recipes, MAX_VIDEO_PIXELS),
+            variants={name: size for name, size in self.plan.largest.items() if size},
             default_variant=self._pipeline.recipes[0],
+            plan=str(self.plan),
         )
 
     def free(self) -> None:

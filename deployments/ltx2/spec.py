@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
 from deployments.ltx2 import checkpoint
+from deployments.ltx2.activations import size_of
+from deployments.ltx2.memory import on_paper
 from deployments.ltx2.recipes import RecipeName, canvas, num_frames
 
 #: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
@@ -90,9 +92,9 @@ class LTX2Params(Params):
 
 
 def size(params: LTX2Params) -> int:
-    """Pixels of all frames: what activations grow with."""
+    """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
     width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
-    return width * height * num_frames(params.duration, params.fps)
+    return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
 
 
 def effort(params: LTX2Params) -> float:
@@ -133,10 +135,11 @@ SPEC = ModelSpec(
     expected_run_s=15,
     effort=effort,
     size=size,
-    size_unit="width x height x frames",
+    size_unit="width x height x (frames + 7)",
     size_field="width",
     variant=lambda params: params.recipe or "",
     variant_field="recipe",
+    on_paper=on_paper,
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from structlog.testing import capture_logs
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
+from deployments.ltx2.activations import size_of
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
-from deployments.ltx2.spec import DEFAULT_SIZE, MAX_VIDEO_PIXELS
+from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
 from deployments.media import poster
 
@@ -75,8 +77,14 @@ def test_it_says_by_which_recipes_it_can_be_asked(engine_of: Callable[[Version],
     assert two_stages.variants.keys() == {"fast", "standard", "quality"}
     assert (one_stage.weights, one_stage.default_variant) == (str(Version.LTX_VIDEO), "standard")
     assert one_stage.variants.keys() == {"standard", "quality"}
-    # As much as the parameters allow, until the memory plan says less.
-    assert {*two_stages.variants.values(), *one_stage.variants.values()} == {MAX_VIDEO_PIXELS}
+
+
+def test_what_the_memory_has_no_room_for_it_cannot_be_asked(
+    engine: LTX2Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest={"fast": 9, "standard": 7, "quality": 0}))
+    found = engine.ability()
+    assert (found.variants, found.plan) == ({"fast": 9, "standard": 7}, str(engine.plan))
 
 
 def test_real_weights_default_to_their_own_size(
@@ -156,6 +164,18 @@ def test_the_upsampler_that_the_variable_names_makes_it_fast(
     monkeypatch.setenv("LTX2_MODEL_PATH", str(folder))
     monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "apart"))
     assert LTX2Engine()._pipeline.recipes[0] == "fast"
+
+
+def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
+    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
+        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
+        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
+            engine.prepare(wish, {}, tmp_path)
+        assert (caught.value.code, caught.value.transient) == ("clip_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:

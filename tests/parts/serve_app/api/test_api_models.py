@@ -35,7 +35,7 @@ async def test_models_describe_what_generate_takes(client: httpx.AsyncClient) ->
     assert found["ltx2"]["params_schema"]["properties"]["duration"]["maximum"] == 10
     assert [(item["name"], item["optional"]) for item in found["ltx2"]["inputs"]] == [("image", True)]
     assert [item["optional"] for item in found["wav2lip"]["inputs"]] == [False, False]
-    assert (found["ltx2"]["variant_field"], found["ltx2"]["size_unit"]) == ("recipe", "width x height x frames")
+    assert (found["ltx2"]["variant_field"], found["ltx2"]["size_unit"]) == ("recipe", "width x height x (frames + 7)")
     assert (found["wav2lip"]["variant_field"], found["wav2lip"]["size_unit"]) == (None, None)
     # Nobody has written any down yet.
     assert [model["deployments"] for model in found.values()] == [[], []]
