@@ -18,7 +18,7 @@ from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
-from serve_app.jobs.conditions import HOPELESS
+from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
@@ -436,7 +436,8 @@ class Dispatcher:
         troubles = await self._storage_watch.trouble()
         outlooks = await self._outlooks.current()
         health = await self._workers.health()
-        rentable = {name for name, outlook in outlooks.items() if outlook.code not in HOPELESS}
+        # Whose machines nobody offers now may be had later; until then a larger one makes their jobs.
+        rentable = {name for name, outlook in outlooks.items() if outlook.code not in {*HOPELESS, WaitCode.NO_MACHINE}}
         had = {name for name, each in health.items() if each.live or name in rentable}
         await self._abilities.see([each for each in self._deployments if each.name in health], had)
         for name in await self._readiness.look(health, troubles, outlooks):
