@@ -115,7 +115,7 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tm
     assert np.asarray(shot.image)[-1].max() > 200
 
 
-@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_5, "fast"), (Version.LTX_VIDEO, "standard")])
+@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_3, "fast"), (Version.LTX_VIDEO, "standard")])
 def test_what_nobody_names_is_made_by_the_first_recipe_there_is(
     version: Version,
     default: str,
