@@ -42,17 +42,17 @@ coverage: $(STAMP)  ## Lines that neither unit nor parts run, in the tests' own 
 	$(BIN)/coverage report
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
-	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py
-	$(PYTEST) --timeout=600 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
 
 soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
 	PYTEST="$(PYTEST)" tests/soak
 
 fleet-scenarios: $(STAMP)  ## 500 random fleets on virtual time; make unit has 25
-	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 tests/unit/cluster/fleet/test_scenarios.py
+	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 -o faulthandler_timeout=1900 tests/unit/cluster/fleet/test_scenarios.py
 
 api-check: $(STAMP)  ## The API against its OpenAPI schema: 100 requests a route; make parts has 3
-	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 tests/parts/serve_app/api/test_conformance.py
+	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 -o faulthandler_timeout=3700 tests/parts/serve_app/api/test_conformance.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py

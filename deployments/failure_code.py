@@ -55,10 +55,6 @@ class FailureCode(Explained):
         "recipe_unavailable",
         "LTX-2: the checkpoint has no parts for this `recipe`; `fast` needs a latent upsampler.",
     )
-    CLIP_TOO_LARGE = (
-        "clip_too_large",
-        "LTX-2: the worker's GPU has no memory for a clip of this size and length; the message says what fits.",
-    )
     ENCODE_FAILED = "encode_failed", "ffmpeg could not make the mp4."
 
     # The machines
@@ -75,6 +71,10 @@ class FailureCode(Explained):
 
     # The job
     EXPIRED = "expired", "An attempt did not start before its deadline."
+    REQUEST_TOO_LARGE = (
+        "request_too_large",
+        "No GPU here has the memory for it, as turned out after it was accepted: the message says what would fit.",
+    )
     MODEL_UNAVAILABLE = (
         "model_unavailable",
         "It did not start before its deadline, and could not have: the message says what keeps the model from it.",

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.contract import MediaFacts
+from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
@@ -54,29 +54,34 @@ class LTX2Engine:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
-        plan = self._pipeline.plan
-        assert plan is not None  # A folder is loaded by a plan.
+        assert self._pipeline.plan is not None  # A folder is loaded by a plan.
         #: What of the checkpoint is where, and how large clips can be.
-        self.plan: Plan = plan
-        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
+        self.plan: Plan = self._pipeline.plan
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
+        """Read and fit the image, if there is one, and settle everything the client left open.
+
+        Raises ``Fault`` about the image, or when there is no such recipe.
+        """
         wish = LTX2Params.model_validate(params)
+        recipe = wish.recipe or self._pipeline.recipes[0]
+        self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
-        frames, recipe = num_frames(wish.duration, wish.fps), wish.recipe or self._pipeline.recipes[0]
+        frames = num_frames(wish.duration, wish.fps)
         self._require_room(recipe, width, height, frames)
-        with about_input("image"):
-            given = inputs["image"]
-            image = picture.read(given.path, given.format(SPEC.input("image")))
+        image: Image.Image | None = None
+        if given := inputs.get("image"):
+            with about_input("image"):
+                image = picture.read(given.path, given.format(SPEC.input("image")))
+                image = picture.fit(image, width, height, wish.fit)
         return Shot(
             prompt=wish.prompt,
             negative_prompt=wish.negative_prompt,
-            image=picture.fit(image, width, height, wish.fit),
+            image=image,
             width=width,
             height=height,
             frames=frames,
@@ -87,12 +92,12 @@ class LTX2Engine:
         )
 
     def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
-        """Raise ``Fault('clip_too_large')`` for a clip that the device has no memory for."""
+        """Raise ``Fault('request_too_large')`` for a clip that the device has no memory for."""
         if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
             return
         most = self.plan.frames(recipe, width, height)
         raise Fault(
-            FailureCode.CLIP_TOO_LARGE,
+            FailureCode.REQUEST_TOO_LARGE,
             f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
             + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
@@ -128,6 +133,15 @@ class LTX2Engine:
                 "recipe": shot.recipe,
                 "checkpoint": str(self._pipeline.checkpoint.version),
             },
+        )
+
+    def ability(self) -> EngineAbility:
+        """See :class:`deployments.engine.Engine`."""
+        return EngineAbility(
+            weights=str(self._pipeline.checkpoint.version),
+            variants={recipe: size for recipe, size in self.plan.largest.items() if size},
+            default_variant=self._pipeline.recipes[0],
+            plan=str(self.plan),
         )
 
     def free(self) -> None:

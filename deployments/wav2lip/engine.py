@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deployments import accelerator
-from deployments.contract import MediaFacts
+from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
@@ -117,6 +117,10 @@ class Wav2LipEngine:
             ),
             notes={"frames_without_face": result.tally.untouched},
         )
+
+    def ability(self) -> EngineAbility:
+        """Everything: it works by the batch, whatever the video's length."""
+        return EngineAbility()
 
     def free(self) -> None:
         """Give cached memory of the card back."""
