@@ -54,11 +54,9 @@ class LTX2Engine:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
-        plan = self._pipeline.plan
-        assert plan is not None  # A folder is loaded by a plan.
+        assert self._pipeline.plan is not None  # A folder is loaded by a plan.
         #: What of the checkpoint is where, and how large clips can be.
-        self.plan: Plan = plan
-        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
+        self.plan: Plan = self._pipeline.plan
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
@@ -94,12 +92,12 @@ class LTX2Engine:
         )
 
     def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
-        """Raise ``Fault('clip_too_large')`` for a clip that the device has no memory for."""
+        """Raise ``Fault('request_too_large')`` for a clip that the device has no memory for."""
         if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
             return
         most = self.plan.frames(recipe, width, height)
         raise Fault(
-            FailureCode.CLIP_TOO_LARGE,
+            FailureCode.REQUEST_TOO_LARGE,
             f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
             + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
@@ -141,7 +139,7 @@ class LTX2Engine:
         """See :class:`deployments.engine.Engine`."""
         return EngineAbility(
             weights=str(self._pipeline.checkpoint.version),
-            variants={name: size for name, size in self.plan.largest.items() if size},
+            variants={recipe: size for recipe, size in self.plan.largest.items() if size},
             default_variant=self._pipeline.recipes[0],
             plan=str(self.plan),
         )

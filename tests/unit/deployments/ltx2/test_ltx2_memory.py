@@ -8,7 +8,8 @@ from deployments.ltx2 import activations, memory
 from deployments.ltx2.activations import TILES, TOKEN, size_of
 from deployments.ltx2.memory import ARRANGEMENTS, ENOUGH, FILL, GIB, LARGEST, Memory, Plan, on_paper, plan
 from deployments.ltx2.parts import PUBLISHED, Part
-from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas
+from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas, num_frames
+from deployments.ltx2.spec import MAX_VIDEO_PIXELS
 from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
@@ -180,3 +181,12 @@ def test_the_table_names_the_arrangement_the_weights_and_every_phase() -> None:
         "1920x1088x121",
     ):
         assert word in told
+
+
+def test_everything_that_the_parameters_allow_fits_where_the_largest_does() -> None:
+    lengths = sorted({num_frames(seconds, fps) for seconds in range(1, 11) for fps in range(8, 61)})
+    assert (lengths[0], lengths[-1]) == (activations.MIN_FRAMES, activations.MAX_FRAMES)
+    for width in range(64, 1921, 32):
+        for height in range(64, width + 1, 32):
+            most = max((each for each in lengths if width * height * each <= MAX_VIDEO_PIXELS), default=None)
+            assert most is None or size_of("fast", width, height, most) <= LARGEST, (width, height, most)
