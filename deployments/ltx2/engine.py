@@ -22,6 +22,7 @@ from deployments.ltx2 import picture
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
+from deployments.media.codec import probe, video_codec
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
 
@@ -45,6 +46,7 @@ class LTX2Engine:
     """
 
     def __init__(self) -> None:
+        probe(cuda=torch.cuda.is_available())
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
@@ -86,7 +88,8 @@ class LTX2Engine:
                 samples = workdir / "sound.f32"
                 write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
                 sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
-            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound) as encoder:
+            codec = video_codec(shot.width, shot.height, cuda=torch.cuda.is_available())
+            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound, codec=codec) as encoder:
                 encoder.write(clip.frames)
         return Rendered(
             path=path,

@@ -16,7 +16,6 @@ from deployments.faults import Fault
 from deployments.media.mp4 import Mp4Encoder
 from deployments.wav2lip import lipsync, replay
 from deployments.wav2lip.boxes import Found
-from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.lipsync import crop, paste
 from deployments.wav2lip.tracks import Detector
@@ -440,7 +439,3 @@ def test_the_output_is_tagged_and_streams(tmp_path: Path) -> None:
     assert content.index(b"moov") < content.index(b"mdat")
     # Primaries, transfer and matrix of BT.709.
     assert b"nclx\0\1\0\1\0\1" in content
-
-
-def test_the_codec_without_a_card_is_x264() -> None:
-    assert "libx264" in video_codec(640, 480, cuda=False).options
