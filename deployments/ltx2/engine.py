@@ -4,13 +4,14 @@ import contextlib
 import gc
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,13 +19,15 @@ from PIL import Image
 from deployments.contract import MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.faults import about_input
-from deployments.ltx2 import picture
+from deployments.ltx2 import checkpoint, picture
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
-from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, LTX2Params
+from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
 from deployments.media.codec import probe, video_codec
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
+
+log = structlog.get_logger()
 
 #: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
 #: seconds of it in about two.
@@ -42,15 +45,18 @@ class Footage:
 class LTX2Engine:
     """Loads the checkpoint that ``LTX2_MODEL_PATH`` names, or builds a tiny random one where it is unset.
 
-    Raises :class:`CheckpointError`, naming the variable, when it is set to anything that cannot be loaded.
+    ``LTX2_UPSAMPLER`` names what the recipe ``fast`` needs besides, where the checkpoint has none. Raises
+    :class:`CheckpointError`, naming the variable, when one is set to anything that cannot be loaded.
     """
 
     def __init__(self) -> None:
         probe(cuda=torch.cuda.is_available())
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
+        recipes = self._pipeline.recipes
+        log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
-        self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
+        self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
         """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
@@ -68,7 +74,7 @@ class LTX2Engine:
             height=height,
             frames=num_frames(wish.duration, wish.fps),
             fps=wish.fps,
-            recipe=wish.recipe,
+            recipe=wish.recipe or self._pipeline.recipes[0],
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
         )
@@ -136,14 +142,25 @@ _WARM_UP = Shot(
 
 
 def _load() -> Pipeline:
-    named = os.environ.get(SPEC.weights_variable)
-    if named:
-        try:
-            return Pipeline(Path(named))
-        except CheckpointError as error:
-            raise CheckpointError(f"{SPEC.weights_variable}={named}: {error}") from error
+    joint = os.environ.get(UPSAMPLER_VARIABLE)
+    if joint:
+        with _named(UPSAMPLER_VARIABLE, joint):
+            checkpoint.check_upsampler(Path(joint))
+    upsampler = Path(joint) if joint else None
+    if named := os.environ.get(SPEC.weights_variable):
+        with _named(SPEC.weights_variable, named):
+            return Pipeline(Path(named), upsampler)
     # Here, because a replica with real weights needs none of it.
     from deployments.ltx2 import tiny
 
     data = Path(os.environ.get("VIDEO_API_DATA_DIR") or ".data")
-    return Pipeline(tiny.ensure(data / "tiny" / SPEC.name))
+    return Pipeline(tiny.ensure(data / "tiny" / SPEC.name), upsampler)
+
+
+@contextlib.contextmanager
+def _named(variable: str, value: str) -> Iterator[None]:
+    """What the body finds wrong is about what ``variable`` says."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{variable}={value}: {error}") from error

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from deployments.ltx2 import checkpoint
-from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER
 from deployments.ltx2.engine import LTX2Engine
 from deployments.ltx2.pipeline import Pipeline
+from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
 FolderOf = Callable[[Version], Path]

@@ -10,9 +10,9 @@ from PIL import Image
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
-from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
+from deployments.ltx2.versions import Version
 from deployments.media import poster
 
 
@@ -58,7 +58,7 @@ def test_without_a_path_it_builds_random_weights_in_the_data_folder(
 def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     shots = [engine.prepare({}, inputs, tmp_path) for _ in range(2)]
     assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
-    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "standard")
+    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "fast")
     assert shots[0].seed != shots[1].seed
 
 
@@ -162,7 +162,7 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
         "frames": frames,
         "has_audio": True,
     }
-    assert rendered.notes == {"seed": 3, "recipe": "standard", "checkpoint": str(version)}
+    assert rendered.notes == {"seed": 3, "recipe": "fast", "checkpoint": str(version)}
 
 
 def test_ltx_video_ends_as_a_silent_mp4(

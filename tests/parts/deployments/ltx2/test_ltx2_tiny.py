@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from deployments.ltx2 import tiny
-from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER
+from deployments.ltx2.versions import Version
 
 
 def contents(folder: Path) -> dict[str, str]:
