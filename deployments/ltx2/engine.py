@@ -19,7 +19,8 @@ from PIL import Image
 from deployments.contract import MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.faults import about_input
-from deployments.ltx2 import checkpoint, picture
+from deployments.ltx2 import checkpoint, picture, speed
+from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
@@ -51,12 +52,17 @@ class LTX2Engine:
 
     def __init__(self) -> None:
         probe(cuda=torch.cuda.is_available())
+        options = SpeedOptions.from_environment(os.environ)
+        speed.require(options)
         self._pipeline = _load()
+        self._pipeline.speed_up(options)
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
-        self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
+        warm_up = replace(_WARM_UP, recipe=recipes[0])
+        self._pipeline.render(warm_up, _no_step)
+        speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
         """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
@@ -139,6 +145,15 @@ _WARM_UP = Shot(
     recipe="standard",
     seed=0,
 )
+
+
+def _no_step(stage: str, fraction: float) -> None:
+    pass
+
+
+def _sized(shot: Shot, bucket: Bucket) -> Shot:
+    image = Image.new("RGB", (bucket.width, bucket.height), "grey")
+    return replace(shot, width=bucket.width, height=bucket.height, frames=bucket.frames, image=image)
 
 
 def _load() -> Pipeline:
