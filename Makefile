@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -42,22 +42,25 @@ coverage: $(STAMP)  ## Lines that neither unit nor parts run, in the tests' own 
 	$(BIN)/coverage report
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
-	$(PYTEST) --timeout=600 tests/e2e/test_cluster.py
-	$(PYTEST) --timeout=600 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
 
 soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
 	PYTEST="$(PYTEST)" tests/soak
 
 fleet-scenarios: $(STAMP)  ## 500 random fleets on virtual time; make unit has 25
-	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 tests/unit/cluster/fleet/test_scenarios.py
+	FLEET_EXAMPLES=500 $(PYTEST) --timeout=1800 -o faulthandler_timeout=1900 tests/unit/cluster/fleet/test_scenarios.py
 
 api-check: $(STAMP)  ## The API against its OpenAPI schema: 100 requests a route; make parts has 3
-	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 tests/parts/serve_app/api/test_conformance.py
+	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 -o faulthandler_timeout=3700 tests/parts/serve_app/api/test_conformance.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py --memory
+
+bench-ltx2: $(STAMP)  ## What the service adds to diffusers; where there is CUDA, LTX-2.3 by stage; a floor on paper
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/ltx2.py
 
 bench-transports: $(STAMP)  ## The mesh's transports against asyncio's over 20 ms and 500 Mbit/s; as root
 	$(BIN)/python tests/benchmarks/transports.py

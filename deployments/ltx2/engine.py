@@ -65,8 +65,13 @@ class LTX2Engine:
         speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
+        """Read and fit the image and settle everything the client left open.
+
+        Raises ``Fault`` about the image, or when there is no such recipe.
+        """
         wish = LTX2Params.model_validate(params)
+        recipe = wish.recipe or self._pipeline.recipes[0]
+        self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
         with about_input("image"):
@@ -80,7 +85,7 @@ class LTX2Engine:
             height=height,
             frames=num_frames(wish.duration, wish.fps),
             fps=wish.fps,
-            recipe=wish.recipe or self._pipeline.recipes[0],
+            recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
         )

@@ -128,11 +128,20 @@ class Pipeline:
         """See :func:`deployments.ltx2.speed.apply`."""
         speed.apply(self._pipe, options)
 
+    def require(self, name: RecipeName) -> None:
+        """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
+        if name not in self.recipes:
+            raise Fault(
+                FailureCode.RECIPE_UNAVAILABLE,
+                f"This service's checkpoint has no parts for the recipe {name}: ask for {' or '.join(self.recipes)}. "
+                "Its operator can add a latent upsampler (LTX2_UPSAMPLER).",
+            )
+
     def render(self, shot: Shot, step: Step) -> Clip:
         """Make the clip, reporting its three stages. What ``step`` raises passes through.
 
-        Raises ``OutOfMemory`` and ``DeviceLost``; the pipeline is usable afterwards in all other cases and after the
-        former. The same shot gives the same bits on the same device.
+        The recipe is one of :attr:`recipes`. Raises ``OutOfMemory`` and ``DeviceLost``; the pipeline is usable
+        afterwards in all other cases and after the former. The same shot gives the same bits on the same device.
         """
         try:
             return self._render(shot, step)
@@ -147,7 +156,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _render(self, shot: Shot, step: Step) -> Clip:
-        recipe = self._recipe(shot.recipe)
+        recipe = self._recipes[shot.recipe]
         width, height = canvas(shot.recipe, shot.width, shot.height)
         step(Stage.ENCODING_PROMPT, 0.0)
         job: dict[str, Any] = {
@@ -182,15 +191,6 @@ class Pipeline:
             audio=to_host(_finite(output.audio[0], "sound").float()),
             rate=int(self._pipe.vocoder.config.output_sampling_rate),
         )
-
-    def _recipe(self, name: RecipeName) -> Recipe:
-        if name not in self._recipes:
-            raise Fault(
-                FailureCode.RECIPE_UNAVAILABLE,
-                f"This service's checkpoint has no parts for the recipe {name}: ask for {' or '.join(self.recipes)}. "
-                "Its operator can add a latent upsampler (LTX2_UPSAMPLER).",
-            )
-        return self._recipes[name]
 
     def _denoise(self, part: Pass, scheduler: Any, job: dict[str, Any]) -> Any:
         """What diffusers makes of one pass."""

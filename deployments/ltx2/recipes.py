@@ -128,6 +128,7 @@ def canvas(name: RecipeName, width: int, height: int) -> tuple[int, int]:
 def expand(name: RecipeName, checkpoint: Checkpoint) -> Recipe:
     """Everything that ``name`` means for ``checkpoint``."""
     row = checkpoint.row
+    passes: tuple[Pass, ...]
     if name == "fast":
         passes = (
             _distilled(checkpoint, DISTILLED_SIGMAS, divisor=2, output_type="latent"),

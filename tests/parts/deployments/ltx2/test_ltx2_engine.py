@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
@@ -88,6 +90,57 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tm
     assert shot.image.size == (96, 64)
     # 3:2 into 3:2: nothing to cut, nothing to pad.
     assert np.asarray(shot.image)[-1].max() > 200
+
+
+@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_5, "fast"), (Version.LTX_VIDEO, "standard")])
+def test_what_nobody_names_is_made_by_the_first_recipe_there_is(
+    version: Version,
+    default: str,
+    engine_of: Callable[[Version], LTX2Engine],
+    inputs: dict[str, InputFile],
+    tmp_path: Path,
+) -> None:
+    engine = engine_of(version)
+    params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
+    for recipe in (None, "standard"):
+        footage = engine.run(engine.prepare({**params, "recipe": recipe}, inputs, tmp_path), no_step)
+        assert engine.publish(footage, tmp_path).notes["recipe"] == (recipe or default)
+
+
+def test_a_recipe_that_the_checkpoint_has_no_parts_for_is_a_fault(
+    engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, InputFile], tmp_path: Path
+) -> None:
+    engine = engine_of(Version.LTX_VIDEO)
+    with pytest.raises(Fault) as caught:
+        engine.prepare({"recipe": "fast"}, inputs, tmp_path)
+    assert (caught.value.code, caught.value.transient) == ("recipe_unavailable", False)
+    assert "ask for standard or quality" in caught.value.message
+
+
+def test_the_log_tells_which_recipes_there_are(
+    folder_of: Callable[[Version], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTX2_MODEL_PATH", str(folder_of(Version.LTX_VIDEO)))
+    with capture_logs() as logs:
+        LTX2Engine()
+    loaded = {
+        "event": "ltx2_loaded",
+        "log_level": "info",
+        "checkpoint": "ltx-video",
+        "recipes": ("standard", "quality"),
+        "default": "standard",
+    }
+    assert loaded in logs
+
+
+def test_the_upsampler_that_the_variable_names_makes_it_fast(
+    folder_of: Callable[[Version], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(folder_of(Version.LTX_2_0), tmp_path / "copy"))
+    (folder / "latent_upsampler").rename(tmp_path / "apart")
+    monkeypatch.setenv("LTX2_MODEL_PATH", str(folder))
+    monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "apart"))
+    assert LTX2Engine()._pipeline.recipes[0] == "fast"
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:

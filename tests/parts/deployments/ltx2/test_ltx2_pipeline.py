@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.faults import DeviceLost, Fault, OutOfMemory
-from deployments.ltx2.pipeline import Clip, Pipeline, Shot, tile_stride, to_uint8
+from deployments.ltx2.pipeline import Clip, Pipeline, Shot, tile_stride, to_host, to_uint8
 from deployments.ltx2.recipes import DISTILLED_SIGMAS, RecipeName, expand, num_frames
 from deployments.ltx2.versions import Version
 from tests.parts.deployments.ltx2.conftest import Take
@@ -319,6 +319,16 @@ def test_uint8_is_rounded_and_clamped(dtype: torch.dtype) -> None:
     expected = [0, 255, *range(256)]
     tolerance = 0 if dtype is torch.float32 else 1
     assert (pixels[19, 1, :, 2].int() - torch.tensor(expected)).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_what_goes_to_the_host_is_copied_once_and_whole(dtype: torch.dtype) -> None:
+    values = torch.arange(9 * 6 * 8 * 3).reshape(9, 6, 8, 3).to(dtype)
+    # A part of frames that are larger: nothing of the rest may be kept alive by it.
+    array = to_host(values[:, 1:5, 2:6])
+    assert np.array_equal(array, values[:, 1:5, 2:6].numpy())
+    assert array.flags.c_contiguous
+    assert not np.shares_memory(array, values.numpy())
 
 
 def test_uint8_is_made_on_the_tensors_device() -> None:

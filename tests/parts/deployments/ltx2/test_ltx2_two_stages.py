@@ -195,7 +195,7 @@ def test_without_an_upsampler_there_is_no_fast_and_it_is_said(pipeline_of: Pipel
     pipeline = Pipeline.of(whole._pipe, whole.checkpoint)
     assert pipeline.recipes == ("standard", "quality")
     with pytest.raises(Fault, match=r"recipe fast: ask for standard or quality.*LTX2_UPSAMPLER") as caught:
-        pipeline.render(shot(recipe="fast"), no_step)
+        pipeline.require("fast")
     assert (caught.value.code, caught.value.transient) == ("recipe_unavailable", False)
     assert pipeline.render(shot(), no_step).frames.any()
 

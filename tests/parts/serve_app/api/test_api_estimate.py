@@ -47,17 +47,18 @@ async def test_a_longer_video_takes_as_much_longer(client: httpx.AsyncClient, re
 
 
 async def test_jobs_ahead_are_waited_for_on_as_many_machines_as_they_are_worth(
-    client: httpx.AsyncClient, services: Services, cluster: FakeCluster, rented: Outlooks
+    client: httpx.AsyncClient, services: Services, cluster: FakeCluster, engine: AsyncEngine, rented: Outlooks
 ) -> None:
+    await execute(engine, "INSERT INTO runs VALUES ('1', 1, now(), 'ltx2', 'slot', 1, now(), 151, 'completed')")
     for _ in range(3):
-        await services.store.submit(new_job(effort=14))
-    # Three jobs of 210 s and one of 15 s are a little more than two starts of 300 s; there may be one machine only.
-    assert (await estimate(client))["eta_seconds"] == 300 + 3 * 210 + 15
+        await services.store.submit(new_job())
+    # Four jobs of 151 s are a little more than two starts of 300 s; there may be one machine only.
+    assert (await estimate(client))["eta_seconds"] == 300 + 3 * 151 + 151
     cluster.states["ltx2"] = replace(healthy(), max_replicas=4)
-    assert (await estimate(client))["eta_seconds"] == pytest.approx(300 + 3 * 210 / 2 + 15)
+    assert (await estimate(client))["eta_seconds"] == pytest.approx(300 + 3 * 151 / 2 + 151)
     cluster.states["ltx2"] = replace(healthy(), running_replicas=1)
     found = await estimate(client)
-    assert (found["eta_seconds"], found["jobs_ahead"]) == (3 * 210 + 15, 3)
+    assert (found["eta_seconds"], found["jobs_ahead"]) == (4 * 151, 3)
 
 
 async def test_what_jobs_have_taken_is_learnt(client: httpx.AsyncClient, engine: AsyncEngine, rented: Outlooks) -> None:

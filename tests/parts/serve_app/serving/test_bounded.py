@@ -3,12 +3,15 @@
 import gzip
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
 from serve_app.serving.bounded import MOST_BYTES, AsyncBounded, Bounded
+
+#: Unpacked it is far too large. Of many members, each quick to make.
+_PACKED = gzip.compress(bytes(1 << 20)) * (64 * MOST_BYTES >> 20)
 
 
 class _Talker(BaseHTTPRequestHandler):
@@ -20,7 +23,7 @@ class _Talker(BaseHTTPRequestHandler):
             self.send_header("content-encoding", "gzip")
         self.end_headers()
         if self.path == "/packed":
-            self.wfile.write(gzip.compress(bytes(64 * MOST_BYTES)))
+            self.wfile.write(_PACKED)
         if self.path == "/short":
             self.wfile.write(b"short")
         try:
@@ -35,7 +38,7 @@ class _Talker(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), _Talker) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Talker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
