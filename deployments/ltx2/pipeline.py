@@ -20,9 +20,10 @@ from deployments import accelerator
 from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.ltx2 import checkpoint, placement, upsampler
+from deployments.ltx2 import checkpoint, placement, speed, upsampler
 from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
 from deployments.ltx2.memory import Plan
+from deployments.ltx2.options import SpeedOptions
 from deployments.ltx2.picture import widened
 from deployments.ltx2.placement import Placement
 from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
@@ -131,6 +132,10 @@ class Pipeline:
         self._schedulers = {name: [scheduler_of(part) for part in self._recipes[name].passes] for name in self.recipes}
         self._text = Text(pipe, facts.text_tokens, always=(DEFAULT_NEGATIVE_PROMPT,))
         self._with_image, self._without = _callable(pipe, facts)
+
+    def speed_up(self, options: SpeedOptions) -> None:
+        """See :func:`deployments.ltx2.speed.apply`."""
+        speed.apply(self._pipe, options)
 
     def require(self, name: RecipeName) -> None:
         """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
