@@ -82,6 +82,7 @@ class Model:
 
     def __init__(self, facts: Checkpoint, modules: Mapping[str, Any]) -> None:
         """``modules`` as :func:`tests.benchmarks.full_size.components` makes them."""
+        self.version = facts.version
         self._facts = facts
         self._modules = modules
         self._counted: dict[tuple[Any, ...], Work] = {}
@@ -192,9 +193,14 @@ class Model:
         return self._call("audio_vae", "decode", sound, return_dict=False) + self._call("vocoder", "__call__", spectrum)
 
 
-def on_paper(version: Version, wanted: Format = USUAL) -> tuple[dict[str, Any], list[str]]:
+def full_size(version: Version) -> Model:
+    """As published."""
+    return Model(facts_of(version), components(version))
+
+
+def on_paper(model: Model, wanted: Format = USUAL) -> tuple[dict[str, Any], list[str]]:
     """Figures and a table for all recipes: seconds at each card's peaks, fused and eager."""
-    model = Model(facts_of(version), components(version))
+    version = model.version
     cards = {card.name: {"tflops": card.tflops, "gb_per_s": card.gb_per_s} for card in CARDS}
     recipes: dict[str, dict[str, Any]] = {}
     rows: list[list[object]] = []

@@ -46,7 +46,7 @@ def main() -> None:
         else:
             print("card: skipped, there is no CUDA here; --thin runs the same code on a CPU.\n")
     if "paper" in wish.parts:
-        _show("floor", torch.device("cpu"), *floor.on_paper(stages.VERSION, wish.size or USUAL))
+        _show("floor", torch.device("cpu"), *floor.on_paper(floor.full_size(stages.VERSION), wish.size or USUAL))
 
 
 def _service(rounds: int, jobs: int, run_s: float) -> None:

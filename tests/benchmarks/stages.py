@@ -202,9 +202,9 @@ def _lines(plan: Plan, recipes: Mapping[RecipeName, dict[str, Any]]) -> list[str
         f"Random weights: speed and memory only, no claim on quality. Of {plan.runs} runs after {plan.warm_ups} to "
         f"warm up, each with a prompt of its own, the median (least - most). {plan.depth.transformer} layers of the "
         f"transformer, {plan.depth.text} of the text encoder, prompts of {plan.depth.tokens} tokens. `all` is a clip "
-        "from its prompt to frames on the host; ours encodes while the next clip is made. FLOPs are counted without the "
-        "tiling of the VAE. The peak is of the card; on a CPU of the process, since it began. Diffusers' `all` by ours, "
-        f"and PSNR between both clips: {compared}.",
+        "from its prompt to frames on the host; ours encodes while the next clip is made. FLOPs are counted without "
+        "the tiling of the VAE. The peak is the card's; on a CPU the process's, since it began. Diffusers' `all` by "
+        f"ours, and PSNR between both clips: {compared}.",
     ]
 
 

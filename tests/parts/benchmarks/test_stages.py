@@ -17,7 +17,7 @@ from deployments.ltx2.pipeline import Pipeline
 from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName
 from deployments.ltx2.spec import DEFAULT_NEGATIVE_PROMPT
 from deployments.ltx2.versions import VERSIONS, Version
-from tests.benchmarks.floor import Format, Model
+from tests.benchmarks.floor import CARDS, Format, Model, on_paper
 from tests.benchmarks.full_size import FULL
 from tests.benchmarks.stages import Bench, Plan
 
@@ -89,3 +89,17 @@ def test_what_is_counted_on_paper_is_what_a_run_computes(recipe: RecipeName, sma
         bench._pipeline.render(bench._shot(recipe), lambda stage, fraction: None)
     stages = model.stages(recipe, WANTED)
     assert sum(stage.work.flops for stage in stages.values()) == counter.get_total_flops()
+
+
+def test_a_floor_is_the_sum_of_its_stages_on_every_card(model: Model) -> None:
+    figures, lines = on_paper(model, WANTED)
+    for recipe in RECIPE_NAMES:
+        stages = dict(figures["recipes"][recipe])
+        whole = stages.pop("all")
+        assert whole["tflop"] == pytest.approx(sum(each["tflop"] for each in stages.values()), abs=0.05)
+        for card in CARDS:
+            fused, eager = zip(*(each["seconds"][card.name] for each in stages.values()), strict=True)
+            assert whole["seconds"][card.name] == pytest.approx((sum(fused), sum(eager)))
+            # Nothing is faster for being cut into kernels.
+            assert all(one <= other for one, other in zip(fused, eager, strict=True))
+    assert sum(line.startswith("| fast") for line in lines) == 6
