@@ -65,7 +65,7 @@ async def test_each_job_is_for_the_smallest_class_that_can_make_it(
         (
             LARGER,
             "width",
-            "252,764,160 (width x height x frames) with recipe standard is more than any GPU",
+            "267,386,880 (width x height x (frames + 7)) with recipe standard is more than any GPU",
         ),
         ({**BODY, "recipe": "quality"}, "width", "the largest is 10. recipe standard would fit."),
     ],
