@@ -73,7 +73,7 @@ class FailureCode(Explained):
     EXPIRED = "expired", "An attempt did not start before its deadline."
     REQUEST_TOO_LARGE = (
         "request_too_large",
-        "No GPU here has the memory for it, as turned out after it was accepted: the message says what would fit.",
+        "No GPU here has the memory for it, as turned out after it was accepted.",
     )
     MODEL_UNAVAILABLE = (
         "model_unavailable",

@@ -54,9 +54,11 @@ class LTX2Engine:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
-        assert self._pipeline.plan is not None  # A folder is loaded by a plan.
+        plan = self._pipeline.plan
+        assert plan is not None  # A folder is loaded by a plan.
         #: What of the checkpoint is where, and how large clips can be.
-        self.plan: Plan = self._pipeline.plan
+        self.plan: Plan = plan
+        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
@@ -139,7 +141,7 @@ class LTX2Engine:
         """See :class:`deployments.engine.Engine`."""
         return EngineAbility(
             weights=str(self._pipeline.checkpoint.version),
-            variants={recipe: size for recipe, size in self.plan.largest.items() if size},
+            variants={name: size for name, size in self.plan.largest.items() if size},
             default_variant=self._pipeline.recipes[0],
             plan=str(self.plan),
         )

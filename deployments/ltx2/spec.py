@@ -92,7 +92,7 @@ class LTX2Params(Params):
 
 
 def size(params: LTX2Params) -> int:
-    """What of the memory it takes, see :func:`activations.size_of`; where no recipe is named, as for ``fast``."""
+    """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
     width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
     return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
 
@@ -135,12 +135,11 @@ SPEC = ModelSpec(
     expected_run_s=15,
     effort=effort,
     size=size,
-    # What is made of two stages has sides of 64 pixels' multiples.
     size_unit="width x height x (frames + 7)",
     size_field="width",
     variant=lambda params: params.recipe or "",
     variant_field="recipe",
-    on_paper=on_paper,
+    on_paper=lambda gib: {str(name): most for name, most in on_paper(gib).items()},
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},

@@ -18,7 +18,7 @@ from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
-from serve_app.jobs.conditions import HOPELESS
+from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
@@ -338,8 +338,7 @@ class Dispatcher:
         for deployment, wanted in (await self._windows.of(await self._workers.capacities())).items():
             window = self._readiness.window(deployment, wanted)
             for claim in await self._store.claim_to_run(deployment, window) if window else ():
-                if await self._stays(claim.job):
-                    self._begin(claim, self._call(claim), intake=False)
+                self._begin(claim, self._call(claim), intake=False)
                 started += 1
         return started
 
@@ -378,8 +377,10 @@ class Dispatcher:
     async def _call(self, claim: Claim) -> None:
         job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
-            log.info("dispatched", model=job.model, deployment=job.deployment)
             try:
+                if not await self._stays(job):
+                    return
+                log.info("dispatched", model=job.model, deployment=job.deployment)
                 await self._workers.generate(await self._make.of(job, lease))
                 # Reported already, unless the worker refused it.
                 await self._store.release(lease)
@@ -436,10 +437,12 @@ class Dispatcher:
         troubles = await self._storage_watch.trouble()
         outlooks = await self._outlooks.current()
         health = await self._workers.health()
-        rentable = {name for name, outlook in outlooks.items() if outlook.code not in HOPELESS}
-        had = {name for name, each in health.items() if each.live or name in rentable}
+        closed = await self._readiness.look(health, troubles, outlooks)
+        # Whose machines nobody offers now may be had later; until then a larger one makes their jobs.
+        rentable = {name for name, outlook in outlooks.items() if outlook.code not in {*HOPELESS, WaitCode.NO_MACHINE}}
+        had = {name for name, each in health.items() if (each.live or name in rentable) and self._readiness.open(name)}
         await self._abilities.see([each for each in self._deployments if each.name in health], had)
-        for name in await self._readiness.look(health, troubles, outlooks):
+        for name in closed:
             works = self._works.items()
             waiting = {lease for lease, work in works if work.held and not work.intake and work.job.deployment == name}
             self._let_go(waiting)

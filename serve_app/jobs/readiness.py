@@ -71,6 +71,10 @@ class Readiness:
             return wanted
         return min(wanted, 1) if failing.trying else 0
 
+    def open(self, name: str) -> bool:
+        """Whether anything may be handed over."""
+        return self.window(name, 1) > 0
+
     async def look(
         self, healths: Mapping[str, ModelHealth], storage_trouble: str | None, outlooks: Mapping[str, Outlook]
     ) -> set[str]:

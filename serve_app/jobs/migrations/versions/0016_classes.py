@@ -130,7 +130,7 @@ def _index(by: str) -> None:
         op.drop_index(name, table_name="jobs")
         op.create_index(name, "jobs", columns, postgresql_where=sa.text(where))
     op.drop_index("runs_completed", table_name="runs")
-    latest = [by, sa.literal_column("ended_at DESC")]
+    latest: list[Any] = [by, sa.literal_column("ended_at DESC")]
     op.create_index("runs_completed", "runs", latest, postgresql_where=sa.text("outcome = 'completed'"))
 
 

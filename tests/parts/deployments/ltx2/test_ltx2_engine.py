@@ -77,9 +77,14 @@ def test_it_says_by_which_recipes_it_can_be_asked(engine_of: Callable[[Version],
     assert two_stages.variants.keys() == {"fast", "standard", "quality"}
     assert (one_stage.weights, one_stage.default_variant) == (str(Version.LTX_VIDEO), "standard")
     assert one_stage.variants.keys() == {"standard", "quality"}
-    engine = engine_of(Version.LTX_2_0)
-    assert two_stages.variants == dict(engine.plan.largest)
-    assert "LTX-2.0 resident: " in two_stages.plan
+
+
+def test_what_the_memory_has_no_room_for_it_cannot_be_asked(
+    engine: LTX2Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest={"fast": 9, "standard": 7, "quality": 0}))
+    found = engine.ability()
+    assert (found.variants, found.plan) == ({"fast": 9, "standard": 7}, str(engine.plan))
 
 
 def test_real_weights_default_to_their_own_size(
@@ -110,19 +115,7 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tm
     assert np.asarray(shot.image)[-1].max() > 200
 
 
-def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
-    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
-    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
-    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
-        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
-        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
-            engine.prepare(wish, {}, tmp_path)
-        assert (caught.value.code, caught.value.transient) == ("request_too_large", False)
-
-
-@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_5, "fast"), (Version.LTX_VIDEO, "standard")])
+@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_3, "fast"), (Version.LTX_VIDEO, "standard")])
 def test_what_nobody_names_is_made_by_the_first_recipe_there_is(
     version: Version,
     default: str,
@@ -171,6 +164,18 @@ def test_the_upsampler_that_the_variable_names_makes_it_fast(
     monkeypatch.setenv("LTX2_MODEL_PATH", str(folder))
     monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "apart"))
     assert LTX2Engine()._pipeline.recipes[0] == "fast"
+
+
+def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
+    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
+        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
+        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
+            engine.prepare(wish, {}, tmp_path)
+        assert (caught.value.code, caught.value.transient) == ("request_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_models_shows_what_each_deployment_can_make(run: Run, service: LiveServi
     service.do(deployed(service.services.engine, "wav2lip"))
     rows = [re.split(r" {2,}", line) for line in run("models").stdout.splitlines()]
 
-    assert ["DEPLOYMENT", "GPU", "RECIPE", "UP TO, width x height x frames", "WEIGHTS", "SAID"] in rows
+    assert ["DEPLOYMENT", "GPU", "RECIPE", "UP TO, width x height x (frames + 7)", "WEIGHTS", "SAID"] in rows
     (fast, standard), (silent,) = ([row for row in rows if row[0] == name and len(row) == 6] for name in MODELS)
     assert fast[1:-1] == ["80 GiB", "fast (default)", "252,764,160", "2.3 random"]
     assert datetime.strptime(fast[-1].rpartition(" ")[0], "%Y-%m-%d %H:%M:%S")

@@ -23,7 +23,7 @@ from serve_app.jobs import dispatcher as dispatcher_module
 from serve_app.jobs import ending
 from serve_app.jobs import store as store_module
 from serve_app.jobs.abilities import Abilities
-from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
+from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions, WaitCode
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, Status
@@ -107,6 +107,15 @@ class House:
             return job if condition(job) else None
 
         return await eventually(met)
+
+    async def waiting(self, deployment: str) -> str:
+        """The id of a job that waits for a GPU of that deployment, and needs no intake."""
+        new = new_job(deployment=deployment)
+        statement = (
+            "INSERT INTO jobs (id, model, assigned, status, inputs) VALUES (:id, :model, :assigned, 'queued', '{}')"
+        )
+        await execute(self.engine, statement, id=new.id, model=new.model, assigned=new.deployment or None)
+        return new.id
 
     async def until_ended(self, job_id: str) -> Job:
         return await self.until(job_id, lambda job: job.status.terminal)
@@ -827,7 +836,7 @@ async def test_links_are_renewed_for_whoever_holds_the_job(house: House, submit:
 
 # ---------------------------------------------------------------- classes of GPUs
 
-#: What jobs of ``submit`` ask for: the default of everything.
+#: What the jobs here ask for: the default of everything.
 SIZE = MODELS["ltx2"].size(MODELS["ltx2"].params())
 
 
@@ -845,45 +854,45 @@ def classes(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     return house
 
 
-async def test_a_job_is_handed_to_its_own_deployment(classes: House, submit: Any) -> None:
+async def test_a_job_is_handed_to_its_own_deployment(classes: House) -> None:
     async with classes.dispatching():
-        jobs = [await classes.until_ended(await submit(deployment=name)) for name in ("", "ltx2-40gb")]
+        jobs = [await classes.until_ended(await classes.waiting(name)) for name in ("", "ltx2-40gb")]
     assert [job.status for job in jobs] == [Status.COMPLETED] * 2
     assert [task.deployment for task in classes.workers.tasks] == ["ltx2", "ltx2-40gb"]
 
 
-async def test_what_turns_out_too_large_goes_to_the_next_class(classes: House, submit: Any) -> None:
+async def test_what_turns_out_too_large_goes_to_the_next_class(classes: House) -> None:
     """A replica says less than was expected of its class; that costs no attempt."""
     async with classes.dispatching() as dispatcher:
         await dispatcher.able(ability("ltx2-40gb", SIZE - 1))
-        job = await classes.until_ended(await submit(deployment="ltx2-40gb"))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     assert (job.status, job.deployment, job.attempt, job.faults) == (Status.COMPLETED, "ltx2", 1, 0)
     assert [task.deployment for task in classes.workers.tasks] == ["ltx2"]
 
 
-async def test_what_no_class_can_make_fails_and_says_so(classes: House, submit: Any) -> None:
+async def test_what_no_class_can_make_fails_and_says_so(classes: House) -> None:
     async with classes.dispatching() as dispatcher:
         for name in ("ltx2", "ltx2-40gb"):
             await dispatcher.able(ability(name, SIZE - 1))
-        job = await classes.until_ended(await submit(deployment="ltx2-40gb"))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "request_too_large", 0)
     assert "smaller or shorter" in (job.error_message or "")
     assert classes.workers.tasks == []
 
 
-async def test_jobs_of_a_class_that_is_not_served_any_more_go_elsewhere(classes: House, submit: Any) -> None:
-    ids = [await submit(deployment="ltx2-24gb") for _ in range(3)]
+async def test_jobs_of_a_class_that_is_not_served_any_more_go_elsewhere(classes: House) -> None:
+    ids = [await classes.waiting("ltx2-24gb") for _ in range(3)]
     async with classes.dispatching():
         jobs = [await classes.until_ended(job_id) for job_id in ids]
     assert [(job.status, job.deployment) for job in jobs] == [(Status.COMPLETED, "ltx2-40gb")] * 3
 
 
-async def test_who_waits_for_a_node_that_nobody_has_goes_where_one_is(classes: House, submit: Any) -> None:
+async def test_who_waits_for_a_node_that_nobody_has_goes_where_one_is(classes: House) -> None:
     """The call waits on a handle, perhaps for ever; the other class comes later."""
     classes.workers.away = {"ltx2", "ltx2-40gb"}
     waits = classes.workers.before_start = Stop()
     async with classes.dispatching():
-        job_id = await submit(deployment="ltx2")
+        job_id = await classes.waiting("ltx2")
         await waits.reached.wait()
         classes.workers.before_start = nothing
         classes.workers.away = {"ltx2"}
@@ -892,11 +901,18 @@ async def test_who_waits_for_a_node_that_nobody_has_goes_where_one_is(classes: H
     assert [task.deployment for task in classes.workers.let_go] == ["ltx2"]
 
 
-async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: House, submit: Any) -> None:
+async def test_a_class_that_does_not_start_leaves_its_jobs_to_another(classes: House) -> None:
+    classes.workers.troubles["ltx2-40gb"] = Condition(WaitCode.MODEL_UNAVAILABLE, "ltx2-40gb cannot start.")
+    async with classes.dispatching():
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
+async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: House) -> None:
     classes.workers.away = {"ltx2"}
     async with classes.dispatching() as dispatcher:
         await dispatcher.able(ability("ltx2-40gb", SIZE - 1))
-        job = await classes.until_ended(await submit(deployment="ltx2-40gb"))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     # It was handed over to the one whose node is away: Serve says that none fits, until it comes.
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
 
