@@ -102,12 +102,12 @@ class LTX2Engine:
         )
 
     def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
-        """Raise ``Fault('clip_too_large')`` for a clip that the device has no memory for."""
+        """Raise ``Fault('request_too_large')`` for a clip that the device has no memory for."""
         if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
             return
         most = self.plan.frames(recipe, width, height)
         raise Fault(
-            FailureCode.CLIP_TOO_LARGE,
+            FailureCode.REQUEST_TOO_LARGE,
             f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
             + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )

@@ -175,7 +175,7 @@ def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_de
         wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
         with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
             engine.prepare(wish, {}, tmp_path)
-        assert (caught.value.code, caught.value.transient) == ("clip_too_large", False)
+        assert (caught.value.code, caught.value.transient) == ("request_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
