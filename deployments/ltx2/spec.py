@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
-from deployments.ltx2 import checkpoint
+from deployments.ltx2 import checkpoint, options
 from deployments.ltx2.activations import size_of
 from deployments.ltx2.memory import on_paper
 from deployments.ltx2.recipes import RecipeName, canvas, num_frames
@@ -92,7 +92,7 @@ class LTX2Params(Params):
 
 
 def size(params: LTX2Params) -> int:
-    """What of the memory it takes, see :func:`activations.size_of`; where no recipe is named, as for ``fast``."""
+    """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
     width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
     return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
 
@@ -135,7 +135,6 @@ SPEC = ModelSpec(
     expected_run_s=15,
     effort=effort,
     size=size,
-    # What is made of two stages has sides of 64 pixels' multiples.
     size_unit="width x height x (frames + 7)",
     size_field="width",
     variant=lambda params: params.recipe or "",
@@ -144,4 +143,5 @@ SPEC = ModelSpec(
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},
+    variables=(options.COMPILE, options.ATTENTION, options.FP8),
 )

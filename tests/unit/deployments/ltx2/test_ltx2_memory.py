@@ -30,10 +30,6 @@ def planned(checkpoint: tuple[Version, int], card: int, host: int = 1024 * GIB, 
         return None
 
 
-def most(made: Plan, recipe: RecipeName, size: int) -> int:
-    return memory._most(made.activations, made.version, recipe, size)
-
-
 @given(CHECKPOINTS, CARDS, HOSTS, RECIPES, SIDES, SIDES, FRAMES)
 def test_no_clip_that_fits_fills_more_than_92_percent_of_a_card(
     checkpoint: tuple[Version, int], card: int, host: int, recipe: RecipeName, width: int, height: int, frames: int
@@ -51,10 +47,15 @@ def test_the_largest_size_fits_and_the_next_does_not(checkpoint: tuple[Version, 
     if made is None:
         return
     room = made.memory.room - made.kept(parked=made.parks)
+
+    def fits(recipe: RecipeName, size: int) -> bool:
+        needed = memory._host(made.arrangement, made.weights, size, parks=made.parks)
+        return needed <= host and memory._most(made.activations, made.version, recipe, size) <= room
+
     for recipe, largest in made.largest.items():
         assert largest % TOKEN == 0
-        assert not largest or most(made, recipe, largest) <= room
-        assert largest == LARGEST or most(made, recipe, largest + TOKEN) > room
+        assert not largest or fits(recipe, largest)
+        assert largest == LARGEST or not fits(recipe, largest + TOKEN)
 
 
 @given(CHECKPOINTS, CARDS, st.integers(0, 64 * GIB), HOSTS)
