@@ -124,19 +124,19 @@ def test_the_second_stage_goes_on_from_the_latents_of_the_first(
     pipe, doubled = pipeline._pipe, []
     handle = pipeline._upsampler.register_forward_hook(lambda module, args, output: doubled.append(output))
     with watching(pipeline) as forwards:
-        pipeline.render(shot(recipe="fast", width=512, height=512, frames=17), no_step)
+        pipeline.render(shot(recipe="fast", width=256, height=256, frames=17), no_step)
     handle.remove()
     level = STAGE_2_DISTILLED_SIGMA_VALUES[0]
     (latents,) = doubled
     mean, std = (getattr(pipe.vae, name).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     clean = ((latents - mean) / std).flatten(2).transpose(1, 2)
     begun = forwards[8]["hidden_states"]
-    tokens = 16 * 16
+    tokens = 8 * 8
     # The first frame is kept as it is.
     assert torch.allclose(begun[:, :tokens], clean[:, :tokens], atol=1e-5)
     noise = (begun - (1 - level) * clean)[:, tokens:] / level
-    assert float(noise.mean()) == pytest.approx(0, abs=0.05)
-    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.1)
+    assert float(noise.std()) == pytest.approx(1, abs=0.1)
 
 
 def test_text_is_encoded_once_and_nothing_is_decoded_or_spoken_in_between(
@@ -173,7 +173,7 @@ def test_a_size_that_halves_to_no_latents_is_made_larger_and_cut(
 
 @pytest.mark.parametrize(
     ("version", "recipe"),
-    [*((version, "fast") for version in LTX2_VERSIONS), (Version.LTX_VIDEO, "standard"), (Version.LTX_2_3, "quality")],
+    [*((version, "fast") for version in LTX2_VERSIONS), (Version.LTX_VIDEO, "quality")],
 )
 def test_without_an_image_the_prompt_alone_decides(
     version: Version, recipe: RecipeName, pipeline_of: PipelineOf, shot: MakeShot, takes_of: TakesOf
