@@ -96,7 +96,7 @@ class Pipeline:
         pipe = _load(folder, facts, device)
         if joint is None and (folder / UPSAMPLER).is_dir():
             joint = folder
-        found = upsampler.load(joint, device, pipe.vae.dtype) if joint is not None and facts.row.two_stages else None
+        found = upsampler.load(joint, device, pipe.vae.dtype) if joint and facts.row.two_stages else None
         self._take(pipe, facts, found)
 
     @classmethod
@@ -114,9 +114,7 @@ class Pipeline:
             )
         self.checkpoint = facts
         #: What it can make clips by; the first is meant where nobody names one.
-        self.recipes: tuple[RecipeName, ...] = tuple(
-            name for name in RECIPE_NAMES if name != "fast" or (upsampler is not None and facts.row.two_stages)
-        )
+        self.recipes: tuple[RecipeName, ...] = RECIPE_NAMES if upsampler is not None else RECIPE_NAMES[1:]
         self._device = accelerator.device()
         self._pipe = pipe
         self._upsampler = upsampler
