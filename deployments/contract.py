@@ -3,6 +3,7 @@
 The dispatcher hands a replica one :class:`Task`. The replica answers with a series of reports
 (:class:`Started`, :class:`Progress`, then exactly one of :class:`Outcome`, :class:`Failure` or :class:`Stopped`), and
 every report is answered with a :class:`Verdict`. Reports carry the lease, so one that comes too late is refused.
+What can be asked of it at all a replica says by an :class:`Ability`.
 """
 
 from enum import StrEnum
@@ -15,6 +16,9 @@ from deployments.stage import Stage
 
 #: Jobs in flight on one replica: one is prepared, one computed, one encoded and uploaded.
 SLOTS = 3
+
+#: The largest size where there is no limit: JavaScript reads it exactly.
+ANY_SIZE = 2**53 - 1
 
 MediaKind = Literal["image", "video", "audio"]
 
@@ -53,9 +57,11 @@ class Task(_Value):
 
     lease: Lease
     model: str
+    #: Which of the model's deployments is to make it; empty: the first, which has the model's name.
+    deployment: str = ""
     #: The model's own parameters, already validated against its schema.
     params: dict[str, Any]
-    #: By input name, e.g. ``image`` or ``video`` and ``audio``.
+    #: By input name, e.g. ``image`` or ``video`` and ``audio``; without optional ones that were left out.
     inputs: dict[str, MediaInput]
     #: Presigned PUT for the mp4.
     output_url: str
@@ -157,6 +163,28 @@ class Stopped(_Value):
     kind: Literal["stopped"] = "stopped"
     lease: Lease
     timings: dict[str, float] = Field(default_factory=dict)
+
+
+class EngineAbility(_Value):
+    """What a loaded engine can be asked, as it works it out from its weights and the memory that is free."""
+
+    #: What the checkpoint is, e.g. ``2.3``; empty where there are no two of the model.
+    weights: str = ""
+    #: By variant (:attr:`~deployments.engine.ModelSpec.variant`) the largest size that it can be asked. What is not
+    #: here it cannot make; a replica that can make nothing does not start.
+    variants: dict[str, int] = Field(default_factory=lambda: {"": ANY_SIZE}, min_length=1)
+    #: The variant that ``""`` means.
+    default_variant: str = ""
+    #: How the memory is used, in words for the log.
+    plan: str = ""
+
+
+class Ability(EngineAbility):
+    """What the replicas of a deployment can be asked. Each says so when it starts, and once in a while."""
+
+    deployment: str
+    model: str
+    random_weights: bool
 
 
 Report = Started | Progress | Outcome | Failure | Stopped

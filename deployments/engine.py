@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.contract import MediaFacts, MediaKind
+from deployments.contract import EngineAbility, MediaFacts, MediaKind
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.formats import Format, by_content_type, wanted
@@ -39,6 +39,8 @@ class InputSpec:
     max_bytes: int
     #: Longest clip in seconds; None for images.
     max_seconds: float | None = None
+    #: The model does without it as well. Who wants that says so, by null: who forgets it is told.
+    optional: bool = False
 
     def require_length(self, seconds: float, grace_s: float = LONGER_S) -> None:
         """Raise ``Fault('media_too_long')`` for a clip of ``seconds``, give or take ``grace_s``."""
@@ -80,12 +82,25 @@ class ModelSpec:
     expected_run_s: float = 60.0
     #: How many times as long one with these parameters takes, as far as they tell: more than 0.
     effort: Callable[[Any], float] = lambda params: 1.0
+    #: How large a job with these parameters is, in what decides whether a GPU has the memory for it: more than 0.
+    size: Callable[[Any], int] = lambda params: 1
+    #: What sizes are, in words for refusals, and the field that is to be made smaller.
+    size_unit: str = "size"
+    size_field: str = ""
+    #: Which of the model's ways to make a video these parameters ask for; ``""``: its default. And the field that says.
+    variant: Callable[[Any], str] = lambda params: ""
+    variant_field: str = ""
+    #: By GiB of a GPU's memory what replicas on it are expected to report, until one has: the largest size by variant.
+    #: Without ``""`` the default may be any of them. None: all that its parameters allow.
+    on_paper: Callable[[int], Mapping[str, int]] | None = None
     #: ``module:Class`` of the :class:`Engine`, imported in the replica.
     engine: str
     #: Environment variable that names the weights; unset means random weights of a tiny model, where that is allowed.
     weights_variable: str
     #: By variable, of these weights and of any others the model can do with: a cheap look before anything loads.
     weights_checks: Mapping[str, WeightsCheck] = field(default_factory=dict)
+    #: Other variables that the engine reads.
+    variables: tuple[str, ...] = ()
 
     def weights_faults(self, environment: Mapping[str, str]) -> tuple[str, ...]:
         """What is wrong with the paths that ``environment`` names, each with its variable. Takes milliseconds."""
@@ -145,13 +160,19 @@ class Engine(Protocol):
     random_weights: bool
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Any:
-        """Decode the inputs into what ``run`` needs, held to the limits of their :class:`InputSpec` once more."""
+        """Decode the inputs into what ``run`` needs, held to the limits of their :class:`InputSpec` once more.
+
+        An optional one that was left out is not in ``inputs``.
+        """
 
     def run(self, prepared: Any, step: Step) -> Any:
         """Compute on the device."""
 
     def publish(self, result: Any, workdir: Path) -> Rendered:
         """Encode the result as an mp4 below ``workdir``."""
+
+    def ability(self) -> EngineAbility:
+        """What it can be asked, on this device with these weights."""
 
     def free(self) -> None:
         """Give back what can be freed after a failed run, e.g. the CUDA cache."""

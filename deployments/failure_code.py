@@ -71,6 +71,10 @@ class FailureCode(Explained):
 
     # The job
     EXPIRED = "expired", "An attempt did not start before its deadline."
+    REQUEST_TOO_LARGE = (
+        "request_too_large",
+        "No GPU here has the memory for it, as turned out after it was accepted.",
+    )
     MODEL_UNAVAILABLE = (
         "model_unavailable",
         "It did not start before its deadline, and could not have: the message says what keeps the model from it.",

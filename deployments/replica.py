@@ -15,18 +15,20 @@ import contextvars
 import gc
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from ray import serve
 
 from deployments import logs
-from deployments.contract import SLOTS, Failure, FileFacts, Outcome, Report, Stopped, Task, Verdict
+from deployments.able import Listener, Telling
+from deployments.contract import SLOTS, Ability, Failure, FileFacts, Outcome, Report, Stopped, Task, Verdict
 from deployments.engine import InputFile, Rendered
 from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
@@ -54,6 +56,9 @@ PREPARED, COMPUTED = 10.0, 90.0
 STEP_GRACE_S = 120.0
 #: Seconds for which a finished video waits for its poster, which is made and stored while the video is.
 POSTER_S = 20.0
+#: Seconds for which a thread may keep the interpreter while others want it; 5 ms by default. Each kernel launch, and
+#: each step from one run to the next, waits so long while inputs are prepared or a video is encoded in Python.
+SWITCH_S = 0.001
 #: Out of memory so often in a row means that the process holds memory it will not give back.
 MAX_OUT_OF_MEMORY = 2
 
@@ -67,6 +72,10 @@ class WorkerBroke(Fault):
 
     def __init__(self, why: str) -> None:
         super().__init__(FailureCode.WORKER_LOST, f"The GPU worker broke before this job had its turn: {why}")
+
+
+class Head(Reporter, Listener, Protocol):
+    """What a replica says to the head."""
 
 
 class DispatcherReporter:
@@ -84,14 +93,26 @@ class DispatcherReporter:
         renewed: Task = await self._dispatcher.renew.remote(task)
         return renewed
 
+    async def able(self, ability: Ability) -> None:
+        await self._dispatcher.able.remote(ability)
+
 
 class Replica:
     """Serves one model of the registry. ``generate`` is all the dispatcher calls."""
 
-    def __init__(self, model: str, reporter: Reporter | None = None, *, allow_random_weights: bool = True) -> None:
+    def __init__(
+        self,
+        model: str,
+        reporter: Head | None = None,
+        *,
+        deployment: str = "",
+        allow_random_weights: bool = True,
+    ) -> None:
+        """``deployment``: which of the model's this is a replica of; empty: the first."""
         logs.configure(f"replica.{model}")
         # It holds Ray's token, and runs decoders of strangers' files as the same user where it is not root.
         close_to_others(log_layers())
+        sys.setswitchinterval(SWITCH_S)
         started = time.monotonic()
         self._model = model
         MODELS[model].require_weights(os.environ, allow_random=allow_random_weights)
@@ -110,6 +131,11 @@ class Replica:
         log.info("model_loaded", model=model, seconds=round(time.monotonic() - started, 1), random_weights=random)
         if random:
             log.warning("random_weights", hint=f"set {MODELS[model].weights_variable} to make real videos")
+        found = self._engine.ability()
+        named = deployment or model
+        ability = Ability(**found.model_dump(), deployment=named, model=model, random_weights=random)
+        log.info("able", deployment=named, weights=found.weights, variants=found.variants, plan=found.plan)
+        self._telling = Telling(ability, self._reporter)
 
     def __del__(self) -> None:
         """Serve calls this before it ends the replica; what a killed one leaves is swept by the next."""
@@ -122,6 +148,11 @@ class Replica:
             if self._broken:
                 # Until Serve has replaced this process, it would use up one attempt after another of every job.
                 log.warning("task_refused", job_id=task.lease.job_id, reason=self._broken)
+                return
+            if not self._telling.covers(task):
+                # Sent before the head knew. When it is given back, it goes where it can be made.
+                log.warning("task_beyond_ability", job_id=task.lease.job_id)
+                await self._telling.tell()
                 return
             run = Run(task, self._reporter, os.environ.get(NODE_VARIABLE, ""))
             work = asyncio.create_task(self._work(task, run))
@@ -139,12 +170,13 @@ class Replica:
         """``runs``: how many times this replica, of process ``pid``, ran the model."""
         return {"pid": os.getpid(), "runs": self._runs}
 
-    def check_health(self) -> None:
-        """Called by Serve.
+    async def check_health(self) -> None:
+        """Called by Serve, every few seconds.
 
         Raises:
             Unhealthy: the device or its memory is lost to this process.
         """
+        self._telling.remind()
         if self._broken:
             raise Unhealthy(self._broken)
 

@@ -1,24 +1,25 @@
 """The Serve application: which deployments there are.
 
 ``serve deploy`` names :func:`build` as ``import_path``. Deployments: ``api`` (HTTP ingress), ``dispatcher`` (jobs) and
-one per model of the registry, which the YAML gives GPUs and limits.
+one per model of the registry and class of GPU memory, which the YAML gives GPUs and limits.
 """
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments import logs
-from deployments.contract import SLOTS, Report, Task, Verdict
+from deployments.classes import Deployment, deployments
+from deployments.contract import SLOTS, Ability, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
 from deployments.sandbox.process import layers
@@ -49,6 +50,10 @@ MAX_IDLE_S = 300.0
 THREADS = 24
 
 
+#: GiB, as in ``deployments/classes.py``.
+Class = Literal[80, 48, 40, 24]
+
+
 class AppArgs(BaseModel):
     """``args`` in the Serve YAML. Secrets and addresses of others come from the environment."""
 
@@ -57,17 +62,29 @@ class AppArgs(BaseModel):
     environment: Environment = "local"
     #: Where the API listens, on ``PORT``.
     host: str = "127.0.0.1"
-    #: Most replicas by model; 1 where nothing is said.
+    #: By model the classes of GPU memory, in GiB, that have a deployment of it each; none: one deployment, on any node.
+    classes: Mapping[str, Sequence[Class]] = Field(default_factory=dict)
+    #: Most replicas by deployment; 1 where nothing is said.
     max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    #: Seconds without work after which a replica leaves, by model; MAX_IDLE_SECONDS goes before.
+    #: Seconds without work after which a replica leaves, by deployment; MAX_IDLE_SECONDS goes before.
     max_idle: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
-    @field_validator("max_replicas", "max_idle")
-    @classmethod
-    def _known(cls, value: Mapping[str, float]) -> Mapping[str, float]:
-        if unknown := value.keys() - MODELS.keys():
-            raise ValueError(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
-        return value
+    @property
+    def deployments(self) -> Sequence[Deployment]:
+        return deployments(self.classes)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _require_known("model", self.classes, MODELS)
+        names = [each.name for each in self.deployments]
+        for given in (self.max_replicas, self.max_idle):
+            _require_known("deployment", given, names)
+        return self
+
+
+def _require_known(what: str, given: Collection[str], known: Collection[str]) -> None:
+    if unknown := set(given) - set(known):
+        raise ValueError(f"no such {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
 
 class Api:
@@ -75,7 +92,7 @@ class Api:
 
     # Serve awaits it, which Python's types do not know.
     async def __init__(  # type: ignore[misc]
-        self, environment: Environment, host: str, dispatcher: DeploymentHandle
+        self, environment: Environment, host: str, served: Sequence[Deployment], dispatcher: DeploymentHandle
     ) -> None:
         # The dispatcher is an argument only to make it part of the application: they talk through PostgreSQL.
         del dispatcher
@@ -86,7 +103,7 @@ class Api:
         # Files of the local store are read, written and copied in threads; Serve's loop has five.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
-        services = build_services(settings, ServeState())
+        services = build_services(settings, ServeState(served))
         self._services = services
         ring = build_ring(services)
         self._ring = asyncio.create_task(ring.run())
@@ -115,7 +132,7 @@ class DispatcherDeployment:
 
     # Serve awaits it, which Python's types do not know.
     async def __init__(  # type: ignore[misc]
-        self, environment: Environment, models: Mapping[str, DeploymentHandle]
+        self, environment: Environment, served: Sequence[Deployment], handles: Mapping[str, DeploymentHandle]
     ) -> None:
         logs.configure("dispatcher")
         close_to_others(await asyncio.to_thread(log_layers))
@@ -124,10 +141,10 @@ class DispatcherDeployment:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         settings = await asyncio.to_thread(lambda: with_database(Settings.load(environment)))
         await asyncio.to_thread(migrate, settings.database_url)
-        cluster = ServeState()
+        cluster = ServeState(served)
         self._outbound = WorkerPool(settings.allow_networks)
         await self._outbound.start()
-        self._dispatcher = build_dispatcher(settings, ServeWorkers(models, cluster), cluster, self._outbound)
+        self._dispatcher = build_dispatcher(settings, ServeWorkers(handles, cluster), cluster, self._outbound, served)
         self._loops = asyncio.create_task(self._dispatcher.run())
 
     async def __del__(self) -> None:
@@ -141,6 +158,9 @@ class DispatcherDeployment:
 
     async def renew(self, task: Task) -> Task:
         return await self._dispatcher.renew(task)
+
+    async def able(self, ability: Ability) -> None:
+        await self._dispatcher.able(ability)
 
     async def check_health(self) -> None:
         """Raises if the loops have ended: then this process does nothing useful any more."""
@@ -164,10 +184,12 @@ class ServeWorkers:
 
     async def health(self) -> Mapping[str, ModelHealth]:
         states = await self._cluster.models()
-        return {name: ModelHealth(state.running_replicas > 0, state.trouble) for name, state in states.items()}
+        return {
+            name: ModelHealth(state.running_replicas > 0, state.trouble, state.live) for name, state in states.items()
+        }
 
     async def generate(self, task: Task) -> None:
-        response = self._handles[task.model].generate.remote(task)
+        response = self._handles[task.deployment or task.model].generate.remote(task)
         try:
             await response
         except asyncio.CancelledError:
@@ -186,12 +208,12 @@ def build(args: AppArgs) -> serve.Application:
     if local:
         # Replicas run on this machine, so what is wrong with their weights can be told now.
         preflight.require(settings)
-    models = {
-        name: serve.deployment(
+    handles = {
+        (name := each.name): serve.deployment(
             Replica,
             name=name,
             max_ongoing_requests=SLOTS,
-            graceful_shutdown_timeout_s=spec.timeout_s,
+            graceful_shutdown_timeout_s=MODELS[each.model].timeout_s,
             health_check_period_s=10,
             autoscaling_config={
                 "min_replicas": 0,
@@ -203,8 +225,8 @@ def build(args: AppArgs) -> serve.Application:
                 "downscale_to_zero_delay_s": idle_s,
                 "policy": {"policy_function": POLICY},
             },
-        ).bind(name, allow_random_weights=local or settings.allow_random_weights)
-        for name, spec in MODELS.items()
+        ).bind(each.model, deployment=name, allow_random_weights=local or settings.allow_random_weights)
+        for each in args.deployments
     }
     dispatcher = serve.deployment(
         DispatcherDeployment,
@@ -212,7 +234,7 @@ def build(args: AppArgs) -> serve.Application:
         num_replicas=1,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
-    ).bind(args.environment, models)
+    ).bind(args.environment, args.deployments, handles)
     api = serve.deployment(
         Api,
         name="api",
@@ -220,4 +242,4 @@ def build(args: AppArgs) -> serve.Application:
         graceful_shutdown_timeout_s=DRAIN_S + 5,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )
-    return api.bind(args.environment, args.host, dispatcher)
+    return api.bind(args.environment, args.host, args.deployments, dispatcher)

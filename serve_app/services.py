@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from serve_app.access.key_ring import KeyRing
 from serve_app.access.key_store import KeyStore
 from serve_app.fair import FairSlots
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.delivery_log import DeliveryLog
 from serve_app.jobs.endpoints import Endpoints
@@ -43,6 +44,7 @@ class Services:
     store: JobStore
     reads: JobReads
     forecasts: Forecasts
+    abilities: Abilities
     feed: Feed
     storage: Storage
     cluster: ClusterState
@@ -75,11 +77,11 @@ class Services:
     def signing_secrets(self) -> SigningSecrets:
         return SigningSecrets(self.settings.signing_secret, self.settings.signing_root)
 
-    async def capacity(self, model: str) -> Capacity | None:
-        """Of the model's deployment; None if Serve does not answer at once, or has no such deployment."""
+    async def capacity(self, deployment: str) -> Capacity | None:
+        """Of a deployment; None if Serve does not answer at once, or has no such deployment."""
         try:
             async with asyncio.timeout(SERVE_S):
-                state = (await self.cluster.models()).get(model)
+                state = (await self.cluster.models()).get(deployment)
         except Exception as error:
             # Whatever ails Serve, what is asked is in the database, and only an estimate is not.
             log.warning("serve_silent", error=repr(error))

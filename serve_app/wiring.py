@@ -3,9 +3,12 @@
 ``app.py`` says which processes there are; ``cli/head.py`` puts the service and a cluster's head together.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
+from deployments.classes import Deployment
 from serve_app.intake.inputs import Intake
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.database import CHANGES, connect, listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
@@ -38,6 +41,7 @@ def build_services(settings: Settings, cluster: ClusterState) -> Services:
         reads=JobReads(engine),
         watching=JobReads(engine),
         forecasts=Forecasts(engine),
+        abilities=Abilities(engine),
         feed=Feed(partial(listen, settings.database_url, CHANGES)),
         storage=build_storage(settings),
         cluster=cluster,
@@ -58,8 +62,10 @@ def build_storage(settings: Settings) -> Storage:
     return LocalStorage(settings.data_dir / "media", settings.base_url, settings.signing_key)
 
 
-def build_dispatcher(settings: Settings, workers: Workers, cluster: ClusterState, outbound: Outbound) -> Dispatcher:
-    """What runs jobs on ``workers`` and reaches strangers through ``outbound``."""
+def build_dispatcher(
+    settings: Settings, workers: Workers, cluster: ClusterState, outbound: Outbound, served: Sequence[Deployment]
+) -> Dispatcher:
+    """What runs jobs on ``workers``, of these deployments, and reaches strangers through ``outbound``."""
     services = build_services(settings, cluster)
     return Dispatcher(
         database_url=settings.database_url,
@@ -81,5 +87,7 @@ def build_dispatcher(settings: Settings, workers: Workers, cluster: ClusterState
         readiness=Readiness(services.conditions),
         windows=Windows(services.engine),
         outlooks=Outlooks(services.engine),
+        abilities=services.abilities,
+        deployments=served,
         lease_s=settings.lease_seconds,
     )

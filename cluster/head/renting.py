@@ -219,7 +219,11 @@ class Renting:
             self._deny(rental, error)
             raise
         names = ("--name", rental.label, "--instance", rental.slot_id, "--node-type", rental.node_type)
-        return Assignment(environment=weights, arguments=names)
+        # Those that Ray was told it would have: what is to run on it has its weights there, and nothing else has.
+        config = self._options.cluster.node_types.get(rental.node_type)
+        pairs = [] if config is None else [f"{key}={value}" for key, value in sorted(config.labels.items())]
+        labels = tuple(word for pair in pairs for word in ("--label", pair))
+        return Assignment(environment=weights, arguments=(*names, *labels))
 
     def _deny(self, rental: Rental, error: NoWeights) -> None:
         """There were weights when it was rented. It asks again, but waits for nothing where nothing is to come."""

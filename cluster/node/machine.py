@@ -1,5 +1,6 @@
-"""What this machine is: its GPUs and its disk, and whether that is what was promised."""
+"""What this machine is: its GPUs, its memory and its disk, and whether that is what was promised."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -8,8 +9,16 @@ from pathlib import Path
 #: GiB of GPU memory from which a GPU is of the class ``a100``: LTX-2 needs it.
 _LARGE_GIB = 70
 LARGE, SMALL = "a100", "4090"
-#: The label that deployments select nodes by.
-GPU_CLASS = "gpu-class"
+#: The labels that deployments select nodes by: two sorts of GPUs; the memory of one, and of the host, in GiB.
+GPU_CLASS, GPU_MEMORY, HOST_MEMORY = "gpu-class", "gpu-memory", "host-memory"
+#: GiB: a card is of the largest that it holds. Drivers keep some for themselves, and some count by thousands.
+_GPU_CLASSES = (80, 48, 40, 24)
+_ABOUT = 0.97
+#: The same of hosts, of which a share is somebody else's or the kernel's.
+_HOST_CLASSES = (256, 128, 64, 32, 16)
+_MOSTLY = 0.9
+#: Where a container's limit is.
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 class Unfit(Exception):
@@ -30,6 +39,35 @@ class Gpus:
         if not self.names:
             return None
         return LARGE if self.memory_gib >= _LARGE_GIB else SMALL
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of a node that has them; a card that is of no class has no label for it."""
+        held = _largest(_GPU_CLASSES, self.memory_gib, _ABOUT) if self.names else None
+        return {
+            **({GPU_CLASS: self.kind} if self.kind else {}),
+            **({GPU_MEMORY: str(held)} if held else {}),
+        }
+
+
+def host_memory_gib(limit: Path = _CGROUP) -> float:
+    """What this machine, or the container that it is, may use."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        own = limit.read_text().strip()
+    except OSError:
+        own = ""
+    return min(whole, int(own) if own.isdigit() else whole) / 1024**3
+
+
+def host_labels(memory_gib: float) -> dict[str, str]:
+    """Of a node on such a host."""
+    held = _largest(_HOST_CLASSES, memory_gib, _MOSTLY)
+    return {HOST_MEMORY: str(held)} if held else {}
+
+
+def _largest(classes: tuple[int, ...], gib: float, share: float) -> int | None:
+    return next((each for each in classes if gib >= share * each), None)
 
 
 def gpus() -> Gpus:

@@ -167,8 +167,7 @@ class Node:
         except Unfit as error:
             await asyncio.to_thread(complain, options.hub, options.token, str(error))
             raise
-        kind = found.kind
-        labels = {**({machine.GPU_CLASS: kind} if kind else {}), **options.labels}
+        labels = {**found.labels, **machine.host_labels(machine.host_memory_gib()), **options.labels}
         tasks: tuple[asyncio.Task[object], ...] = (
             asyncio.create_task(self._work(count, labels)),
             asyncio.create_task(self._watch()),

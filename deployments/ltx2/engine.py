@@ -16,13 +16,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.contract import MediaFacts
+from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
-from deployments.faults import about_input
-from deployments.ltx2 import checkpoint, picture
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault, about_input
+from deployments.ltx2 import checkpoint, picture, speed
+from deployments.ltx2.memory import Plan
+from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
-from deployments.ltx2.recipes import num_frames
+from deployments.ltx2.recipes import RecipeName, num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
+from deployments.media.codec import probe, video_codec
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
 
@@ -49,15 +53,26 @@ class LTX2Engine:
     """
 
     def __init__(self) -> None:
+        probe(cuda=torch.cuda.is_available())
+        options = SpeedOptions.from_environment(os.environ)
+        speed.require(options)
         self._pipeline = _load()
+        self._pipeline.speed_up(options)
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
+        plan = self._pipeline.plan
+        assert plan is not None  # A folder is loaded by a plan.
+        #: What of the checkpoint is where, and how large clips can be.
+        self.plan: Plan = plan
+        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
-        self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
+        warm_up = replace(_WARM_UP, recipe=recipes[0])
+        self._pipeline.render(warm_up, _no_step)
+        speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open.
+        """Read and fit the image, if there is one, and settle everything the client left open.
 
         Raises ``Fault`` about the image, or when there is no such recipe.
         """
@@ -66,20 +81,35 @@ class LTX2Engine:
         self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
-        with about_input("image"):
-            given = inputs["image"]
-            image = picture.read(given.path, given.format(SPEC.input("image")))
+        frames = num_frames(wish.duration, wish.fps)
+        self._require_room(recipe, width, height, frames)
+        image: Image.Image | None = None
+        if given := inputs.get("image"):
+            with about_input("image"):
+                image = picture.read(given.path, given.format(SPEC.input("image")))
+                image = picture.fit(image, width, height, wish.fit)
         return Shot(
             prompt=wish.prompt,
             negative_prompt=wish.negative_prompt,
-            image=picture.fit(image, width, height, wish.fit),
+            image=image,
             width=width,
             height=height,
-            frames=num_frames(wish.duration, wish.fps),
+            frames=frames,
             fps=wish.fps,
             recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
+        )
+
+    def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
+        """Raise ``Fault('request_too_large')`` for a clip that the device has no memory for."""
+        if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
+            return
+        most = self.plan.frames(recipe, width, height)
+        raise Fault(
+            FailureCode.REQUEST_TOO_LARGE,
+            f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
+            + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
 
     def run(self, prepared: Shot, step: Step) -> Footage:
@@ -97,7 +127,8 @@ class LTX2Engine:
                 samples = workdir / "sound.f32"
                 write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
                 sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
-            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound) as encoder:
+            codec = video_codec(shot.width, shot.height, cuda=torch.cuda.is_available())
+            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound, codec=codec) as encoder:
                 encoder.write(clip.frames)
         return Rendered(
             path=path,
@@ -113,6 +144,15 @@ class LTX2Engine:
                 "recipe": shot.recipe,
                 "checkpoint": str(self._pipeline.checkpoint.version),
             },
+        )
+
+    def ability(self) -> EngineAbility:
+        """See :class:`deployments.engine.Engine`."""
+        return EngineAbility(
+            weights=str(self._pipeline.checkpoint.version),
+            variants={name: size for name, size in self.plan.largest.items() if size},
+            default_variant=self._pipeline.recipes[0],
+            plan=str(self.plan),
         )
 
     def free(self) -> None:
@@ -141,6 +181,15 @@ _WARM_UP = Shot(
     recipe="standard",
     seed=0,
 )
+
+
+def _no_step(stage: str, fraction: float) -> None:
+    pass
+
+
+def _sized(shot: Shot, bucket: Bucket) -> Shot:
+    image = Image.new("RGB", (bucket.width, bucket.height), "grey")
+    return replace(shot, width=bucket.width, height=bucket.height, frames=bucket.frames, image=image)
 
 
 def _load() -> Pipeline:

@@ -1,6 +1,7 @@
 """A loaded checkpoint: image and prompt in, frames and sound out. The only module that calls diffusers' pipelines."""
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from deployments import accelerator
 from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.ltx2 import checkpoint, upsampler
+from deployments.ltx2 import checkpoint, placement, speed, upsampler
 from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
+from deployments.ltx2.memory import Plan
+from deployments.ltx2.options import SpeedOptions
 from deployments.ltx2.picture import widened
+from deployments.ltx2.placement import Placement
 from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
 from deployments.ltx2.schedule import scheduler_of
 from deployments.ltx2.spec import DEFAULT_NEGATIVE_PROMPT
@@ -93,20 +97,21 @@ class Pipeline:
     def __init__(self, folder: Path, joint: Path | None = None) -> None:
         facts = checkpoint.read(folder)
         device = accelerator.device()
-        pipe = _load(folder, facts, device)
         if joint is None and (folder / UPSAMPLER).is_dir():
             joint = folder
-        found = upsampler.load(joint, device, pipe.vae.dtype) if joint and facts.row.two_stages else None
-        self._take(pipe, facts, found)
+        joint = checkpoint.check_upsampler(joint) if joint and facts.row.two_stages else None
+        plan = placement.planned(folder, facts, device, joint)
+        pipe = _load(folder, facts, device, plan)
+        self._take(pipe, facts, upsampler.load(joint, device, pipe.vae.dtype) if joint else None, plan)
 
     @classmethod
     def of(cls, pipe: Any, facts: Checkpoint, upsampler: Any = None) -> Self:
         """Over what is on the device already: a diffusers pipeline of ``facts``'s version, which stays as it is."""
         made = cls.__new__(cls)
-        made._take(pipe, facts, upsampler)
+        made._take(pipe, facts, upsampler, None)
         return made
 
-    def _take(self, pipe: Any, facts: Checkpoint, upsampler: Any) -> None:
+    def _take(self, pipe: Any, facts: Checkpoint, upsampler: Any, plan: Plan | None) -> None:
         if upsampler is not None and upsampler.config.in_channels != pipe.transformer.config.in_channels:
             raise CheckpointError(
                 f"the upsampler takes latents of {upsampler.config.in_channels} channels, and the checkpoint's have "
@@ -114,14 +119,23 @@ class Pipeline:
             )
         self.checkpoint = facts
         #: What it can make clips by; the first is meant where nobody names one.
-        self.recipes: tuple[RecipeName, ...] = RECIPE_NAMES if upsampler is not None else RECIPE_NAMES[1:]
+        self.recipes: tuple[RecipeName, ...] = tuple(
+            name for name in RECIPE_NAMES if name != "fast" or (upsampler is not None and facts.row.two_stages)
+        )
+        #: What is where, and what is made at the most; None: as the pipeline was given.
+        self.plan = plan
         self._device = accelerator.device()
+        self._placement = Placement(pipe, plan, self._device) if plan else None
         self._pipe = pipe
         self._upsampler = upsampler
         self._recipes = {name: expand(name, facts) for name in self.recipes}
         self._schedulers = {name: [scheduler_of(part) for part in self._recipes[name].passes] for name in self.recipes}
         self._text = Text(pipe, facts.text_tokens, always=(DEFAULT_NEGATIVE_PROMPT,))
         self._with_image, self._without = _callable(pipe, facts)
+
+    def speed_up(self, options: SpeedOptions) -> None:
+        """See :func:`deployments.ltx2.speed.apply`."""
+        speed.apply(self._pipe, options)
 
     def require(self, name: RecipeName) -> None:
         """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
@@ -162,6 +176,8 @@ class Pipeline:
             "callback_on_step_end": meter.step_end,
             **self._text.arguments(shot.prompt, shot.negative_prompt if recipe.guided else None, self._device),
         }
+        if self._placement:
+            self._placement.make_room(shot.recipe, shot.width, shot.height, shot.frames)
         if shot.image is not None:
             job["image"] = widened(shot.image, width, height)
         # The VAE of LTX-Video draws noise of its own from the global generator.
@@ -193,10 +209,6 @@ class Pipeline:
         """What diffusers makes of one pass."""
         pipe = self._with_image if "image" in job else self._without
         pipe.scheduler = scheduler
-        if pipe.vae.use_tiling:
-            pipe.vae.enable_tiling(
-                tile_sample_stride_height=tile_stride(job["height"]), tile_sample_stride_width=tile_stride(job["width"])
-            )
         without = frozenset() if "image" in job else IMAGE_ARGUMENTS
         return pipe(**{name: value for name, value in part.arguments.items() if name not in without} | job)
 
@@ -260,15 +272,6 @@ def to_host(values: torch.Tensor) -> NDArray[Any]:
     return array
 
 
-def tile_stride(pixels: int) -> int:
-    """Distance in pixels between the VAE's 512-pixel tiles along a side of ``pixels``, both multiples of 32.
-
-    diffusers' 448 leaves a last tile of one latent at sides such as 928, and the reflecting padding of LTX-2.0's
-    decoder needs two.
-    """
-    return 416 if pixels // 32 % 14 == 1 else 448
-
-
 def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
     """``values``, or a fault: NaN would be delivered as a black video or a burst of noise."""
     if not bool(torch.isfinite(values).all()):
@@ -276,31 +279,27 @@ def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
     return values
 
 
-def _load(folder: Path, facts: Checkpoint, device: torch.device) -> Any:
+def _load(folder: Path, facts: Checkpoint, device: torch.device, plan: Plan) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    cuda = device.type == "cuda"
     # Passed, so that they are not loaded: the prompt enhancer of 2.5 alone is 10 GB that nothing here would use.
     without: dict[str, Any] = (
         {} if not facts.has_audio else dict.fromkeys(("processor", "prompt_enhancer", "duration_head"))
     )
     family = LTX2ImageToVideoPipeline if facts.has_audio else LTXImageToVideoPipeline
+    make = functools.partial(
+        family.from_pretrained,
+        str(folder),
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        local_files_only=True,
+        scheduler=scheduler_of(expand("standard", facts).passes[0]),
+        **without,
+    )
     try:
-        pipe = family.from_pretrained(
-            str(folder),
-            dtype=torch.bfloat16 if cuda else torch.float32,
-            # Straight to the device: 66 GB of weights need not fit the host's memory as well.
-            device_map=device.type,
-            local_files_only=True,
-            scheduler=scheduler_of(expand("standard", facts).passes[0]),
-            **without,
-        )
+        pipe = placement.load(make, plan, device)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} cannot be loaded as {family.__name__}: {error}") from error
-    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    if cuda:
-        pipe.vae.enable_tiling()
     return pipe
 
 

@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
-from deployments.ltx2 import checkpoint
+from deployments.ltx2 import checkpoint, options
+from deployments.ltx2.activations import size_of
+from deployments.ltx2.memory import on_paper
 from deployments.ltx2.recipes import RecipeName, canvas, num_frames
 
 #: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
@@ -89,6 +91,12 @@ class LTX2Params(Params):
         return height
 
 
+def size(params: LTX2Params) -> int:
+    """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
+    width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
+    return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
+
+
 def effort(params: LTX2Params) -> float:
     """By pixels of all frames and by recipe; the first second of a video costs as much as the tenth.
 
@@ -107,19 +115,33 @@ def _check_upsampler(folder: Path) -> None:
 
 SPEC = ModelSpec(
     name="ltx2",
-    title="LTX-2 image to video",
-    description="Animates a still image as a prompt describes it, with sound where the checkpoint has it.",
+    title="LTX-2 image or text to video",
+    description=(
+        "Animates a still image as a prompt describes it, or makes a video of the prompt alone; with sound where the "
+        "checkpoint has it."
+    ),
     params=LTX2Params,
     inputs=(
         InputSpec(
-            name="image", kinds=("image",), description="First frame: JPEG, PNG or WebP.", max_bytes=32 * 1024 * 1024
+            name="image",
+            kinds=("image",),
+            description="First frame: JPEG, PNG or WebP.",
+            max_bytes=32 * 1024 * 1024,
+            optional=True,
         ),
     ),
     timeout_s=1800,
     # By `fast` on an A100: 10 s for 1.55 PFLOP of denoising, and about 5 s for text, decoding and copying.
     expected_run_s=15,
     effort=effort,
+    size=size,
+    size_unit="width x height x (frames + 7)",
+    size_field="width",
+    variant=lambda params: params.recipe or "",
+    variant_field="recipe",
+    on_paper=lambda gib: {str(name): most for name, most in on_paper(gib).items()},
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},
+    variables=(options.COMPILE, options.ATTENTION, options.FP8),
 )

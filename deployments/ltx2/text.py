@@ -55,25 +55,25 @@ class Text:
         names = f"{prefix}prompt_embeds", f"{prefix}prompt_attention_mask"
         if prompt is None:
             return dict.fromkeys(names)
-        encoded = self._of(prompt)
+        encoded = self._of(prompt, device)
         return dict(zip(names, (encoded.embeds.to(device), encoded.mask.to(device)), strict=True))
 
-    def _of(self, prompt: str) -> Encoded:
+    def _of(self, prompt: str, device: torch.device) -> Encoded:
         # The pipelines strip it, too.
         prompt = prompt.strip()
         if prompt in self._always:
             if prompt not in self._pinned:
-                self._pinned[prompt] = self._encode(prompt)
+                self._pinned[prompt] = self._encode(prompt, device)
             return self._pinned[prompt]
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
-        encoded = self._kept[prompt] = self._encode(prompt)
+        encoded = self._kept[prompt] = self._encode(prompt, device)
         while sum(each.size for each in self._kept.values()) > self._limit_bytes:
             self._kept.popitem(last=False)
         return encoded
 
-    def _encode(self, prompt: str) -> Encoded:
+    def _encode(self, prompt: str, device: torch.device) -> Encoded:
         pipe = self._pipe
         connected = hasattr(pipe, "connectors")
         with contextlib.ExitStack() as hooked:
@@ -84,8 +84,8 @@ class Text:
                 prompt,
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._tokens,
-                # It need not be where the transformer is.
-                device=pipe.text_encoder.device,
+                # Where it computes, wherever its weights are until then.
+                device=device,
             )
         if connected:
             video, audio, mask = pipe.connectors(

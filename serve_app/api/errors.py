@@ -204,6 +204,14 @@ class InvalidRequest(VideoApiError):
     remedy = "Mend the field that `param` names; `errors` lists all that are at fault."
 
 
+class RequestTooLarge(VideoApiError):
+    """No GPU here has the memory for this video."""
+
+    status = 422
+    code = "request_too_large"
+    remedy = "Ask for a smaller or shorter video, or for another `recipe`: `detail` says what the largest is."
+
+
 class UploadMissing(VideoApiError):
     """Nothing was uploaded for this input yet. PUT the file to its upload URL first."""
 

@@ -8,12 +8,14 @@ from pydantic import ValidationError
 
 from deployments.registry import MODELS
 from serve_app.api.auth import Reader
-from serve_app.api.errors import Forbidden, InvalidRequest, Unauthorized
+from serve_app.api.errors import Forbidden, InvalidRequest, RequestTooLarge, Unauthorized
+from serve_app.api.placing import placed
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView, ModelName
 from serve_app.jobs import tally
 from serve_app.jobs.conditions import EVERY_MODEL, of_key
 from serve_app.jobs.forecast import CostRange
+from serve_app.jobs.job import NewJob
 from serve_app.services import Services, ServicesOf
 
 router = APIRouter(prefix="/api/v1", tags=["generate"])
@@ -23,7 +25,7 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
     "/estimate",
     operation_id="estimate",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest),
+    responses=documented(Unauthorized, Forbidden, InvalidRequest, RequestTooLarge),
 )
 async def estimate(
     request: Request,
@@ -47,9 +49,11 @@ async def estimate(
             [{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors()]
         ) from error
     waiting = (await tally.counts(services.engine)).get(model, {})
+    asked = NewJob(model=model, params={}, variant=spec.variant(params), size=spec.size(params))
+    deployment = (await placed(asked, services)).deployment or model
     current = await services.conditions.current()
-    condition = current.get(EVERY_MODEL) or current.get(model) or current.get(of_key(caller.key_id))
-    eta, cost = await foreseen(model, spec.effort(params), services)
+    condition = current.get(EVERY_MODEL) or current.get(deployment) or current.get(of_key(caller.key_id))
+    eta, cost = await foreseen(deployment, spec.effort(params), services)
     return EstimateView(
         model=model,
         jobs_ahead=waiting.get("queued", 0) + waiting.get("processing", 0),
@@ -60,13 +64,13 @@ async def estimate(
     )
 
 
-async def foreseen(model: str, effort: float, services: Services) -> tuple[float | None, CostRange | None]:
-    """Seconds and dollars for one more job; None: not known."""
-    eta_s = (await services.reads.lines.of(model)).until_one_more(effort)
-    found = await services.forecasts.of(model)
+async def foreseen(deployment: str, effort: float, services: Services) -> tuple[float | None, CostRange | None]:
+    """Seconds and dollars for one more job of a deployment; None: not known."""
+    eta_s = (await services.reads.lines.of(deployment)).until_one_more(effort)
+    found = await services.forecasts.of(deployment)
     if found is None:
         return eta_s, None
     if eta_s is None:
         # None works on it yet: machines have to start.
-        eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(model))
+        eta_s = found.eta_s(effort, found.demand.backlog, await services.capacity(deployment))
     return eta_s, found.cost_usd(effort)

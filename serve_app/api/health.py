@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from deployments.classes import model_of
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app import redis
@@ -57,14 +58,18 @@ class Checks:
             _check("ray", self._services.cluster.models(), details),
             _check("redis", self._redis(), details),
         )
-        if states is not None and (absent := [f"{name} is not deployed" for name in MODELS if name not in states]):
+        served = {model: [name for name in states or () if model_of(name) == model] for model in MODELS}
+        if states is not None and (absent := [f"{model} is not deployed" for model in MODELS if model not in states]):
             details["ray"] = "; ".join(absent)
         parts = {part: "down" if part in details else "ok" for part in ("database", "storage", "ray")}
         parts["redis"] = "down" if "redis" in details else "ok" if self._redis_address else "unused"
         status = 503 if details else 200
         models: Mapping[str, ModelHealth] = {}
         if states is not None:
-            models = {name: _model(name, states.get(name), (conditions or {}).get(name), details) for name in MODELS}
+            each = {
+                name: _deployment(name, state, (conditions or {}).get(name), details) for name, state in states.items()
+            }
+            models = {model: _of_all([each[name] for name in served[model]]) for model in MODELS}
         health = Health(
             api="ok",
             **parts,
@@ -147,10 +152,16 @@ async def _check(part: str, answer: Awaitable[T], details: dict[str, str]) -> T 
         return None
 
 
-def _model(name: str, state: ModelState | None, condition: Condition | None, details: dict[str, str]) -> ModelHealth:
-    """``condition`` is what the dispatcher remembers; Serve forgets why a model did not start."""
-    if state is None:
-        return "down"
+#: Of a model with several deployments what its best one is, in this order.
+_BEST_FIRST: Sequence[ModelHealth] = ("ok", "starting", "waiting", "down")
+
+
+def _of_all(healths: Sequence[ModelHealth]) -> ModelHealth:
+    return min(healths, key=_BEST_FIRST.index, default="down")
+
+
+def _deployment(name: str, state: ModelState, condition: Condition | None, details: dict[str, str]) -> ModelHealth:
+    """``condition`` is what the dispatcher remembers; Serve forgets why a replica did not start."""
     if state.running_replicas:
         if condition is not None:
             # It works; why no further machine comes for it is worth telling.

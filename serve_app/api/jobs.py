@@ -19,12 +19,14 @@ from serve_app.api.errors import (
     JobNotFinished,
     JobNotFound,
     QueueFull,
+    RequestTooLarge,
     Unauthorized,
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.limits import quota_of, told
 from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE
+from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
@@ -54,11 +56,11 @@ JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered
 async def view(seen: Seen, services: Services) -> JobView:
     """As its client sees it."""
     job = seen.job
-    forecast = None if seen.cost_usd is not None else await services.forecasts.of(job.model)
+    forecast = None if seen.cost_usd is not None else await services.forecasts.of(job.deployment)
     eta_s = seen.eta_s
     if seen.position is not None and eta_s is None and forecast is not None:
         # None works on it yet: machines have to start.
-        eta_s = forecast.eta_s(job.effort, seen.position, await services.capacity(job.model))
+        eta_s = forecast.eta_s(job.effort, seen.position, await services.capacity(job.deployment))
     return JobView.of(
         job,
         result_url=await services.result_url(job),
@@ -144,7 +146,7 @@ async def list_jobs(
     )
     current = await services.conditions.current()
     costs = await costs_of(services.engine, found)
-    estimates = {model: await services.forecasts.of(model) for model in {job.model for job in found}}
+    estimates = {name: await services.forecasts.of(name) for name in {job.deployment for job in found}}
     # A page of positions in the queue would cost a count per row; a single job has it.
     data = [
         JobView.of(
@@ -157,7 +159,7 @@ async def list_jobs(
             cost_usd=costs.get(job.id),
             estimate=(
                 forecast.cost_usd(job.effort)
-                if (forecast := estimates[job.model]) is not None and job.id not in costs
+                if (forecast := estimates[job.deployment]) is not None and job.id not in costs
                 else None
             ),
         )
@@ -196,6 +198,7 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
             InputsGone,
             IdempotencyInFlight,
             InvalidRequest,
+            RequestTooLarge,
             IdempotencyKeyReused,
             QueueFull,
             BudgetReached,
@@ -212,7 +215,7 @@ async def retry_job(
         job = await services.store.get(job_id, of_key=caller.sees)
         if job is None:
             raise JobNotFound
-        new = again(job, current_request_id())
+        new = await placed(again(job, current_request_id()), services)
         # Before anything is copied; in the transaction that makes the job it is asked once more.
         if (quota := await quota_of(caller, services)) is not None:
             with told():

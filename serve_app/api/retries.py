@@ -35,12 +35,14 @@ def again(job: Job, request_id: str) -> NewJob:
     if spec is None:
         raise InvalidRequest(f"There is no model {job.model} any more.")
     try:
-        spec.params.model_validate(job.params)
+        params = spec.params.model_validate(job.params)
     except ValidationError as error:
         raise InvalidRequest("The model takes these parameters no more. Submit a new job.") from error
     return NewJob(
         model=job.model,
         params=job.params,
+        variant=spec.variant(params),
+        size=spec.size(params),
         effort=job.effort,
         key_id=job.key_id,
         user_id=job.user_id,
@@ -55,7 +57,7 @@ def again(job: Job, request_id: str) -> NewJob:
 
 
 async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
-    """``new`` with a copy of each input of ``of``; or with where it was said to be.
+    """``new`` with a copy of each input of ``of``; or with where it was said to be. What was left out stays left out.
 
     Raises:
         InputsGone, StorageError
@@ -64,6 +66,8 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
     uploads: dict[str, str] = {}
     try:
         for item in MODELS[new.model].inputs:
+            if item.optional and item.name not in of.sources and item.name not in of.uploads:
+                continue
             target = keys.copied(new.folder, item.name)
             if await _copy(storage, _kept(of, item.name), target):
                 uploads[item.name] = target

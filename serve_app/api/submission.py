@@ -88,7 +88,7 @@ async def _weighed(
     """The job to be, what to say once it is, and what its key may have."""
     new = await prepare()
     # Before: once the job is on disk, nothing may come between it and the answer.
-    eta, cost = await foreseen(new.model, new.effort, services)
+    eta, cost = await foreseen(new.deployment or new.model, new.effort, services)
     return new, partial(_created, eta, cost), await quota_of(caller, services)
 
 

@@ -26,7 +26,11 @@ Gpus = Annotated[
 TrustGpus = Annotated[bool, typer.Option("--trust-gpus", help="Don't look for them: for tests without any.")]
 Labels = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="For label selectors; gpu-class is found out.", show_default=False),
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="For label selectors; gpu-class, gpu-memory and host-memory are found out.",
+        show_default=False,
+    ),
 ]
 Cpus = Annotated[int | None, typer.Option(min=1, help="Default: as many as there are.", show_default=False)]
 Disk = Annotated[float, typer.Option(min=0, help="GiB that must be left on the disk.")]

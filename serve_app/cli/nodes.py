@@ -83,11 +83,11 @@ async def _waits(engine: "AsyncEngine") -> Mapping[str, str]:
     from serve_app.jobs.database import in_seconds
     from serve_app.jobs.tables import outlooks
 
-    query = select(outlooks.c.model, outlooks.c.message).where(
+    query = select(outlooks.c.deployment, outlooks.c.message).where(
         outlooks.c.message.is_not(None), outlooks.c.seen_at > in_seconds(-BELIEVED_S)
     )
     async with engine.connect() as db:
-        return {row.model: row.message for row in await db.execute(query)}
+        return {row.deployment: row.message for row in await db.execute(query)}
 
 
 #: A node reports by being connected; twice the hub's interval without it means that it is away.

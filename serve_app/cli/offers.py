@@ -29,7 +29,9 @@ MAKE_A_KEY = "Make a key at https://cloud.vast.ai/manage-keys/."
 
 def offers(
     ctx: typer.Context,
-    node_type: Annotated[str, typer.Option("--type", metavar="NAME", help="gpu_a100 or gpu_4090.", show_default=False)],
+    node_type: Annotated[
+        str, typer.Option("--type", metavar="NAME", help="gpu_a100, gpu_40gb or gpu_4090.", show_default=False)
+    ],
     jobs: Annotated[int, typer.Option(min=1, help="Rank by what so many jobs on one machine would cost.")] = 20,
     trust_any_host: Annotated[
         bool,

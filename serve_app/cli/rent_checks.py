@@ -57,7 +57,7 @@ def looks(rents: bool, config: Path, cluster: Path) -> Mapping[str, Look]:
         return _image(plan.settings.vast_image)
 
     async def weights(settings: "Settings") -> Finding:
-        return await _weights(settings, [model for models in plan.models.values() for model in models])
+        return await _weights(settings, sorted({model for models in plan.models.values() for model in models}))
 
     async def vast(settings: "Settings") -> Finding:
         return await _market(plan)
@@ -68,7 +68,8 @@ def looks(rents: bool, config: Path, cluster: Path) -> Mapping[str, Look]:
 def _planned(config: Path, cluster: Path) -> _Plan:
     """Raises UsageProblem."""
     from cluster.autoscaler.configuration import BadClusterConfig, ClusterConfig
-    from serve_app.cli.renting import RentingSettings, kinds_of, models_of
+    from deployments.classes import model_of
+    from serve_app.cli.renting import RentingSettings, deployments_of, kinds_of
     from serve_app.serving.deploy import read_config
 
     settings = RentingSettings.load()
@@ -82,7 +83,8 @@ def _planned(config: Path, cluster: Path) -> _Plan:
     if found.provided:
         raise UsageProblem(f"{cluster} names a provider, and VAST_API_KEY is set: which of them shall it be?")
     kinds, node_types = kinds_of(found, settings), found.node_types
-    models = models_of(read_config(config), node_types)
+    served = deployments_of(read_config(config), node_types)
+    models = {name: sorted({model_of(each) for each in here}) for name, here in served.items()}
     return _Plan(settings, kinds, models, {name: node_types[name].most for name in models})
 
 

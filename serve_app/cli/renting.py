@@ -27,6 +27,7 @@ from cluster.vast.client import VastClient
 from cluster.vast.exchange import BASE_URL
 from cluster.vast.node_type import NODE_TYPES
 from cluster.vast.provider import Kind, VastProvider
+from deployments.classes import model_of
 from deployments.registry import MODELS
 from serve_app.cli.node_access import hub_address
 from serve_app.cli.outlook import condition_of
@@ -36,6 +37,7 @@ from serve_app.cli.work import USES
 from serve_app.jobs import outlooks
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.tables import runs
+from serve_app.serving.placement import fits
 
 if TYPE_CHECKING:
     from serve_app.settings import Settings
@@ -119,15 +121,15 @@ def renting(settings: "Settings", wanted: Mapping[str, Any], cluster: ClusterCon
     if fault := python_fault(found.vast_image):
         log.error("fleet.other_python", reason=fault)
     node_types = cluster.node_types
-    models = models_of(wanted, node_types)
+    served = deployments_of(wanted, node_types)
     return RentingOptions(
         provider=VastProvider(client, kinds),
-        service=Service(settings, models),
+        service=Service(settings, served),
         caps=Caps(
             usd_per_hour=found.fleet_usd_per_hour,
             usd_per_day=found.fleet_usd_per_day,
             usd_per_instance_hour=found.fleet_usd_per_node_hour,
-            nodes={name: node_types[name].most for name in models},
+            nodes={name: node_types[name].most for name in served},
         ),
         cluster=cluster,
         prefix=settings.fleet_prefix,
@@ -175,30 +177,32 @@ def python_fault(image: str) -> str | None:
     )
 
 
-def models_of(wanted: Mapping[str, Any], node_types: Mapping[str, NodeTypeConfig]) -> Mapping[str, Sequence[str]]:
+def deployments_of(wanted: Mapping[str, Any], node_types: Mapping[str, NodeTypeConfig]) -> Mapping[str, Sequence[str]]:
     """By node type those that run on it, as the deployments of a Serve YAML select. Raises UsageProblem."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for application in wanted["applications"]:
         for deployment in application.get("deployments", []):
-            if deployment["name"] not in MODELS:
+            if model_of(deployment["name"]) not in MODELS:
                 continue
             selector = deployment.get("ray_actor_options", {}).get("label_selector", {})
-            fits = [
-                name
-                for name, each in node_types.items()
-                if selector and all(each.labels.get(label) == value for label, value in selector.items())
-            ]
-            if not fits:
+            fitting = [name for name, each in node_types.items() if selector and fits(selector, each.labels)]
+            if fitting:
+                found[fitting[0]].append(deployment["name"])
+            elif deployment["name"] in MODELS:
                 raise UsageProblem(f"{deployment['name']}: no node type has the labels that its label_selector names")
-            found[fits[0]].append(deployment["name"])
+            else:
+                # Another class of a model that has a larger one: it is for nodes that join by hand.
+                log.info("fleet.class_not_rented", deployment=deployment["name"])
     return dict(found)
 
 
 class Service:
     """The service, as the fleet asks it (``cluster.head.renting.ServiceSide``)."""
 
-    def __init__(self, settings: "Settings", models: Mapping[str, Sequence[str]]) -> None:
-        self._settings, self._models = settings, models
+    def __init__(self, settings: "Settings", served: Mapping[str, Sequence[str]]) -> None:
+        """``served``: by node type the deployments that run on it."""
+        self._settings, self._served = settings, served
+        models = {name: sorted({model_of(each) for each in here}) for name, here in served.items()}
         self._supply = Supply(settings, models, os.environ)
 
     async def check_weights(self, node_type: str) -> None:
@@ -225,8 +229,8 @@ class Service:
     async def publish(self, engine: AsyncEngine, found: Mapping[str, Outlook]) -> None:
         told = Outlooks(engine)
         for node_type, outlook in found.items():
-            for model in self._models[node_type]:
-                await told.note(model, _told(node_type, outlook))
+            for deployment in self._served[node_type]:
+                await told.note(deployment, _told(node_type, outlook))
 
     async def alert(self, name: str, facts: Mapping[str, Any]) -> None:
         """To API_WEBHOOK_URL, signed as all webhooks are. It is in the log already, and that is all without one."""

@@ -44,7 +44,7 @@ class Use:
 
 #: Attempts for a job that succeeds.
 _RETRIES = 1.03
-#: By node type: LTX-2 with its text encoder, and Wav2Lip.
+#: By node type: LTX-2 with its text encoder on two classes of memory, and Wav2Lip.
 USES: Mapping[str, Use] = MappingProxyType(
     {
         "gpu_a100": Use(
@@ -52,6 +52,15 @@ USES: Mapping[str, Use] = MappingProxyType(
             weight_bytes=70e9,
             setup_s=120,
             job_s=15,
+            idle_s=420,
+            media_in_bytes=2e6,
+            media_out_bytes=10e6,
+        ),
+        "gpu_40gb": Use(
+            image_bytes=4e9,
+            weight_bytes=70e9,
+            setup_s=150,
+            job_s=170,
             idle_s=420,
             media_in_bytes=2e6,
             media_out_bytes=10e6,

@@ -19,6 +19,7 @@ def columns_of(new: NewJob) -> dict[str, Any]:
         "id": new.id,
         "nonce": new.nonce,
         "model": new.model,
+        "assigned": new.deployment or None,
         "params": dict(new.params),
         "effort": new.effort,
         "sources": dict(new.sources),

@@ -16,7 +16,7 @@ some are few. So the cost follows the window and the number of keys, not the num
 who wait. Where a key has less than an even share, or may not run as many, what is left goes to the others in another
 round.
 
-A key may have a limit of running jobs, over all models; what is beyond waits, as ``conditions.py`` tells.
+A key may have a limit of running jobs, over all deployments; what is beyond waits, as ``conditions.py`` tells.
 
 The two statements are the same but for what counts as waiting and as in flight, and for what bounds them. They stand
 here in full, so that they can be read, and pasted behind ``EXPLAIN``.
@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.stage import Stage
 from serve_app.jobs.job import Claim, Job
 
-#: The queue of intake among those of the models.
+#: The queue of intake among those of the deployments.
 INTAKE = ""
 #: Owners who are brought up to date at a time.
 DUE_BATCH = 500
@@ -39,18 +39,22 @@ DUE_BATCH = 500
 RUN_LOCK, INTAKE_LOCK = "claim:run", "claim:intake"
 
 
-async def claim_to_run(db: AsyncConnection, model: str, window: int, seconds: float) -> Sequence[Claim]:
-    """Lease jobs of ``model`` for so long, at most so many that ``window`` are in flight; the next first."""
-    # One for all models, since a key's limit is for all.
-    await _lock(db, RUN_LOCK)
-    values = {"model": model, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
+async def claim_to_run(db: AsyncConnection, deployment: str, window: int, seconds: float) -> Sequence[Claim]:
+    """Lease jobs of ``deployment`` for so long, at most so many that ``window`` are in flight; the next first."""
+    await alone(db)
+    values = {"deployment": deployment, "window": window, "seconds": seconds, "stage": Stage.WAITING_FOR_GPU}
     claims: list[Claim] = []
-    await _come_due(db, model)
+    await _come_due(db, deployment)
     while True:
-        found, room = await _round(db, model, CLAIM_TO_RUN, values)
+        found, room = await _round(db, deployment, CLAIM_TO_RUN, values)
         claims += found
         if not room:
             return claims
+
+
+async def alone(db: AsyncConnection) -> None:
+    """No claim for a GPU beside this transaction. One for all deployments, since a key's limit is for all."""
+    await _lock(db, RUN_LOCK)
 
 
 async def claim_for_intake(db: AsyncConnection, limit: int, share: int, free: int, seconds: float) -> Sequence[Claim]:
@@ -123,26 +127,26 @@ TAKE_TURNS = text(
 CLAIM_TO_RUN = text(
     """
     WITH RECURSIVE running AS (
-        SELECT model, key_id, owner, count(*) AS n
+        SELECT deployment, key_id, owner, count(*) AS n
           FROM jobs
          WHERE lease_token IS NOT NULL AND inputs IS NOT NULL
          GROUP BY 1, 2, 3
     ),
     in_flight AS (
-        SELECT key_id, owner, n FROM running WHERE model = :model
+        SELECT key_id, owner, n FROM running WHERE deployment = :deployment
     ),
     holding AS (
-        SELECT key_id, sum(n) FILTER (WHERE model = :model) AS here, sum(n) AS total FROM running GROUP BY 1
+        SELECT key_id, sum(n) FILTER (WHERE deployment = :deployment) AS here, sum(n) AS total FROM running GROUP BY 1
     ),
     room AS (
         SELECT greatest(:window - (SELECT coalesce(sum(n), 0) FROM in_flight), 0)::int AS n
     ),
     waiting AS (
         (SELECT key_id AS id FROM turns
-          WHERE queue = :model AND since IS NOT NULL AND (SELECT n FROM room) > 0 ORDER BY key_id LIMIT 1)
+          WHERE queue = :deployment AND since IS NOT NULL AND (SELECT n FROM room) > 0 ORDER BY key_id LIMIT 1)
         UNION ALL
         SELECT (SELECT key_id FROM turns
-                 WHERE queue = :model AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1)
+                 WHERE queue = :deployment AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1)
           FROM waiting WHERE waiting.id IS NOT NULL
     ),
     -- 16 keys beyond those who can matter: somebody else may have locked the jobs of some.
@@ -153,10 +157,10 @@ CLAIM_TO_RUN = text(
           LEFT JOIN holding ON holding.key_id = waiting.id
           LEFT JOIN api_keys ON api_keys.id = waiting.id
          CROSS JOIN LATERAL (
-               SELECT turn FROM turns WHERE queue = :model AND key_id = waiting.id ORDER BY turn DESC LIMIT 1) last
+               SELECT turn FROM turns WHERE queue = :deployment AND key_id = waiting.id ORDER BY turn DESC LIMIT 1) last
          CROSS JOIN LATERAL (
                SELECT priority, since FROM turns
-                WHERE queue = :model AND key_id = waiting.id AND since IS NOT NULL
+                WHERE queue = :deployment AND key_id = waiting.id AND since IS NOT NULL
                 ORDER BY turn, priority DESC, since LIMIT 1) next
          WHERE running_jobs IS NULL OR running_jobs > coalesce(total, 0)
          ORDER BY held, last.turn, next.priority DESC, next.since
@@ -180,7 +184,7 @@ CLAIM_TO_RUN = text(
                           ORDER BY u.held + w.number, u.held DESC, u.turn, u.priority DESC, u.since) AS number
                  FROM ((SELECT owner, 0 AS held, turn, priority, since
                           FROM turns
-                         WHERE queue = :model AND key_id = k.id AND since IS NOT NULL
+                         WHERE queue = :deployment AND key_id = k.id AND since IS NOT NULL
                            AND owner <> ALL (ARRAY(SELECT owner FROM in_flight))
                          ORDER BY turn, priority DESC, since
                          LIMIT k.share)
@@ -189,13 +193,13 @@ CLAIM_TO_RUN = text(
                          FROM in_flight f
                         CROSS JOIN LATERAL (
                               SELECT turn, priority, since FROM turns
-                               WHERE queue = :model AND owner = f.owner AND since IS NOT NULL LIMIT 1) t
+                               WHERE queue = :deployment AND owner = f.owner AND since IS NOT NULL LIMIT 1) t
                         WHERE f.key_id = k.id) u
                 CROSS JOIN LATERAL (
                       SELECT id, row_number() OVER (ORDER BY priority DESC, created_at) AS number
                         FROM jobs
-                       WHERE status = 'queued' AND lease_token IS NULL AND model = :model AND inputs IS NOT NULL
-                         AND owner = u.owner AND not_before <= now()
+                       WHERE status = 'queued' AND lease_token IS NULL AND deployment = :deployment
+                         AND inputs IS NOT NULL AND owner = u.owner AND not_before <= now()
                        ORDER BY priority DESC, created_at
                        LIMIT k.share) w
                 ORDER BY number

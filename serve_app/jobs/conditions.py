@@ -57,14 +57,14 @@ class WaitCode(Explained):
 
 #: Without the operator nothing becomes of these: neither Serve nor the launcher need be asked.
 HOPELESS = frozenset({WaitCode.MODEL_UNAVAILABLE, WaitCode.WEIGHTS_UNAVAILABLE})
-#: The subject of what concerns the jobs of every model.
+#: The subject of what concerns the jobs of every deployment.
 EVERY_MODEL = ""
 #: Seconds after which what nobody has seen again is not believed any more.
 BELIEVED_S = 120
 
 
 def of_key(key_id: str) -> str:
-    """The subject of what concerns the jobs of a key, of every model."""
+    """The subject of what concerns the jobs of a key, of every deployment."""
     return f"key {key_id}"
 
 
@@ -83,7 +83,7 @@ class Conditions:
         self._engine = engine
 
     async def note(self, subject: str, condition: Condition) -> None:
-        """It holds (still). ``subject`` is a model or :data:`EVERY_MODEL`."""
+        """It holds (still). ``subject`` is a deployment or :data:`EVERY_MODEL`."""
         row = insert(conditions).values(subject=subject, code=condition.code, message=condition.message)
         seen = {"code": row.excluded.code, "message": row.excluded.message, "seen_at": func.now()}
         async with self._engine.begin() as db:
@@ -129,7 +129,7 @@ SAID = f"""
     SELECT subject, code, message, NULL::int AS running_jobs, false AS of_launcher
       FROM conditions WHERE seen_at > now() - make_interval(secs => {BELIEVED_S})
      UNION ALL
-    SELECT model, code, message, NULL, true
+    SELECT deployment, code, message, NULL, true
       FROM outlooks WHERE code IS NOT NULL AND seen_at > now() - make_interval(secs => {BELIEVED_S})
      UNION ALL
     SELECT 'key ' || api_keys.id, NULL, NULL, running_jobs, false
@@ -153,7 +153,7 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
         )
     if job.status is Status.PROCESSING:
         return None
-    if found := everywhere or current.get(job.model):
+    if found := everywhere or current.get(job.deployment):
         return found
     if (limit := current.get(of_key(job.key_id))) and (job.lease_token is None or job.inputs is None):
         return limit

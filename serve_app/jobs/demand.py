@@ -1,4 +1,4 @@
-"""How much work there is of each model, and how long a job of it takes."""
+"""How much work there is of each deployment, and how long a job of it takes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.classes import model_of
 from deployments.registry import MODELS
 
 #: Latest videos that a job's time is learnt from.
@@ -24,14 +25,14 @@ class Demand:
     unit_s: float
 
 
-async def demands(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Demand]:
-    """By model. A read of few rows."""
+async def demands(engine: AsyncEngine, deployments: Collection[str]) -> Mapping[str, Demand]:
+    """By deployment. A read of few rows."""
     async with engine.connect() as db:
-        rows = (await db.execute(_DEMANDS, {"models": list(models), "latest": LEARNT_FROM})).all()
+        rows = (await db.execute(_DEMANDS, {"deployments": list(deployments), "latest": LEARNT_FROM})).all()
     found = {}
-    for model, backlog, held_back, run_s, unit_s in rows:
-        expected_s = MODELS[model].expected_run_s
-        found[model] = Demand(
+    for deployment, backlog, held_back, run_s, unit_s in rows:
+        expected_s = MODELS[model_of(deployment)].expected_run_s
+        found[deployment] = Demand(
             backlog=backlog,
             at_once=backlog - held_back,
             run_s=expected_s if run_s is None else run_s,
@@ -42,26 +43,26 @@ async def demands(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, 
 
 _DEMANDS = text(
     """
-    SELECT model,
+    SELECT deployment,
            (SELECT coalesce(sum(n), 0)::bigint FROM job_tally
-             WHERE job_tally.model = asked.model AND status IN ('queued', 'processing')),
+             WHERE job_tally.deployment = asked.deployment AND status IN ('queued', 'processing')),
            (SELECT coalesce(sum(greatest(waiting.n + coalesce(claimed.n, 0) - running_jobs, 0)), 0)::bigint
               FROM api_keys
-              LEFT JOIN (SELECT model, key_id, count(*) AS n FROM jobs
+              LEFT JOIN (SELECT deployment, key_id, count(*) AS n FROM jobs
                           WHERE lease_token IS NOT NULL GROUP BY 1, 2) claimed
-                     ON claimed.model = asked.model AND claimed.key_id = api_keys.id
+                     ON claimed.deployment = asked.deployment AND claimed.key_id = api_keys.id
              CROSS JOIN LATERAL (
                    SELECT count(*) AS n FROM jobs
-                    WHERE status = 'queued' AND lease_token IS NULL AND jobs.model = asked.model
+                    WHERE status = 'queued' AND lease_token IS NULL AND jobs.deployment = asked.deployment
                       AND key_id = api_keys.id) waiting
              WHERE running_jobs IS NOT NULL),
            learnt.run_s, learnt.unit_s
-      FROM unnest(CAST(:models AS text[])) asked (model)
+      FROM unnest(CAST(:deployments AS text[])) asked (deployment)
      CROSS JOIN LATERAL (
          SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s) AS run_s,
                 percentile_cont(0.5) WITHIN GROUP (ORDER BY busy_s / nullif(effort, 0)) AS unit_s
            FROM (SELECT busy_s, effort FROM runs
-                  WHERE runs.model = asked.model AND outcome = 'completed'
+                  WHERE runs.deployment = asked.deployment AND outcome = 'completed'
                   ORDER BY ended_at DESC LIMIT :latest) latest) learnt
     """
 )

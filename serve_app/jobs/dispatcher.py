@@ -4,22 +4,25 @@ Holds nothing that PostgreSQL does not hold, so it can die at any time and sever
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Set
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
 import psycopg
 import structlog
 
-from deployments.contract import Failure, Lease, Outcome, Progress, Report, Started, Stopped, Task, Verdict
+from deployments.classes import Deployment
+from deployments.contract import Ability, Failure, Lease, Outcome, Progress, Report, Started, Stopped, Task, Verdict
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
+from serve_app.jobs.abilities import Abilities
+from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
-from serve_app.jobs.job import Claim
+from serve_app.jobs.job import Claim, Job
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.readiness import Readiness
@@ -51,6 +54,8 @@ PAUSE_S = 1.0
 #: How often a lease is renewed in its time.
 RENEWALS = 3
 RETENTION_S = 60.0
+#: Jobs that are looked at together for another deployment.
+MOVED_AT_ONCE = 100
 
 
 @dataclass
@@ -58,7 +63,8 @@ class _Work:
     """An intake, or a call of a replica."""
 
     task: asyncio.Task[None]
-    model: str
+    #: As it was claimed.
+    job: Job
     intake: bool
     #: This process renews the lease, until a replica has taken the call up.
     held: bool = True
@@ -81,8 +87,11 @@ class Dispatcher:
         readiness: Readiness,
         windows: Windows,
         outlooks: Outlooks,
+        abilities: Abilities,
+        deployments: Sequence[Deployment],
         lease_s: float,
     ) -> None:
+        """``deployments``: those that there may be."""
         self._database_url = database_url
         self._store = store
         self._storage = storage
@@ -94,6 +103,10 @@ class Dispatcher:
         self._readiness = readiness
         self._windows = windows
         self._outlooks = outlooks
+        self._abilities = abilities
+        self._deployments = deployments
+        #: By model, the last job that was looked at by :meth:`_move_astray`.
+        self._looked_at: dict[str, str] = {}
         self._storage_watch = StorageWatch(storage)
         self._make = Tasks(storage, lease_s)
         self._lease_s = lease_s
@@ -123,6 +136,7 @@ class Dispatcher:
                 ("deliver", self._deliver, POLL_S),
                 ("renew", self._renew, self._store.claim_s / RENEWALS),
                 ("look", self._look, SWEEP_S),
+                ("astray", self._move_astray, SWEEP_S),
                 ("verify", self._verify, SWEEP_S),
                 ("deadlines", self._store.expire_deadlines, SWEEP_S),
                 ("retention", self._retain, RETENTION_S),
@@ -175,6 +189,11 @@ class Dispatcher:
         if job is None or job.lease_token != task.lease.token:
             return task
         return await self._make.of(job, task.lease)
+
+    async def able(self, ability: Ability) -> None:
+        """A replica says what it can be asked. Jobs that are beyond it go elsewhere when they are handed over."""
+        await self._abilities.report(ability)
+        log.info("able", deployment=ability.deployment, weights=ability.weights, variants=ability.variants)
 
     async def _complete(self, report: Outcome) -> Verdict:
         try:
@@ -271,7 +290,7 @@ class Dispatcher:
 
     def _begin(self, claim: Claim, work: Coroutine[None, None, None], *, intake: bool) -> None:
         task = asyncio.create_task(work)
-        self._works[claim.lease] = _Work(task, claim.job.model, intake)
+        self._works[claim.lease] = _Work(task, claim.job, intake)
         # Not in the work itself: a task that is cancelled before its first step never gets there.
         task.add_done_callback(partial(self._ended, claim.lease))
 
@@ -316,18 +335,52 @@ class Dispatcher:
         if await self._storage_watch.trouble():
             return 0
         started = 0
-        for model, wanted in (await self._windows.of(await self._workers.capacities())).items():
-            window = self._readiness.window(model, wanted)
-            for claim in await self._store.claim_to_run(model, window) if window else ():
+        for deployment, wanted in (await self._windows.of(await self._workers.capacities())).items():
+            window = self._readiness.window(deployment, wanted)
+            for claim in await self._store.claim_to_run(deployment, window) if window else ():
                 self._begin(claim, self._call(claim), intake=False)
                 started += 1
         return started
 
+    async def _stays(self, job: Job) -> bool:
+        """Whether a job that no replica works on is where it should be. If not it goes there, or ends if that is
+        nowhere."""
+        place = await self._abilities.place(job)
+        if place == job.deployment:
+            return True
+        log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
+        if place is None:
+            message = "No GPU here has the memory for this video. Ask for a smaller or shorter one."
+            await self._store.refuse(job, FailureCode.REQUEST_TOO_LARGE, message)
+        else:
+            await self._store.move(job, place)
+        return False
+
+    async def _move_astray(self) -> int:
+        """Jobs whose deployment is not served any more, or not to be had while another of their model is. Those that
+        were claimed wait on a handle, perhaps for ever."""
+        moved = 0
+        for model, allowed in (await self._abilities.here()).items():
+            held = {lease: work.job for lease, work in self._works.items() if work.held and not work.intake}
+            for lease, job in held.items():
+                if job.model == model and job.deployment not in allowed and not await self._stays(job):
+                    self._let_go({lease})
+                    moved += 1
+            after = self._looked_at.get(model, "")
+            found = await self._store.elsewhere(allowed, model, after, MOVED_AT_ONCE)
+            for job in found:
+                moved += not await self._stays(job)
+            # Some stay, since none that is here could make them: the next look is at those behind.
+            self._looked_at[model] = found[-1].id if len(found) == MOVED_AT_ONCE else ""
+        return moved
+
     async def _call(self, claim: Claim) -> None:
         job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
-            log.info("dispatched", model=job.model)
             try:
+                if not await self._stays(job):
+                    return
+                log.info("dispatched", model=job.model, deployment=job.deployment)
                 await self._workers.generate(await self._make.of(job, lease))
                 # Reported already, unless the worker refused it.
                 await self._store.release(lease)
@@ -380,12 +433,18 @@ class Dispatcher:
         self._wake()
 
     async def _look(self) -> int:
-        """See which models work; take back what waits for one that does not start, so that Serve stops trying."""
+        """See which deployments work; take back what waits for one that does not start, so that Serve stops trying."""
         troubles = await self._storage_watch.trouble()
         outlooks = await self._outlooks.current()
-        for model in await self._readiness.look(await self._workers.health(), troubles, outlooks):
+        health = await self._workers.health()
+        closed = await self._readiness.look(health, troubles, outlooks)
+        # Whose machines nobody offers now may be had later; until then a larger one makes their jobs.
+        rentable = {name for name, outlook in outlooks.items() if outlook.code not in {*HOPELESS, WaitCode.NO_MACHINE}}
+        had = {name for name, each in health.items() if (each.live or name in rentable) and self._readiness.open(name)}
+        await self._abilities.see([each for each in self._deployments if each.name in health], had)
+        for name in closed:
             works = self._works.items()
-            waiting = {lease for lease, work in works if work.held and not work.intake and work.model == model}
+            waiting = {lease for lease, work in works if work.held and not work.intake and work.job.deployment == name}
             self._let_go(waiting)
             for lease in waiting:
                 await self._store.release(lease)

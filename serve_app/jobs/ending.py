@@ -101,7 +101,7 @@ class Endings:
         ]
         message = "; ".join([message, *told])
         current = await believed(db)
-        subjects = (of_key(job.key_id), job.model, EVERY_MODEL)
+        subjects = (of_key(job.key_id), job.deployment, EVERY_MODEL)
         for condition in (current[subject] for subject in subjects if subject in current):
             if condition.code in HOPELESS:
                 code = FailureCode.MODEL_UNAVAILABLE

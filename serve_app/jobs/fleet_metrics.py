@@ -53,7 +53,8 @@ async def totals(db: AsyncConnection) -> Sequence[Metric]:
 
 
 async def collect(db: AsyncConnection) -> Sequence[Metric]:
-    """What stands in the way of jobs, and what the launcher expects of machines."""
+    """What stands in the way of jobs, and what the launcher expects of machines. Of a model with several deployments
+    each is told by its own name, e.g. ``ltx2-40gb``."""
     waits = GaugeMetricFamily("video_waits", "1 while this keeps jobs waiting.", labels=("model", "code"))
     for subject, condition in (await believed(db)).items():
         waits.add_metric(("" if subject == EVERY_MODEL else subject, condition.code), 1)
@@ -66,9 +67,9 @@ async def collect(db: AsyncConnection) -> Sequence[Metric]:
     left = [outlook.credit_usd for outlook in outlooks.values() if outlook.credit_usd is not None]
     if left:
         credit.add_metric((), min(left))
-    for model, outlook in outlooks.items():
-        start.add_metric((model,), outlook.start_s)
+    for deployment, outlook in outlooks.items():
+        start.add_metric((deployment,), outlook.start_s)
         for bound, usd in (("low", outlook.usd_per_hour_low), ("high", outlook.usd_per_hour_high)):
             if usd is not None:
-                price.add_metric((model, bound), usd)
+                price.add_metric((deployment, bound), usd)
     return [waits, start, price, credit]

@@ -1,11 +1,12 @@
 """When a job may be done and what it may cost, of what the launcher says and the latest jobs have taken."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.classes import model_of
 from deployments.registry import MODELS
 from serve_app.jobs.demand import Demand, demands
 from serve_app.jobs.fleet_size import Capacity, machines
@@ -26,7 +27,7 @@ class CostRange:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a model for which machines are rented."""
+    """Of a deployment for which machines are rented."""
 
     outlook: Outlook
     demand: Demand
@@ -57,24 +58,25 @@ class Forecast:
 
 
 class Forecasts:
-    """Of all models, made once a second however many ask. For one event loop."""
+    """Of all deployments, made once a second however many ask. For one event loop."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._made = Shared(lambda: forecasts(engine, MODELS), fresh_s=FRESH_S)
+        self._made = Shared(lambda: forecasts(engine), fresh_s=FRESH_S)
 
-    async def of(self, model: str) -> Forecast | None:
+    async def of(self, deployment: str) -> Forecast | None:
         """None: no machines are rented for it."""
-        return (await self._made.get()).get(model)
+        return (await self._made.get()).get(deployment)
 
     async def unit_costs(self) -> Mapping[str, float]:
-        """Dollars for a job whose effort is 1 on a machine that works anyway, by model; those for which no machines
-        are rented are absent. Infinite where no price is known: nobody can say that it is within a budget."""
-        costs = {model: forecast.cost_usd(1) for model, forecast in (await self._made.get()).items()}
-        return {model: math.inf if cost is None else cost.low for model, cost in costs.items()}
+        """Dollars for a job whose effort is 1 on a machine that works anyway, by deployment; those for which no
+        machines are rented are absent. Infinite where no price is known: nobody can say that it is within a budget."""
+        costs = {name: forecast.cost_usd(1) for name, forecast in (await self._made.get()).items()}
+        return {name: math.inf if cost is None else cost.low for name, cost in costs.items()}
 
 
-async def forecasts(engine: AsyncEngine, models: Collection[str]) -> Mapping[str, Forecast]:
-    """By model; those for which no machines are rented are absent."""
-    outlooks = {model: each for model, each in (await Outlooks(engine).current()).items() if model in models}
+async def forecasts(engine: AsyncEngine) -> Mapping[str, Forecast]:
+    """By deployment; those for which no machines are rented are absent."""
+    known = await Outlooks(engine).current()
+    outlooks = {name: each for name, each in known.items() if model_of(name) in MODELS}
     demand = await demands(engine, outlooks) if outlooks else {}
-    return {model: Forecast(outlook, demand[model]) for model, outlook in outlooks.items()}
+    return {name: Forecast(outlook, demand[name]) for name, outlook in outlooks.items()}

@@ -67,6 +67,11 @@ class NewJob:
 
     model: str
     params: Mapping[str, Any]
+    #: Which of the model's deployments is to make it; empty: the first.
+    deployment: str = ""
+    #: What decides that: see ``ModelSpec.variant`` and ``ModelSpec.size``. Not kept, since both follow of ``params``.
+    variant: str = ""
+    size: int = 1
     #: Of a job that was not opened for uploads before.
     id: str = field(default_factory=new_id)
     nonce: str = field(default_factory=new_nonce)
@@ -108,6 +113,8 @@ class Job:
     nonce: str
     #: Empty as long as nobody has said, which is while it is ``uploading``.
     model: str
+    #: Which of the model's deployments is to make it: in whose line it is. Empty as above.
+    deployment: str
     status: Status
     stage: str
     #: 0 to 100, never goes back.
@@ -174,7 +181,8 @@ class Job:
     def from_row(cls, row: Mapping[Any, Any]) -> "Job":
         values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
         values["status"] = Status(values["status"])
-        values["model"] = values["model"] or ""
+        for name in ("model", "deployment"):
+            values[name] = values[name] or ""
         for name in ("timings", "notes"):
             # Only ever shown or added up.
             values[name] = values[name] if isinstance(values[name], dict) else {}

@@ -1,6 +1,6 @@
-"""What the launcher, who rents machines, says of each model: why it rents none, how long a start takes, and prices.
+"""What the launcher, who rents machines, says of each deployment: why it rents none, how long a start takes, prices.
 
-A model without an outlook has no rented machines: it is all on this one, or on nodes that somebody joins by hand.
+A deployment without an outlook has no rented machines: it is all on this one, or on nodes that somebody joins by hand.
 """
 
 from collections.abc import Mapping
@@ -43,15 +43,15 @@ class Outlooks:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def note(self, model: str, outlook: Outlook) -> None:
+    async def note(self, deployment: str, outlook: Outlook) -> None:
         """For the launcher, whose role may write it: at least every half of ``BELIEVED_S``."""
-        row = insert(outlooks).values(model=model, seen_at=func.now(), **asdict(outlook))
+        row = insert(outlooks).values(deployment=deployment, seen_at=func.now(), **asdict(outlook))
         changed = {column.name: row.excluded[column.name] for column in outlooks.columns if not column.primary_key}
         async with self._engine.begin() as db:
-            await db.execute(row.on_conflict_do_update(index_elements=["model"], set_=changed))
+            await db.execute(row.on_conflict_do_update(index_elements=["deployment"], set_=changed))
 
     async def current(self) -> Mapping[str, Outlook]:
-        """By model. What stands in the way is not believed for as long as the rest."""
+        """By deployment. What stands in the way is not believed for as long as the rest."""
         async with self._engine.connect() as db:
             return await known(db)
 
@@ -59,7 +59,7 @@ class Outlooks:
 async def known(db: AsyncConnection) -> Mapping[str, Outlook]:
     """See :meth:`Outlooks.current`."""
     return {
-        row.model: Outlook(
+        row.deployment: Outlook(
             start_s=row.start_s,
             usd_per_hour_low=row.usd_per_hour_low,
             usd_per_hour_high=row.usd_per_hour_high,

@@ -1,4 +1,4 @@
-"""How long a model's jobs take, learnt from its latest videos: a long clip from long ones, where there are any.
+"""How long a deployment's jobs take, learnt from its latest videos: a long clip from long ones, where there are any.
 
 What is compared is seconds by effort (``ModelSpec.effort``), so that a shape which was never made yet is estimated as
 well.
@@ -58,7 +58,7 @@ class Working:
 
 @dataclass(frozen=True)
 class Pace:
-    """Of a model. The latest run comes first."""
+    """Of a deployment. The latest run comes first."""
 
     runs: Sequence[Run]
 
@@ -90,7 +90,7 @@ def _scaled(effort: float, runs: Sequence[tuple[float, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class Line:
-    """What is known of a model's jobs at a moment. Estimates are in seconds; None: not known."""
+    """What is known of a deployment's jobs at a moment. Estimates are in seconds; None: not known."""
 
     pace: Pace
     #: By the database's clock, and by this process's.
@@ -147,33 +147,35 @@ def _rank(priority: int, created_at: datetime) -> tuple[int, datetime]:
 
 
 class Lines:
-    """The lines of models, each looked at once for all who ask within a second."""
+    """The lines of deployments, each looked at once for all who ask within a second."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._lines: dict[str, Line] = {}
-        #: The latest runs by model, with the moment they were looked up.
+        #: The latest runs by deployment, with the moment they were looked up.
         self._paces: dict[str, tuple[Pace, float]] = {}
         self._looking = asyncio.Lock()
 
-    async def of(self, model: str) -> Line:
-        """What is known of the model now."""
+    async def of(self, deployment: str) -> Line:
+        """What is known of the deployment now."""
         async with self._looking:
-            line = self._lines.get(model)
+            line = self._lines.get(deployment)
             if line is None or time.monotonic() - line.read_at >= LINE_KEPT_S:
-                line = self._lines[model] = await self._look(model)
+                line = self._lines[deployment] = await self._look(deployment)
             return line
 
-    async def _look(self, model: str) -> Line:
+    async def _look(self, deployment: str) -> Line:
         async with self._engine.connect() as db:
-            pace, learnt_at = self._paces.get(model, (None, 0.0))
+            pace, learnt_at = self._paces.get(deployment, (None, 0.0))
             if pace is None or time.monotonic() - learnt_at >= KEPT_S:
-                rows = await db.execute(_RUNS, {"model": model, "limit": LEARNT_FROM})
+                rows = await db.execute(_RUNS, {"deployment": deployment, "limit": LEARNT_FROM})
                 pace = Pace([Run(*row) for row in rows])
-                self._paces[model] = pace, time.monotonic()
+                self._paces[deployment] = pace, time.monotonic()
             now = (await db.execute(_NOW)).scalar_one()
-            working = {row[0]: (row[1], Working(*row[2:])) for row in await db.execute(_WORKING, {"model": model})}
-            waiting = (await db.execute(_WAITING, {"model": model, "limit": MOST_WAITING})).all()
+            working = {
+                row[0]: (row[1], Working(*row[2:])) for row in await db.execute(_WORKING, {"deployment": deployment})
+            }
+            waiting = (await db.execute(_WAITING, {"deployment": deployment, "limit": MOST_WAITING})).all()
         ranked = sorted((_rank(row.priority, row.created_at), row.effort) for row in waiting)
         return Line(
             pace=pace,
@@ -194,7 +196,7 @@ _RUNS = text(
            (timings->>'run')::float8 + coalesce((timings->>'prepare')::float8, 0)
                + coalesce((timings->>'publish')::float8, 0) AS whole_s
       FROM jobs
-     WHERE status = 'completed' AND completed_at IS NOT NULL AND model = :model AND timings ? 'run'
+     WHERE status = 'completed' AND completed_at IS NOT NULL AND deployment = :deployment AND timings ? 'run'
        AND faults = 0 AND effort > 0
      ORDER BY completed_at DESC LIMIT :limit
     """
@@ -206,7 +208,7 @@ _WORKING = text(
     SELECT id, started_at, effort, progress / 100, attempt,
            greatest(extract(epoch FROM clock_timestamp() - started_at), 0)::float8
       FROM jobs
-     WHERE lease_token IS NOT NULL AND status = 'processing' AND model = :model AND started_at IS NOT NULL
+     WHERE lease_token IS NOT NULL AND status = 'processing' AND deployment = :deployment AND started_at IS NOT NULL
     """
 )
 
@@ -214,7 +216,7 @@ _WORKING = text(
 _WAITING = text(
     """
     SELECT priority, created_at, effort FROM jobs
-     WHERE status = 'queued' AND completed_at IS NULL AND model = :model
+     WHERE status = 'queued' AND completed_at IS NULL AND deployment = :deployment
      LIMIT :limit
     """
 )

@@ -14,18 +14,19 @@ def ahead_of(limit: int = MAX_POSITION) -> str:
 #: ``claim.py`` ranks them; of a key that may not run as many, only those that it may. Of the own key those are ahead
 #: that are better of the same user, and of other users those that rank before it. Each part stops counting at
 #: ``limit``. Of the other users only those are looked at who can be ahead: who holds something, the first in the
-#: model's line, up to the user's own turn if this is his first job, and the first whose inputs are being fetched. Whom
-#: a back-off keeps from being taken is nowhere.
+#: deployment's line, up to the user's own turn if this is his first job, and the first whose inputs are being fetched.
+#: Whom a back-off keeps from being taken is nowhere.
 _AHEAD = """
     WITH RECURSIVE
     running AS (
-        SELECT model, key_id, owner, status, priority, created_at FROM jobs
+        SELECT deployment, key_id, owner, status, priority, created_at FROM jobs
          WHERE lease_token IS NOT NULL AND inputs IS NOT NULL
     ),
-    claimed AS (SELECT * FROM running WHERE model = j.model),
+    claimed AS (SELECT * FROM running WHERE deployment = j.deployment),
     in_flight AS (SELECT owner AS id, key_id, count(*) AS n FROM claimed GROUP BY 1, 2),
     holding AS (
-        SELECT key_id, count(*) FILTER (WHERE model = j.model) AS here, count(*) AS total FROM running GROUP BY 1
+        SELECT key_id, count(*) FILTER (WHERE deployment = j.deployment) AS here, count(*) AS total
+          FROM running GROUP BY 1
     ),
     handed_over AS (
         SELECT count(*) AS n FROM claimed
@@ -36,7 +37,7 @@ _AHEAD = """
     own AS (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM jobs
-             WHERE status = 'queued' AND lease_token IS NULL AND model = j.model AND key_id = j.key_id
+             WHERE status = 'queued' AND lease_token IS NULL AND deployment = j.deployment AND key_id = j.key_id
                AND owner = j.owner
                AND (priority > j.priority OR (priority = j.priority AND created_at < j.created_at)) LIMIT {limit}) mine
     ),
@@ -46,19 +47,19 @@ _AHEAD = """
                coalesce(t.since, later.since, j.created_at) AS since
           FROM own
           LEFT JOIN in_flight f ON f.id = j.owner
-          LEFT JOIN turns t ON t.queue = j.model AND t.owner = j.owner
+          LEFT JOIN turns t ON t.queue = j.deployment AND t.owner = j.owner
           LEFT JOIN turns later ON later.queue = '' AND later.owner = j.owner
     ),
     users AS (
         (SELECT owner, 0 AS held, turn, priority, since FROM turns
-          WHERE queue = j.model AND key_id = j.key_id AND since IS NOT NULL
+          WHERE queue = j.deployment AND key_id = j.key_id AND since IS NOT NULL
             AND turn <= (SELECT CASE WHEN rank = 1 THEN turn ELSE 9223372036854775807 END FROM me)
             AND owner <> ALL (ARRAY(SELECT id FROM in_flight))
           ORDER BY turn, priority DESC, since LIMIT {limit} + 1)
         UNION ALL
         SELECT f.id, f.n, coalesce(t.turn, 0), coalesce(t.priority, later.priority), coalesce(t.since, later.since)
           FROM in_flight f
-          LEFT JOIN turns t ON t.queue = j.model AND t.owner = f.id
+          LEFT JOIN turns t ON t.queue = j.deployment AND t.owner = f.id
           LEFT JOIN turns later ON later.queue = '' AND later.owner = f.id
          WHERE f.key_id = j.key_id
         UNION ALL
@@ -67,7 +68,7 @@ _AHEAD = """
                  WHERE queue = '' AND key_id = j.key_id AND since IS NOT NULL
                    AND owner <> ALL (ARRAY(SELECT id FROM in_flight))
                  ORDER BY turn, priority DESC, since LIMIT {limit} + 1) later
-          LEFT JOIN turns t ON t.queue = j.model AND t.owner = later.owner
+          LEFT JOIN turns t ON t.queue = j.deployment AND t.owner = later.owner
          WHERE t.since IS NULL
     ),
     of_key AS (
@@ -75,22 +76,22 @@ _AHEAD = """
             SELECT 1 FROM me, users u
              CROSS JOIN LATERAL (
                    SELECT 1 FROM jobs
-                    WHERE status = 'queued' AND lease_token IS NULL AND model = j.model
+                    WHERE status = 'queued' AND lease_token IS NULL AND deployment = j.deployment
                       AND key_id = j.key_id AND owner = u.owner
                     LIMIT greatest(0, me.rank - u.held - CASE
                               WHEN (-u.held, u.turn, -u.priority, u.since)
                                  < (-me.held, me.turn, -me.priority, me.since) THEN 0 ELSE 1 END)) ahead
              WHERE u.owner <> j.owner LIMIT {limit}) turns
     ),
-    -- With a job of the model to run, or any whose inputs are fetched.
+    -- With a job of the deployment to run, or any whose inputs are fetched.
     waiting AS (
         SELECT least(
-                   (SELECT key_id FROM turns WHERE queue = j.model AND since IS NOT NULL ORDER BY key_id LIMIT 1),
+                   (SELECT key_id FROM turns WHERE queue = j.deployment AND since IS NOT NULL ORDER BY key_id LIMIT 1),
                    (SELECT key_id FROM turns WHERE queue = '' AND since IS NOT NULL ORDER BY key_id LIMIT 1)) AS id
         UNION ALL
         SELECT least(
                    (SELECT key_id FROM turns
-                     WHERE queue = j.model AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1),
+                     WHERE queue = j.deployment AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1),
                    (SELECT key_id FROM turns
                      WHERE queue = '' AND since IS NOT NULL AND key_id > waiting.id ORDER BY key_id LIMIT 1))
           FROM waiting WHERE waiting.id IS NOT NULL
@@ -104,9 +105,9 @@ _AHEAD = """
           LEFT JOIN api_keys ON api_keys.id = each.id
           LEFT JOIN LATERAL (
                SELECT turn FROM turns
-                WHERE queue = j.model AND key_id = each.id ORDER BY turn DESC LIMIT 1) last ON true
+                WHERE queue = j.deployment AND key_id = each.id ORDER BY turn DESC LIMIT 1) last ON true
           LEFT JOIN LATERAL (
-               SELECT priority, since FROM turns WHERE queue = j.model AND key_id = each.id AND since IS NOT NULL
+               SELECT priority, since FROM turns WHERE queue = j.deployment AND key_id = each.id AND since IS NOT NULL
                 ORDER BY turn, priority DESC, since LIMIT 1) next ON true
           LEFT JOIN LATERAL (
                SELECT priority, since FROM turns
@@ -120,7 +121,7 @@ _AHEAD = """
                    SELECT keys.*, held + own.n + of_key.n + 1 AS rank FROM keys, own, of_key WHERE id = j.key_id) mine
              CROSS JOIN LATERAL (
                    SELECT 1 FROM jobs
-                    WHERE status = 'queued' AND lease_token IS NULL AND model = j.model AND key_id = k.id
+                    WHERE status = 'queued' AND lease_token IS NULL AND deployment = j.deployment AND key_id = k.id
                     LIMIT greatest(0, least(k.most, mine.rank - k.held - CASE
                               WHEN (-k.held, k.turn, -k.priority, k.since)
                                  < (-mine.held, mine.turn, -mine.priority, mine.since) THEN 0 ELSE 1 END))) ahead

@@ -51,8 +51,9 @@ class Quota:
             await self._require_place(db, _WAITING, self.queued_jobs)
         if self.usd_per_day is not None:
             expected = await _unfinished(db, self.key_id)
-            expected[new.model] = expected.get(new.model, 0) + new.effort
-            to_come = sum(self.unit_usd.get(model, 0) * effort for model, effort in expected.items())
+            name = new.deployment or new.model
+            expected[name] = expected.get(name, 0) + new.effort
+            to_come = sum(self.unit_usd.get(name, 0) * effort for name, effort in expected.items())
             if await _spent(db, self.key_id) + to_come > self.usd_per_day:
                 raise NoBudget
 
@@ -95,10 +96,10 @@ async def use_of(engine: AsyncEngine, key_id: str) -> Use:
 
 
 async def _unfinished(db: AsyncConnection, key_id: str) -> dict[str, float]:
-    """Effort by model, of jobs that were submitted and have not ended."""
+    """Effort by deployment, of jobs that were submitted and have not ended."""
     submitted = _open(key_id) & jobs.c.model.is_not(None)
-    summed = select(jobs.c.model, func.sum(jobs.c.effort).label("effort")).where(submitted)
-    return {row.model: row.effort for row in await db.execute(summed.group_by(jobs.c.model))}
+    summed = select(jobs.c.deployment, func.sum(jobs.c.effort).label("effort")).where(submitted)
+    return {row.deployment: row.effort for row in await db.execute(summed.group_by(jobs.c.deployment))}
 
 
 async def _spent(db: AsyncConnection, key_id: str) -> float:

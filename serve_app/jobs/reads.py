@@ -23,7 +23,7 @@ class Seen:
     job: Job
     #: Jobs ahead of it; 0: it is next. None unless it waits.
     position: int | None
-    #: Seconds until its video is there. None: not known, e.g. since nothing works on its model.
+    #: Seconds until its video is there. None: not known, e.g. since no replica that could make it works.
     eta_s: float | None
     #: What stands in the way of jobs now, by subject; empty where it has ended.
     conditions: Mapping[str, Condition]
@@ -46,9 +46,9 @@ class JobReads:
         job = found.job
         eta_s = None
         if found.position is not None:
-            eta_s = (await self.lines.of(job.model)).until_turn_and_done(job, found.position)
+            eta_s = (await self.lines.of(job.deployment)).until_turn_and_done(job, found.position)
         elif job.status is Status.PROCESSING:
-            eta_s = (await self.lines.of(job.model)).until_done(job)
+            eta_s = (await self.lines.of(job.deployment)).until_done(job)
         return Seen(job, found.position, eta_s, found.conditions, found.cost_usd)
 
     async def several(self, ids: Sequence[str]) -> Sequence[Seen]:

@@ -90,8 +90,9 @@ class Retention:
 #: Two at once are harmless: what one has taken, the other does not see.
 _ADD_UP = text(
     """
-    WITH taken AS (DELETE FROM job_tally RETURNING model, status, n)
-    INSERT INTO job_tally SELECT model, status, sum(n) FROM taken GROUP BY 1, 2 HAVING sum(n) <> 0
+    WITH taken AS (DELETE FROM job_tally RETURNING model, deployment, status, n)
+    INSERT INTO job_tally (model, deployment, status, n)
+    SELECT model, deployment, status, sum(n) FROM taken GROUP BY 1, 2, 3 HAVING sum(n) <> 0
     """
 )
 

@@ -11,7 +11,7 @@ Time is the database's: no clock of another machine decides anything.
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -242,14 +242,53 @@ class JobStore:
             await notify(db, "work")
         return done
 
-    async def claim_to_run(self, model: str, window: int) -> Sequence[Claim]:
-        """Lease jobs for the GPU, as many as keep at most ``window`` of the model in flight.
+    async def claim_to_run(self, deployment: str, window: int) -> Sequence[Claim]:
+        """Lease jobs for the GPU, as many as keep at most ``window`` of the deployment in flight.
 
         Fair between keys, and between the users of a key; never more of a key's than may run: see ``claim.py``. The
         cost follows the window and the number of keys that wait, not the number of jobs or of users who do.
         """
         async with self._engine.begin() as db:
-            return await claim.claim_to_run(db, model, window, self.claim_s)
+            return await claim.claim_to_run(db, deployment, window, self.claim_s)
+
+    async def elsewhere(self, allowed: Collection[str], model: str, after: str, limit: int) -> Sequence[Job]:
+        """Jobs of ``model`` that wait for other deployments than these, unclaimed; by id, those after ``after``."""
+        waiting = (
+            select(jobs)
+            .where(
+                jobs.c.status == Status.QUEUED,
+                jobs.c.lease_token.is_(None),
+                jobs.c.model == model,
+                jobs.c.deployment.not_in(allowed),
+                jobs.c.id > after,
+            )
+            .order_by(jobs.c.id)
+            .limit(limit)
+        )
+        async with self._engine.connect() as db:
+            return readable((await db.execute(waiting)).mappings())
+
+    async def move(self, job: Job, deployment: str) -> None:
+        """Into the line of another deployment, at once, as long as no replica works on it: nobody's fault and no
+        attempt. ``job`` as it was read: one that was claimed since, or claimed again, stays."""
+        async with self._engine.begin() as db:
+            # It changes two lines, as claims do.
+            await claim.alone(db)
+            there = (
+                (jobs.c.id == job.id)
+                & (jobs.c.status == Status.QUEUED)
+                & jobs.c.lease_token.is_not_distinct_from(job.lease_token)
+            )
+            stage = job.stage if job.lease_token is None else Stage.QUEUED
+            await db.execute(update(jobs).where(there).values(assigned=deployment, stage=stage, **NO_LEASE))
+            await notify(db, "work")
+
+    async def refuse(self, job: Job, code: FailureCode, message: str) -> None:
+        """``queued → failed``: no replica will ever take it. ``job`` as for :meth:`move`."""
+        async with self._engine.begin() as db:
+            found = await lock(db, job.id)
+            if found is not None and (found.status, found.lease_token) == (Status.QUEUED, job.lease_token):
+                await self._ends.fail(db, found, code, message)
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself.

@@ -44,6 +44,9 @@ jobs = Table(
     Column("nonce", Text, nullable=False, server_default=""),
     #: Null while ``uploading``: a presigned upload does not say yet what it is for.
     Column("model", Text),
+    #: Which of its model's deployments is to make it; null: the first, which has the model's name.
+    Column("assigned", Text),
+    Column("deployment", Text, Computed("coalesce(assigned, model)", persisted=True)),
     Column("status", Text, nullable=False),
     Column("stage", Text, nullable=False, server_default=""),
     Column("progress", Double, nullable=False, server_default="0"),
@@ -116,7 +119,7 @@ jobs = Table(
     # Partial indexes: their size follows the work at hand, not the history.
     Index(
         "jobs_waiting",
-        "model",
+        "deployment",
         "key_id",
         "owner",
         text("priority DESC"),
@@ -125,7 +128,7 @@ jobs = Table(
     ),
     Index(
         "jobs_to_run",
-        "model",
+        "deployment",
         "owner",
         text("priority DESC"),
         "created_at",
@@ -335,10 +338,10 @@ used_ids = Table(
     Index("used_ids_oldest", "forgotten_at"),
 )
 
-#: The lines of owners, by model (and ``''``: intake): who was served when, and who has a job that waits. Of owners who
-#: have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
-#: migration 0011 keep the last three columns as jobs come and go, so that a claim reads the heads of the lines and not
-#: all of them.
+#: The lines of owners, by deployment (and ``''``: intake): who was served when, and who has a job that waits. Of owners
+#: who have as much, the one served longest ago is next; a key was served when the last of its owners was. Triggers of
+#: migrations 0011 and 0016 keep the last three columns as jobs come and go, so that a claim reads the heads of the
+#: lines and not all of them.
 turns = Table(
     "turns",
     metadata,
@@ -368,7 +371,7 @@ turns = Table(
     Index("turns_oldest", "served_at", postgresql_where=text("since IS NULL AND later IS NULL")),
 )
 
-#: Why jobs wait, as the dispatcher last saw it: by model, or ``''`` for all of them.
+#: Why jobs wait, as the dispatcher last saw it: by deployment, or ``''`` for all of them.
 conditions = Table(
     "conditions",
     metadata,
@@ -380,14 +383,16 @@ conditions = Table(
     _timestamp("seen_at", now=True),
 )
 
-#: How many jobs there are, as a sum of changes: triggers of migration 0003 add a row where a job appears, changes its
-#: status or goes, and the dispatcher adds rows up. So counting reads no job, and nobody waits for a counter's lock.
+#: How many jobs there are, as a sum of changes: triggers of migrations 0003 and 0016 add a row where a job appears,
+#: changes its status or goes, and the dispatcher adds rows up. So counting reads no job, and nobody waits for a
+#: counter's lock.
 job_tally = Table(
     "job_tally",
     metadata,
     Column("model", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("n", BigInteger, nullable=False),
+    Column("deployment", Text, nullable=False),
 )
 
 #: Which node worked on which attempt, and for how long. Triggers of migration 0007 keep it as jobs start and end; only
@@ -413,6 +418,9 @@ runs = Table(
     Column("outcome", Text),
     #: The job's, by a trigger of migration 0010.
     Column("key_id", Text, nullable=False, server_default=""),
+    #: As in ``jobs``.
+    Column("assigned", Text),
+    Column("deployment", Text, Computed("coalesce(assigned, model)", persisted=True)),
     CheckConstraint("node <> ''", name="runs_node_is_named"),
     CheckConstraint("(ended_at IS NULL) = (busy_s IS NULL)", name="runs_end_is_measured"),
     CheckConstraint("outcome IS NULL OR ended_at IS NOT NULL", name="runs_outcome_is_an_end"),
@@ -420,14 +428,31 @@ runs = Table(
     Index("runs_of_node", "node"),
     Index("runs_of_key", "key_id", "started_at", postgresql_where=text("key_id <> ''")),
     Index("runs_open", "job_id", "attempt", postgresql_where=text("outcome IS NULL")),
-    Index("runs_completed", "model", text("ended_at DESC"), postgresql_where=text("outcome = 'completed'")),
+    Index("runs_completed", "deployment", text("ended_at DESC"), postgresql_where=text("outcome = 'completed'")),
 )
 
-#: What the launcher says of each model for which it can rent machines. The service only reads it.
+#: Which deployments there are, and what can be asked of each. The dispatcher keeps the rows; who takes requests reads
+#: them, and decides by them which deployment is to make a job.
+abilities = Table(
+    "abilities",
+    metadata,
+    Column("deployment", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    #: GiB of its class of GPUs; null: it takes whatever node there is.
+    Column("gib", SmallInteger),
+    #: When a node of it was last there, or could be rented.
+    _timestamp("had_at"),
+    #: What a replica of it last said, an ``Ability``; null: none has yet.
+    Column("ability", JSONB(none_as_null=True)),
+    _timestamp("reported_at"),
+    CheckConstraint("(ability IS NULL) = (reported_at IS NULL)", name="abilities_are_dated"),
+)
+
+#: What the launcher says of each deployment for which it can rent machines. The service only reads it.
 outlooks = Table(
     "outlooks",
     metadata,
-    Column("model", Text, primary_key=True),
+    Column("deployment", Text, primary_key=True),
     #: Why no machine is rented for it, a ``WaitCode``, and the same in words; both null: nothing stands in the way.
     Column("code", Text),
     Column("message", Text),

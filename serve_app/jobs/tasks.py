@@ -32,6 +32,7 @@ class Tasks:
             return Task(
                 lease=lease,
                 model=spec.name,
+                deployment=job.deployment,
                 params=dict(job.params),
                 inputs={name: await self._input(item) for name, item in stored.items()},
                 output_url=await self._storage.presign_put(

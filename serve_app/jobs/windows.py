@@ -1,4 +1,4 @@
-"""How many jobs of each model may be in flight on the Serve handle: that is what replicas are started for."""
+"""How many jobs of each deployment may be in flight on the Serve handle: that is what replicas are started for."""
 
 from collections.abc import Mapping
 
@@ -17,22 +17,22 @@ class Windows:
         self._outlooks = Outlooks(engine)
 
     async def of(self, capacities: Mapping[str, Capacity]) -> Mapping[str, int]:
-        """By model."""
-        outlooks = {model: each for model, each in (await self._outlooks.current()).items() if model in capacities}
+        """By deployment."""
+        outlooks = {name: each for name, each in (await self._outlooks.current()).items() if name in capacities}
         demand = await demands(self._engine, outlooks) if outlooks else {}
         windows = {}
-        for model, capacity in capacities.items():
+        for name, capacity in capacities.items():
             target = capacity.most
-            if (outlook := outlooks.get(model)) is not None:
+            if (outlook := outlooks.get(name)) is not None:
                 target = machines(
-                    backlog=demand[model].backlog,
-                    run_s=demand[model].run_s,
+                    backlog=demand[name].backlog,
+                    run_s=demand[name].run_s,
                     start_s=outlook.start_s,
                     running=capacity.running,
-                    most=min(capacity.most, max(demand[model].at_once, 1)),
+                    most=min(capacity.most, max(demand[name].at_once, 1)),
                 )
                 if outlook.condition is not None and not capacity.running:
                     # Nothing is rented. One wish is enough for the launcher to see that something should be.
                     target = 1
-            windows[model] = window(target, capacity)
+            windows[name] = window(target, capacity)
         return windows

@@ -20,10 +20,10 @@ class Workers(Protocol):
     """What takes tasks."""
 
     async def capacities(self) -> Mapping[str, Capacity]:
-        """By model: how many tasks it can take, and for how many more replicas would start."""
+        """By deployment: how many tasks it can take, and for how many more replicas would start."""
 
     async def health(self) -> Mapping[str, ModelHealth]:
-        """Which models work, and what keeps the others from it."""
+        """Which deployments work, and what keeps the others from it."""
 
     async def generate(self, task: Task) -> None:
         """Hand a task over; returns when a replica is done with it. Cancelling lets go of it.

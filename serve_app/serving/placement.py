@@ -13,9 +13,20 @@ class Node:
     labels: Mapping[str, str]
 
 
+def could_take(needs: Mapping[str, float], labels: Mapping[str, str], node: Node) -> bool:
+    """Whether the node is one for such a replica, whatever is on it now."""
+    enough = all(node.total.get(name, 0.0) >= amount for name, amount in needs.items())
+    return enough and fits(labels, node.labels)
+
+
+def fits(wanted: Mapping[str, str], have: Mapping[str, str]) -> bool:
+    """Whether a node with the labels that it has is one that a label selector wants."""
+    return all(_matches(have.get(key), want) for key, want in wanted.items())
+
+
 def why_no_node_fits(needs: Mapping[str, float], labels: Mapping[str, str], nodes: Sequence[Node]) -> str | None:
     """``needs`` and ``labels`` as Ray has them (resources, label selector). None if a node would take it now."""
-    labelled = [node for node in nodes if all(_matches(node.labels.get(key), want) for key, want in labels.items())]
+    labelled = [node for node in nodes if fits(labels, node.labels)]
     if not labelled:
         with_gpu = "a GPU and " if needs.get("GPU") else ""
         return f"no node with {with_gpu}{_labels(labels)} is here" if labels else "no node is here"

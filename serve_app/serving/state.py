@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
 from ray import serve
@@ -14,9 +14,9 @@ from ray._private.state import available_resources_per_node
 from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
-from deployments.registry import MODELS
+from deployments.classes import Deployment
 from serve_app.jobs.conditions import Condition, WaitCode
-from serve_app.serving.placement import Node, why_no_node_fits
+from serve_app.serving.placement import Node, could_take, why_no_node_fits
 
 #: Seconds for which an answer counts.
 FRESH_S = 1.0
@@ -28,7 +28,7 @@ _BRIEF = 300
 
 @dataclass(frozen=True)
 class ModelState:
-    """One model's deployment."""
+    """One deployment of a model."""
 
     status: str
     message: str
@@ -40,13 +40,15 @@ class ModelState:
     starting_replicas: int = 0
     #: What keeps replicas from starting; None if nothing is known to.
     trouble: Condition | None = None
+    #: Whether a node is there that could take a replica, be it full.
+    live: bool = True
 
 
 class ClusterState(Protocol):
     """A look at the cluster."""
 
     async def models(self) -> Mapping[str, ModelState]:
-        """By model name; those that are not deployed are absent. Raises when Serve does not answer."""
+        """By name of the deployment; those that are not deployed are absent. Raises when Serve does not answer."""
 
 
 class ServeState:
@@ -56,7 +58,9 @@ class ServeState:
     out the limits, which the YAML may override and which nobody should have to write down twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, served: Sequence[Deployment]) -> None:
+        """``served``: the deployments that there should be."""
+        self._served = {each.name for each in served}
         self._app = serve.get_replica_context().app_name
         # One call at a time: should the controller hang, no more than one thread waits for it.
         self._asking = asyncio.Lock()
@@ -75,24 +79,34 @@ class ServeState:
         client = _get_global_client()
         app = ServeInstanceDetails(**client.get_serve_details()).applications[self._app]
         states = {}
-        for name in MODELS.keys() & app.deployments.keys():
+        nodes = _nodes()
+        for name in self._served & app.deployments.keys():
             deployment = app.deployments[name]
             config = deployment.deployment_config
+            needs, labels = deployment.required_resources, _labels(config.ray_actor_options)
             scaling = config.autoscaling_config
             limit = scaling["max_replicas"] if isinstance(scaling, dict) else getattr(scaling, "max_replicas", None)
+            running = sum(replica.state.value == "RUNNING" for replica in deployment.replicas)
             states[name] = ModelState(
                 status=deployment.status.value,
                 message=deployment.message,
-                running_replicas=sum(replica.state.value == "RUNNING" for replica in deployment.replicas),
+                running_replicas=running,
                 max_replicas=int(limit or config.num_replicas or 1),
                 slots=int(config.max_ongoing_requests),
                 starting_replicas=sum(replica.state.value == "STARTING" for replica in deployment.replicas),
-                trouble=_trouble(name, deployment),
+                trouble=_trouble(name, deployment, labels, nodes),
+                live=running > 0 or any(could_take(needs, labels, node) for node in nodes),
             )
         return states
 
 
-def _trouble(name: str, deployment: DeploymentDetails) -> Condition | None:
+def _labels(options: Any) -> Mapping[str, str]:
+    return (options.get("label_selector") if isinstance(options, dict) else options.label_selector) or {}
+
+
+def _trouble(
+    name: str, deployment: DeploymentDetails, labels: Mapping[str, str], nodes: Sequence[Node]
+) -> Condition | None:
     if reason := reason_of(deployment.message):
         return Condition(WaitCode.MODEL_UNAVAILABLE, f"{name} cannot start: {reason}")
     homeless = [
@@ -104,9 +118,7 @@ def _trouble(name: str, deployment: DeploymentDetails) -> Condition | None:
     ]
     if not homeless:
         return None
-    options = deployment.deployment_config.ray_actor_options
-    labels = (options.get("label_selector") if isinstance(options, dict) else options.label_selector) or {}
-    why = why_no_node_fits(deployment.required_resources, labels, _nodes())
+    why = why_no_node_fits(deployment.required_resources, labels, nodes)
     return Condition(WaitCode.NO_NODE_FITS, f"No node takes a replica of {name}: {why}.") if why else None
 
 

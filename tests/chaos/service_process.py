@@ -7,6 +7,7 @@ import asyncio
 import sys
 from ipaddress import ip_network
 
+from deployments.classes import deployments
 from serve_app.api.asgi import create_asgi
 from serve_app.api.server import HttpServer
 from serve_app.outbound.client import SafeClient
@@ -29,7 +30,7 @@ async def dispatcher(settings: Settings) -> None:
     assert isinstance(storage, LocalStorage)
     workers = FakeWorkers(storage, {"ltx2": 2})
     outbound = SafeClient((ip_network("127.0.0.0/8"),))
-    workers.reporter = running = build_dispatcher(settings, workers, FakeCluster(), outbound)
+    workers.reporter = running = build_dispatcher(settings, workers, FakeCluster(), outbound, deployments({}))
     print("ready", flush=True)
     await running.run()
 

@@ -116,6 +116,8 @@ def first_day(postgres: str) -> Iterator[Day]:
         image = stock_image(folder / "image", ["video-api", "structlog"]).parents[1]
         wheel_of(metadata.distribution("structlog"), ["structlog"], folder / "wheelhouse")
         wanted = yaml.safe_load((ROOT / "configs/cluster.yaml").read_text())
+        # One class of LTX-2, of which there are offers below: the other is then for nodes that join by hand.
+        del wanted["available_node_types"]["gpu_40gb"]
         for each in wanted["available_node_types"].values():
             # One machine of each class is all that the network has.
             each |= {"idle_timeout_s": NODE_IDLE_S, "max_workers": min(each["max_workers"], 1)}

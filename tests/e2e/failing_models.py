@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.classes import deployments
 from serve_app.serving.scaling import POLICY
 from serve_app.serving.state import ModelState, ServeState
 
@@ -52,7 +53,7 @@ class Head:
 
     def __init__(self, **models: DeploymentHandle) -> None:
         self._models = models
-        self._state = ServeState()
+        self._state = ServeState(deployments({}))
         self._calls: list[Any] = []
 
     async def call(self, model: str) -> None:

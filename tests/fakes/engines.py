@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.contract import MediaFacts
+from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, ModelSpec, Params, Rendered, Step
 
 VIDEO = b"an mp4"
@@ -37,6 +37,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.random_weights = False
+        self.can = EngineAbility()
         #: What it publishes.
         self.video = VIDEO
         self.script: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -69,6 +70,9 @@ class ScriptedEngine:
         path = workdir / "output.mp4"
         path.write_bytes(self.video)
         return Rendered(path=path, media=FACTS, notes={"seed": 7})
+
+    def ability(self) -> EngineAbility:
+        return self.can
 
     def free(self) -> None:
         self.freed += 1

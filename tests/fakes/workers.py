@@ -43,8 +43,9 @@ class FakeWorkers:
         self._storage = storage
         self._windows = windows
         self.reporter: Reporter | None = None
-        #: What keeps a model from working.
+        #: What keeps a deployment from working, and those of which no node is there.
         self.troubles: dict[str, Condition] = {}
+        self.away: set[str] = set()
         #: Every task that was handed over.
         self.tasks: list[Task] = []
         #: Calls that were let go of.
@@ -63,10 +64,13 @@ class FakeWorkers:
         self.after: Callable[[Task], Awaitable[None]] = _nothing
 
     async def capacities(self) -> Mapping[str, Capacity]:
-        return {model: Capacity(running=1, most=1, slots=window - 1) for model, window in self._windows.items()}
+        return {name: Capacity(running=1, most=1, slots=window - 1) for name, window in self._windows.items()}
 
     async def health(self) -> Mapping[str, ModelHealth]:
-        return {model: ModelHealth(model not in self.troubles, self.troubles.get(model)) for model in self._windows}
+        return {
+            name: ModelHealth(name not in self.troubles, self.troubles.get(name), name not in self.away)
+            for name in self._windows
+        }
 
     async def generate(self, task: Task) -> None:
         self.tasks.append(task)

@@ -35,7 +35,7 @@ from cluster.head.process import (
 from cluster.head.standby import Standby
 from cluster.mesh.hub import Hub
 from cluster.mesh.plan import HEAD
-from cluster.node.machine import Gpus, Unfit, check_disk, check_gpus
+from cluster.node.machine import Gpus, Unfit, check_disk, check_gpus, host_labels, host_memory_gib
 from serve_app.app import AppArgs
 from serve_app.jobs import metrics
 from serve_app.serving.deploy import environment_of, read_config
@@ -364,6 +364,35 @@ def test_gpus_as_promised() -> None:
             check_gpus(found, promised)
 
 
+@pytest.mark.parametrize(
+    ("gib", "held"),
+    # H100, A100 of 80 and of 40 GB, H200; RTX A6000, L40S with error correction; RTX 4090; L4.
+    [
+        (79.6, "80"),
+        (81920 / 1024, "80"),
+        (39.6, "40"),
+        (141, "80"),
+        (47.99, "48"),
+        (44.99, "40"),
+        (23.6, "24"),
+        (22.5, None),
+    ],
+)
+def test_a_card_is_of_the_largest_class_that_it_holds(gib: float, held: str | None) -> None:
+    assert Gpus(("a card",), gib).labels.get("gpu-memory") == held
+    assert Gpus().labels == {}
+
+
+def test_a_host_has_what_its_container_may_use(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("1073741824\n")
+    assert host_memory_gib(limit) == 1
+    limit.write_text("max\n")
+    whole = host_memory_gib(limit)
+    assert whole == host_memory_gib(tmp_path / "none") > 1
+    assert [host_labels(gib) for gib in (200, 60, 3)] == [{"host-memory": "128"}, {"host-memory": "64"}, {}]
+
+
 def test_a_full_disk_is_unfit(tmp_path: Path) -> None:
     check_disk(tmp_path / "new", 0.001)
     with pytest.raises(Unfit, match="GiB left"):
@@ -379,7 +408,7 @@ def test_production_is_what_the_application_takes() -> None:
     application = wanted["applications"][0]
     args = AppArgs.model_validate(application["args"])
     models = {each["name"]: each["ray_actor_options"] for each in application["deployments"]}
-    assert set(models) == set(args.max_replicas)
+    assert set(models) == set(args.max_replicas) == {each.name for each in args.deployments}
     assert all(options["num_gpus"] == 1 for options in models.values())
     assert models["ltx2"]["label_selector"] == {"gpu-class": "a100"}
     assert models["wav2lip"]["label_selector"] == {"gpu-class": "4090"}

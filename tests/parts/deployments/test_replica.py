@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -175,12 +176,20 @@ async def test_a_job_from_start_to_video(
     assert (put.method, put.body, put.headers["content-type"]) == ("PUT", VIDEO, "video/mp4")
     assert not any(workdir.exists() for workdir in engine.workdirs)
     assert (await replica.stats())["runs"] == 1
-    replica.check_health()
+    await replica.check_health()
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return make(tmp_path_factory.mktemp("film") / "a.mp4", *PICTURE, "-pix_fmt", "yuv420p", seconds=0.2).read_bytes()
+
+
+async def test_an_input_that_was_left_out_is_not_there(
+    replica: Replica, engine: ScriptedEngine, head: Head, task: Callable[..., Task]
+) -> None:
+    await within(replica.generate(task().model_copy(update={"inputs": {}})))
+    assert isinstance(head.last("job"), Outcome)
+    assert engine.inputs == [{}]
 
 
 async def test_a_video_has_its_first_frame_beside_it(
@@ -311,6 +320,10 @@ async def test_one_job_at_a_time_has_the_gpu(
     await within(asyncio.gather(*(replica.generate(task(f"job {number}")) for number in range(6))))
     assert engine.most_on_gpu == 1
     assert (await replica.stats())["runs"] == 6
+
+
+def test_a_job_that_computes_in_python_holds_the_gpus_thread_up_for_a_millisecond_at_most(replica: Replica) -> None:
+    assert sys.getswitchinterval() <= 0.001
 
 
 async def test_every_log_line_of_a_job_names_it_in_threads_too(
@@ -493,7 +506,7 @@ async def test_a_fault_is_reported_and_the_next_job_runs(
     assert stage in failure.timings
     await within(replica.generate(task("two")))
     assert isinstance(head.last("two"), Outcome)
-    replica.check_health()
+    await replica.check_health()
     assert not any(workdir.exists() for workdir in engine.workdirs)
 
 
@@ -578,10 +591,10 @@ async def test_out_of_memory_twice_in_a_row_breaks_the_replica(
         engine.script["run", name] = raising(OutOfMemory("no room"))
     for name in ("one", "two", "three"):
         await within(replica.generate(task(name)))
-        replica.check_health()
+        await replica.check_health()
     await within(replica.generate(task("four")))
     with pytest.raises(Unhealthy):
-        replica.check_health()
+        await replica.check_health()
     assert engine.freed == 3
     assert [type(head.last(name)) for name in ("one", "two", "three", "four")] == [Failure, Outcome, Failure, Failure]
     assert head.last("four").code == "out_of_memory"
@@ -596,7 +609,7 @@ async def test_memory_that_cannot_be_freed_breaks_the_replica_but_not_the_report
     await within(replica.generate(task()))
     assert head.last("job").code == "out_of_memory"
     with pytest.raises(Unhealthy, match="unspecified launch failure"):
-        replica.check_health()
+        await replica.check_health()
 
 
 async def test_a_lost_device_breaks_the_replica(
@@ -606,7 +619,7 @@ async def test_a_lost_device_breaks_the_replica(
     await within(replica.generate(task()))
     assert (head.last("job").code, head.last("job").transient) == ("device_lost", True)
     with pytest.raises(Unhealthy, match="the device is gone"):
-        replica.check_health()
+        await replica.check_health()
 
 
 async def test_a_broken_replica_takes_up_no_more_tasks(
@@ -663,7 +676,7 @@ async def test_a_run_out_of_time_ends_at_its_next_step(
     engine.script["run", "job"] = stepping(Gate())
     await within(replica.generate(task(timeout_s=0.3)))
     assert (head.last("job").code, head.last("job").transient) == ("timed_out", True)
-    replica.check_health()
+    await replica.check_health()
 
 
 async def test_a_wedged_thread_breaks_the_replica(
@@ -676,7 +689,7 @@ async def test_a_wedged_thread_breaks_the_replica(
     await within(replica.generate(task(timeout_s=0.3)))
     assert (head.last("job").code, head.last("job").transient) == ("timed_out", True)
     with pytest.raises(Unhealthy):
-        replica.check_health()
+        await replica.check_health()
     gate.opened.set()
 
 
@@ -713,7 +726,7 @@ async def test_a_client_who_gives_a_run_little_time_breaks_no_replica(
     engine.script[stage, "job"] = lambda *_: time.sleep(0.5)
     await within(replica.generate(task(timeout_s=0.1)))
     assert head.last("job").code == "timed_out"
-    replica.check_health()
+    await replica.check_health()
 
 
 async def test_a_download_that_never_ends_ends_the_job_too(

@@ -16,7 +16,9 @@ from pathlib import Path
 from PIL import Image
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployments.classes import deployments
 from serve_app.intake.inputs import Intake
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.conditions import Conditions
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
@@ -186,6 +188,8 @@ async def neighbourhood(engine: AsyncEngine, database_url: str, folder: Path) ->
                 readiness=Readiness(Conditions(engine)),
                 windows=Windows(engine),
                 outlooks=Outlooks(engine),
+                abilities=Abilities(engine),
+                deployments=deployments({}),
                 lease_s=30,
             )
             workers.reporter = dispatcher

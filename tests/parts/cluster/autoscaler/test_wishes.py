@@ -239,14 +239,14 @@ def test_ray_waits_for_a_node_longer_than_any_start_takes_and_not_for_ever() -> 
 def test_the_cluster_s_yaml_with_our_provider(tmp_path: Path) -> None:
     config = ClusterConfig.read(ROOT / "configs/cluster.yaml")
     assert not config.provided
-    assert set(config.node_types) == {"gpu_a100", TYPE}
-    assert config.node_types["gpu_a100"].labels == {"gpu-class": "a100"}
+    assert set(config.node_types) == {"gpu_a100", "gpu_40gb", TYPE}
+    assert config.node_types["gpu_a100"].labels["gpu-class"] == "a100"
     made = yaml.safe_load(config.of_fleet(Path("/run/x.sock")))
     assert made["provider"]["socket"] == "/run/x.sock"
     # As Ray's monitor reads it: what it does not understand ends it, and the whole head.
     (tmp_path / "made.yaml").write_text(config.of_fleet(Path("/run/x.sock")))
     read = FileConfigReader(str(tmp_path / "made.yaml"), skip_content_hash=True).get_cached_autoscaling_config()
-    assert read.get_node_type_configs()[TYPE].labels == {"gpu-class": "4090"}
+    assert read.get_node_type_configs()[TYPE].labels["gpu-class"] == "4090"
     by_hand = made["available_node_types"][BY_HAND]
     # Ray neither starts one nor ends one.
     assert (by_hand["min_workers"], by_hand["resources"]) == (0, {})

@@ -153,7 +153,11 @@ async def test_nobody_is_heard_whom_nobody_has_rented(head: Launcher) -> None:
 async def test_a_rented_machine_is_told_what_it_is(head: Launcher) -> None:
     machine = await head.rented()
     order = await machine.order()
-    assert order["arguments"] == ["--name", machine.contract.label, "--instance", "slot-1", "--node-type", TYPE]
+    arguments = ["--name", machine.contract.label, "--instance", "slot-1", "--node-type", TYPE]
+    # Ray was told that it would have these.
+    labels = [f"{key}={value}" for key, value in sorted(head.renting._options.cluster.node_types[TYPE].labels.items())]
+    assert "gpu-class=4090" in labels
+    assert order["arguments"] == [*arguments, *(word for label in labels for word in ("--label", label))]
     assert order["environment"] == {"WAV2LIP_WEIGHTS": "https://store/manifest.json?signature=secret"}
 
 

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
+from deployments.ltx2.activations import size_of
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
@@ -62,6 +64,27 @@ def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[s
     assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
     assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "fast")
     assert shots[0].seed != shots[1].seed
+
+
+def test_without_a_picture_text_alone_makes_the_video(engine: LTX2Engine, tmp_path: Path) -> None:
+    shot = engine.prepare({"prompt": "waves"}, {}, tmp_path)
+    assert (shot.image, shot.prompt, shot.width, shot.height) == (None, "waves", *RANDOM_SIZE)
+
+
+def test_it_says_by_which_recipes_it_can_be_asked(engine_of: Callable[[Version], LTX2Engine]) -> None:
+    two_stages, one_stage = (engine_of(version).ability() for version in (Version.LTX_2_0, Version.LTX_VIDEO))
+    assert (two_stages.weights, two_stages.default_variant) == (str(Version.LTX_2_0), "fast")
+    assert two_stages.variants.keys() == {"fast", "standard", "quality"}
+    assert (one_stage.weights, one_stage.default_variant) == (str(Version.LTX_VIDEO), "standard")
+    assert one_stage.variants.keys() == {"standard", "quality"}
+
+
+def test_what_the_memory_has_no_room_for_it_cannot_be_asked(
+    engine: LTX2Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest={"fast": 9, "standard": 7, "quality": 0}))
+    found = engine.ability()
+    assert (found.variants, found.plan) == ({"fast": 9, "standard": 7}, str(engine.plan))
 
 
 def test_real_weights_default_to_their_own_size(
@@ -143,6 +166,18 @@ def test_the_upsampler_that_the_variable_names_makes_it_fast(
     assert LTX2Engine()._pipeline.recipes[0] == "fast"
 
 
+def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
+    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
+        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
+        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
+            engine.prepare(wish, {}, tmp_path)
+        assert (caught.value.code, caught.value.transient) == ("request_too_large", False)
+
+
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"<html>")
     with pytest.raises(Fault) as caught:
@@ -164,6 +199,9 @@ def probe(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "codec": video.codec_context.name,
             "pixels": video.codec_context.pix_fmt,
+            # 1 is BT.709.
+            "matrix": video.codec_context.colorspace,
+            "primaries": video.codec_context.color_primaries,
             "size": (video.width, video.height),
             "fps": video.average_rate,
             "frames": sum(1 for _ in container.decode(video)),
@@ -198,6 +236,8 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
     assert facts == {
         "codec": "h264",
         "pixels": "yuv420p",
+        "matrix": 1,
+        "primaries": 1,
         "size": (96, 64),
         "fps": Fraction(fps),
         "frames": frames,

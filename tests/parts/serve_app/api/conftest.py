@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.api.asgi import create_asgi
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.database import CHANGES, listen
 from serve_app.jobs.feed import Feed
 from serve_app.jobs.forecast import Forecasts
@@ -44,6 +45,7 @@ async def services(
     # What a test changes, it sees at once.
     monkeypatch.setattr("serve_app.jobs.pace.LINE_KEPT_S", 0)
     monkeypatch.setattr("serve_app.jobs.forecast.FRESH_S", 0)
+    monkeypatch.setattr("serve_app.jobs.abilities.FRESH_S", 0)
     feed = Feed(partial(listen, settings.database_url, CHANGES))
     made = Services(
         settings=settings,
@@ -52,6 +54,7 @@ async def services(
         reads=JobReads(engine),
         watching=JobReads(engine),
         forecasts=Forecasts(engine),
+        abilities=Abilities(engine),
         storage=build_storage(settings),
         feed=feed,
         cluster=cluster,

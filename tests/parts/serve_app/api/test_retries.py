@@ -94,7 +94,9 @@ async def test_a_retry_asks_for_the_same_again(
     assert (answer.json()["status"], answer.json()["model"]) == ("queued", "ltx2")
     assert (new.retry_of, new.id != old.id, new.nonce != old.nonce) == (old.id, True, True)
     plain = NewJob(model="", params={})
-    for name in NewJob.__dataclass_fields__.keys() - {"id", "nonce", "sources", "uploads", "request_id", "retry_of"}:
+    own = {"id", "nonce", "sources", "uploads", "request_id", "retry_of"}
+    # Which follow of its parameters.
+    for name in NewJob.__dataclass_fields__.keys() - own - {"variant", "size"}:
         assert getattr(cancelled, name) != getattr(plain, name), f"give it a {name}"
         assert getattr(new, name) == getattr(cancelled, name), name
     assert new.sources == old.sources
@@ -135,6 +137,15 @@ async def test_what_is_gone_is_fetched_again_where_that_was_said(
     await services.storage.delete_prefix(f"inputs/{old.folder}/")
     new = await job_of(services, await retry(client, old.id))
     assert (new.sources, new.uploads) == ({"image": "https://pictures.example/a.png"}, {})
+
+
+async def test_what_was_left_out_stays_left_out(
+    client: httpx.AsyncClient, generate: Generate, services: Services
+) -> None:
+    old = await job_of(services, await generate(image_url=None))
+    await services.store.cancel(old.id)
+    new = await job_of(services, await retry(client, old.id))
+    assert (new.sources, new.uploads, new.retry_of) == ({}, {}, old.id)
 
 
 async def test_an_upload_that_is_gone_says_so(

@@ -139,7 +139,7 @@ async def test_a_whole_day_is_all_well(
     for model in ("ltx2", "wav2lip"):
         mirror(tmp_path, model)
     async with (
-        VastServer(FakeVast([a100(1), a100(2, dph_base=1.6), offer(3)])) as vast,
+        VastServer(FakeVast([a100(1), a100(2, dph_base=1.6), offer(3), a100(4, gpu_ram=40536)])) as vast,
         HttpSource({"/livez": reply(200, b"ok")}) as api,
     ):
         for name, value in (("VAST_URL", vast.url), ("VAST_API_KEY", KEY), ("PUBLIC_URL", api.url("/").rstrip("/"))):
@@ -148,9 +148,12 @@ async def test_a_whole_day_is_all_well(
     assert set(states(result).values()) == {"ok"}, result.output
     assert result.exit_code == 0
     assert of(result, "weights") == ("ok", "of ltx2 and wav2lip: nodes can fetch them")
-    said = "at most $3.00/h, $20.00 a day, $1.50/h a node; 4 gpu_a100 and 4 gpu_4090"
+    said = "at most $3.00/h, $20.00 a day, $1.50/h a node; 4 gpu_a100 and 4 gpu_40gb and 4 gpu_4090"
     assert of(result, "caps") == ("ok", said)
-    assert of(result, "vast") == ("ok", "25.00 dollars of credit; 1 offers for gpu_a100; 1 offers for gpu_4090")
+    assert of(result, "vast") == (
+        "ok",
+        "25.00 dollars of credit; 1 offers for gpu_a100; 1 offers for gpu_40gb; 1 offers for gpu_4090",
+    )
     assert of(result, "image")[1].startswith("pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime, Python 3.")
     left = bucket.list_objects_v2(Bucket=os.environ["R2_BUCKET"])["Contents"]
     assert all(each["Key"].startswith(("weights/ltx2/", "weights/wav2lip/")) for each in left)
@@ -223,7 +226,7 @@ async def test_an_account_without_credit_and_a_key_of_nobody(look: Doctor, monke
 @pytest.fixture
 async def market(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeVast]:
     """The head rents there."""
-    vast = FakeVast([a100(1), offer(2)])
+    vast = FakeVast([a100(1), offer(2), a100(3, gpu_ram=40536)])
     async with VastServer(vast) as server:
         monkeypatch.setenv("VAST_URL", server.url)
         monkeypatch.setenv("VAST_API_KEY", KEY)
@@ -270,7 +273,10 @@ async def test_caps_and_another_image(look: Doctor, market: FakeVast, monkeypatc
         f"mine/image:1: it needs Python {renting.PYTHON} and our torch, which nodes look at themselves",
     )
     # An A100 costs more than a node may.
-    assert of(result, "vast") == ("unset", "25.00 dollars of credit; 0 offers for gpu_a100; 1 offers for gpu_4090")
+    assert of(result, "vast") == (
+        "unset",
+        "25.00 dollars of credit; 0 offers for gpu_a100; 0 offers for gpu_40gb; 1 offers for gpu_4090",
+    )
 
 
 @pytest.mark.parametrize(

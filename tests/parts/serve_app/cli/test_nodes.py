@@ -86,7 +86,7 @@ def day(db: psycopg.Connection) -> None:
         )
     for model, message, minutes in (("ltx2", "Too dear.", 0), ("wav2lip", None, 0), ("still", "Long ago.", 3)):
         db.execute(
-            "INSERT INTO outlooks (model, code, message, start_s, seen_at)"
+            "INSERT INTO outlooks (deployment, code, message, start_s, seen_at)"
             " VALUES (%s, %s, %s, 60, now() - make_interval(mins => %s))",
             (model, message and "cap_reached", message, minutes),
         )
@@ -143,7 +143,8 @@ def test_a_reason_is_shown_as_it_is_written(db: psycopg.Connection) -> None:
     """Not as markup of the terminal's."""
     message = "Weights [bold]x[/bold] are missing."
     db.execute(
-        "INSERT INTO outlooks (model, code, message, start_s, seen_at) VALUES ('ltx2', 'x', %s, 60, now())", (message,)
+        "INSERT INTO outlooks (deployment, code, message, start_s, seen_at) VALUES ('ltx2', 'x', %s, 60, now())",
+        (message,),
     )
     assert nodes().stdout.splitlines()[-1] == f"ltx2 waits: {message}"
 

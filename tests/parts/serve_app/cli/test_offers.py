@@ -129,7 +129,7 @@ async def test_a_search_that_is_refused_is_said(server: VastServer, offers: Offe
 async def test_a_type_that_there_is_not_is_a_usage_error(offers: Offers) -> None:
     result = await offers(node_type="gpu_h100")
     assert result.exit_code == 2
-    assert "there are gpu_a100, gpu_4090" in result.stderr
+    assert "there are gpu_a100, gpu_40gb, gpu_4090" in result.stderr
 
 
 async def test_nobody_there_is_exit_code_3(server: VastServer, offers: Offers, monkeypatch: pytest.MonkeyPatch) -> None:

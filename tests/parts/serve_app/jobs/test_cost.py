@@ -75,7 +75,7 @@ async def questions(engine: AsyncEngine) -> Mapping[str, tuple[TextClause, dict]
         "INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('new', 'ltx2', 'queued', 'newcomer', '{}')",
     )
     return {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
+        "claim to run": (CLAIM_TO_RUN, {"deployment": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "free": 32, "seconds": 30, "stage": ""}),
         "place": (text(f"SELECT ({ahead_of()}) FROM jobs j WHERE id = 'new'"), {}),
         "counts": (tally.COUNTS, {}),
@@ -153,7 +153,7 @@ async def test_cost_does_not_grow_with_the_number_of_users_who_wait(
     few, many = 50, 20_000
     await join(engine, 0, few, keys)
     questions = {
-        "claim to run": (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
+        "claim to run": (CLAIM_TO_RUN, {"deployment": "ltx2", "window": 13, "seconds": 30, "stage": ""}),
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "free": 32, "seconds": 30, "stage": ""}),
         "turns to forget": (retention._FORGET_TURNS, {"batch": 2000}),
         "nothing to come due": (COME_DUE, {"queue": "ltx2", "batch": 500}),
@@ -190,7 +190,7 @@ async def test_cost_follows_the_keys_that_wait_by_a_few_pages_each(engine: Async
     for keys in (10, 100):
         await execute(engine, "TRUNCATE jobs, turns CASCADE")
         await join(engine, 0, 4000, keys)
-        claim = (CLAIM_TO_RUN, {"model": "ltx2", "window": 13, "seconds": 30, "stage": ""})
+        claim = (CLAIM_TO_RUN, {"deployment": "ltx2", "window": 13, "seconds": 30, "stage": ""})
         place = (text(f"SELECT ({ahead_of(20)}) FROM jobs j WHERE id = 'run 3999'"), {})
         touched[keys] = (await pages(engine, *claim), await pages(engine, *place))
         await engine.dispose()

@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,12 +14,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments import run as run_module
-from deployments.contract import Failure, Lease, Report, Started, Task, Verdict
+from deployments.classes import Deployment, deployments
+from deployments.contract import Ability, Failure, Lease, Report, Started, Task, Verdict
+from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
+from serve_app.jobs import abilities as abilities_module
 from serve_app.jobs import dispatcher as dispatcher_module
 from serve_app.jobs import ending
 from serve_app.jobs import store as store_module
-from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions
+from serve_app.jobs.abilities import Abilities
+from serve_app.jobs.conditions import EVERY_MODEL, Condition, Conditions, WaitCode
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.dispatcher import Dispatcher
 from serve_app.jobs.job import Job, Status
@@ -56,6 +60,7 @@ class House:
         self.storage = LocalStorage(folder / "media", "http://127.0.0.1:1", b"k" * 32)
         self.store = JobStore(engine, lease_s=LEASE_S)
         self.workers = FakeWorkers(self.storage, {"ltx2": 2})
+        self.deployments: Sequence[Deployment] = deployments({})
         self.outbound: Outbound = SafeClient((ip_network("127.0.0.0/8"),))
 
     def dispatcher(self) -> Dispatcher:
@@ -74,6 +79,8 @@ class House:
             readiness=Readiness(Conditions(self.engine)),
             windows=Windows(self.engine),
             outlooks=Outlooks(self.engine),
+            abilities=Abilities(self.engine),
+            deployments=self.deployments,
             lease_s=LEASE_S,
         )
 
@@ -100,6 +107,15 @@ class House:
             return job if condition(job) else None
 
         return await eventually(met)
+
+    async def waiting(self, deployment: str) -> str:
+        """The id of a job that waits for a GPU of that deployment, and needs no intake."""
+        new = new_job(deployment=deployment)
+        statement = (
+            "INSERT INTO jobs (id, model, assigned, status, inputs) VALUES (:id, :model, :assigned, 'queued', '{}')"
+        )
+        await execute(self.engine, statement, id=new.id, model=new.model, assigned=new.deployment or None)
+        return new.id
 
     async def until_ended(self, job_id: str) -> Job:
         return await self.until(job_id, lambda job: job.status.terminal)
@@ -183,6 +199,13 @@ async def test_a_job_from_submission_to_video_and_webhook(house: House, source: 
     assert task.inputs["image"].content_type == "image/png"
     hook = next(seen for seen in source.seen if seen.target == "/hook")
     assert job.output_key.encode() in hook.body
+
+
+async def test_a_job_without_a_picture_runs_with_no_inputs(house: House, submit: Any) -> None:
+    async with house.dispatching():
+        job = await house.until_ended(await submit(sources={}))
+    assert (job.status, job.inputs) == (Status.COMPLETED, {})
+    assert [task.inputs for task in house.workers.tasks] == [{}]
 
 
 async def test_many_jobs_each_run_once(house: House, submit: Any) -> None:
@@ -809,3 +832,90 @@ async def test_links_are_renewed_for_whoever_holds_the_job(house: House, submit:
         lost = stale.model_copy(update={"lease": task.lease.model_copy(update={"token": "another"})})
         assert await dispatcher.renew(lost) == lost
         house.workers.compute.opened.set()
+
+
+# ---------------------------------------------------------------- classes of GPUs
+
+#: What the jobs here ask for: the default of everything.
+SIZE = MODELS["ltx2"].size(MODELS["ltx2"].params())
+
+
+def ability(deployment: str, size: int) -> Ability:
+    said = {"standard": size, "quality": size}
+    return Ability(deployment=deployment, model="ltx2", random_weights=False, variants=said, default_variant="standard")
+
+
+@pytest.fixture
+def classes(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+    """LTX-2 on two classes."""
+    monkeypatch.setattr(abilities_module, "FRESH_S", 0)
+    house.workers = FakeWorkers(house.storage, {"ltx2": 2, "ltx2-40gb": 2})
+    house.deployments = deployments({"ltx2": [80, 40]})
+    return house
+
+
+async def test_a_job_is_handed_to_its_own_deployment(classes: House) -> None:
+    async with classes.dispatching():
+        jobs = [await classes.until_ended(await classes.waiting(name)) for name in ("", "ltx2-40gb")]
+    assert [job.status for job in jobs] == [Status.COMPLETED] * 2
+    assert [task.deployment for task in classes.workers.tasks] == ["ltx2", "ltx2-40gb"]
+
+
+async def test_what_turns_out_too_large_goes_to_the_next_class(classes: House) -> None:
+    """A replica says less than was expected of its class; that costs no attempt."""
+    async with classes.dispatching() as dispatcher:
+        await dispatcher.able(ability("ltx2-40gb", SIZE - 1))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.deployment, job.attempt, job.faults) == (Status.COMPLETED, "ltx2", 1, 0)
+    assert [task.deployment for task in classes.workers.tasks] == ["ltx2"]
+
+
+async def test_what_no_class_can_make_fails_and_says_so(classes: House) -> None:
+    async with classes.dispatching() as dispatcher:
+        for name in ("ltx2", "ltx2-40gb"):
+            await dispatcher.able(ability(name, SIZE - 1))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "request_too_large", 0)
+    assert "smaller or shorter" in (job.error_message or "")
+    assert classes.workers.tasks == []
+
+
+async def test_jobs_of_a_class_that_is_not_served_any_more_go_elsewhere(classes: House) -> None:
+    ids = [await classes.waiting("ltx2-24gb") for _ in range(3)]
+    async with classes.dispatching():
+        jobs = [await classes.until_ended(job_id) for job_id in ids]
+    assert [(job.status, job.deployment) for job in jobs] == [(Status.COMPLETED, "ltx2-40gb")] * 3
+
+
+async def test_who_waits_for_a_node_that_nobody_has_goes_where_one_is(classes: House) -> None:
+    """The call waits on a handle, perhaps for ever; the other class comes later."""
+    classes.workers.away = {"ltx2", "ltx2-40gb"}
+    waits = classes.workers.before_start = Stop()
+    async with classes.dispatching():
+        job_id = await classes.waiting("ltx2")
+        await waits.reached.wait()
+        classes.workers.before_start = nothing
+        classes.workers.away = {"ltx2"}
+        job = await classes.until_ended(job_id)
+    assert (job.status, job.deployment, job.attempt) == (Status.COMPLETED, "ltx2-40gb", 1)
+    assert [task.deployment for task in classes.workers.let_go] == ["ltx2"]
+
+
+async def test_a_class_that_does_not_start_leaves_its_jobs_to_another(classes: House) -> None:
+    classes.workers.troubles["ltx2-40gb"] = Condition(WaitCode.MODEL_UNAVAILABLE, "ltx2-40gb cannot start.")
+    async with classes.dispatching():
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
+async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: House) -> None:
+    classes.workers.away = {"ltx2"}
+    async with classes.dispatching() as dispatcher:
+        await dispatcher.able(ability("ltx2-40gb", SIZE - 1))
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    # It was handed over to the one whose node is away: Serve says that none fits, until it comes.
+    assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
+async def nothing(_: Task) -> None:
+    pass

@@ -51,7 +51,7 @@ async def test_the_service_works_with_it(service_url: str, database_url: str) ->
         "UPDATE fleet_terms SET term = 0",
         "INSERT INTO node_costs (label) VALUES ('x')",
         "SELECT * FROM node_bills",
-        "INSERT INTO outlooks (model, start_s) VALUES ('ltx2', 1)",
+        "INSERT INTO outlooks (deployment, start_s) VALUES ('ltx2', 1)",
         "UPDATE outlooks SET code = NULL, message = NULL",
         "DELETE FROM outlooks",
         "SELECT * FROM outlooks FOR SHARE",

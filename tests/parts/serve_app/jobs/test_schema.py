@@ -204,6 +204,43 @@ def test_who_waits_is_in_a_line_of_its_key_since_0011(empty_database: str) -> No
         assert db.execute("SELECT owner FROM deliveries").fetchone() == ("ann",)
 
 
+def test_jobs_go_on_in_the_lines_of_their_model_s_first_deployment_since_0016(empty_database: str) -> None:
+    script = config(empty_database)
+    command.upgrade(script, "0015")
+    with psycopg.connect(empty_database.replace("+psycopg", ""), autocommit=True) as db:
+        db.execute(
+            """
+            INSERT INTO jobs (id, model, status, user_id, inputs) VALUES
+                ('1', 'ltx2', 'queued', 'ann', '{}'), ('2', 'ltx2', 'queued', 'bob', NULL),
+                ('3', NULL, 'uploading', NULL, NULL)
+            """
+        )
+        db.execute("INSERT INTO outlooks (model, start_s) VALUES ('ltx2', 300)")
+        command.upgrade(script, "head")
+        assert db.execute("SELECT id, deployment FROM jobs ORDER BY id").fetchall() == [
+            ("1", "ltx2"),
+            ("2", "ltx2"),
+            ("3", None),
+        ]
+        assert db.execute("SELECT deployment, start_s FROM outlooks").fetchall() == [("ltx2", 300)]
+        db.execute(
+            "INSERT INTO jobs (id, model, assigned, status, user_id, inputs)"
+            " VALUES ('4', 'ltx2', 'ltx2-40gb', 'queued', 'ann', '{}')"
+        )
+        lines = "SELECT queue, owner FROM turns WHERE since IS NOT NULL ORDER BY 1, 2"
+        assert db.execute(lines).fetchall() == [("", "/bob"), ("ltx2", "/ann"), ("ltx2-40gb", "/ann")]
+        tally = "SELECT deployment, sum(n) FROM job_tally WHERE status = 'queued' GROUP BY 1 ORDER BY 1"
+        assert db.execute(tally).fetchall() == [("ltx2", 2), ("ltx2-40gb", 1)]
+        command.downgrade(script, "0015")
+        # What waited for another class waits for the model's only deployment; and so does who comes now.
+        db.execute("INSERT INTO jobs (id, model, status, user_id, inputs) VALUES ('5', 'ltx2', 'queued', 'eve', '{}')")
+        assert db.execute(lines).fetchall() == [("", "/bob"), ("ltx2", "/ann"), ("ltx2", "/eve")]
+        assert db.execute("SELECT sum(n) FROM job_tally WHERE model = 'ltx2'").fetchone() == (4,)
+        assert db.execute("SELECT model FROM outlooks").fetchall() == [("ltx2",)]
+        command.upgrade(script, "head")
+        assert asyncio.run(claimed(empty_database)) == ["1", "5", "4"]
+
+
 async def claimed(url: str) -> list[str]:
     """Ids of the jobs that a claim for the GPUs finds."""
     engine = database.connect(url)

@@ -2,17 +2,22 @@
 
 from collections import Counter
 from itertools import cycle, islice
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.vast.node_type import GPU_4090, GPU_A100, NODE_TYPES, NodeType
+from cluster.vast.node_type import GPU_40GB, GPU_4090, GPU_A100, NODE_TYPES, NodeType
 from cluster.vast.offer import Offer
 from cluster.vast.offers import rank
 from cluster.vast.search import PAGE, Page, Query, fitting, market, pages
 from tests.fakes.vast import FakeVast, a100, offer
 from tests.unit.cluster.vast.market import WORK, rtx4090
+
+
+def a100_40gb(number: int, **changes: Any) -> dict[str, Any]:
+    return a100(number, **{"gpu_ram": 40536, **changes})
 
 
 class Searches:
@@ -98,11 +103,11 @@ async def test_a_price_that_changed_meanwhile_is_the_newer_one() -> None:
 async def test_asking_for_less_keeps_the_same(node: NodeType) -> None:
     """The conditions of the search and the judgement of its result are one thing said twice."""
     odd = [
-        {"verification": "unverified"}, {"hosting_type": 0}, {"gpu_ram": 40960}, {"gpu_ram": 49140}, {"num_gpus": 2},
+        {"verification": "unverified"}, {"hosting_type": 0}, {"gpu_ram": 30000}, {"gpu_ram": 60000}, {"num_gpus": 2},
         {"reliability": 0.5}, {"cuda_max_good": 12.1}, {"cpu_cores_effective": 2}, {"cpu_ram": 4000},
         {"disk_space": 9}, {"inet_down": 10}, {"duration": 60}, {"gpu_frac": 0.01}, {"rented": True},
     ]  # fmt: skip
-    make = a100 if node is GPU_A100 else offer
+    make = {GPU_A100.name: a100, GPU_40GB.name: a100_40gb}.get(node.name, offer)
     searches = Searches()
     searches.vast.offers = [make(number, **changes) for number, changes in enumerate([{}, *odd, {}], 1)]
     all_offers, few = await pages(market(node), searches), await pages(fitting(node), searches)

@@ -11,7 +11,7 @@ from cluster.autoscaler.configuration import ClusterConfig, NodeTypeConfig
 from cluster.fleet.caps import Caps
 from cluster.head.renting import RentingOptions
 from serve_app.cli import renting as module
-from serve_app.cli.renting import IMAGE, IMAGE_PYTHON, RentingSettings, models_of, python_fault, renting
+from serve_app.cli.renting import IMAGE, IMAGE_PYTHON, RentingSettings, deployments_of, python_fault, renting
 from serve_app.cli.terminal import UsageProblem
 from serve_app.cli.work import USES
 from serve_app.settings import Settings
@@ -46,7 +46,7 @@ def changed(**node_config: object) -> ClusterConfig:
 def test_the_key_alone_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
     found = options()
     assert found is not None
-    nodes = {"gpu_a100": 4, "gpu_4090": 4}
+    nodes = {"gpu_a100": 4, "gpu_40gb": 4, "gpu_4090": 4}
     assert found.caps == Caps(usd_per_hour=3, usd_per_day=20, usd_per_instance_hour=1.5, nodes=nodes)
     assert (found.hub, found.low_credit_usd, found.wheelhouse) == ("head.example:4711", 5, None)
     assert KEY not in repr(found)
@@ -123,27 +123,28 @@ def test_what_is_wrong_with_a_type_of_nodes_is_said_of_its_file(config: dict[str
 
 def test_a_type_that_nobody_rents_out() -> None:
     types = {**CLUSTER.content["available_node_types"], "gpu_h100": {"max_workers": 1, "node_config": {}}}
-    with pytest.raises(UsageProblem, match="node type gpu_h100: there are gpu_a100, gpu_4090"):
+    with pytest.raises(UsageProblem, match="node type gpu_h100: there are gpu_a100, gpu_40gb, gpu_4090"):
         options(ClusterConfig(CLUSTER.path, {**CLUSTER.content, "available_node_types": types}))
 
 
-def test_each_model_has_its_type_and_each_type_its_work() -> None:
-    assert models_of(WANTED, CLUSTER.node_types) == {"gpu_a100": ["ltx2"], "gpu_4090": ["wav2lip"]}
+def test_each_deployment_has_its_type_and_each_type_its_work() -> None:
+    found = deployments_of(WANTED, CLUSTER.node_types)
+    assert found == {"gpu_a100": ["ltx2"], "gpu_40gb": ["ltx2-40gb"], "gpu_4090": ["wav2lip"]}
     assert set(CLUSTER.node_types) == set(USES)
 
 
 def test_a_model_whose_type_is_not_there_and_one_that_is_not_served() -> None:
     only = {"gpu_a100": CLUSTER.node_types["gpu_a100"]}
     with pytest.raises(UsageProblem, match=r"wav2lip: no node type has the labels"):
-        models_of(WANTED, only)
+        deployments_of(WANTED, only)
     wanted = yaml.safe_load((ROOT / "configs/production.yaml").read_text())
     deployments = wanted["applications"][0]["deployments"]
     deployments[:] = [each for each in deployments if each["name"] != "wav2lip"]
-    assert models_of(wanted, CLUSTER.node_types) == {"gpu_a100": ["ltx2"]}
+    assert deployments_of(wanted, only) == {"gpu_a100": ["ltx2"]}, "another class is for nodes that join by hand"
     # Nothing is rented for nobody.
     found = renting(Settings(secret_key="s" * 32), wanted, CLUSTER)  # type: ignore[arg-type]
     assert found is not None
-    assert found.caps.nodes == {"gpu_a100": 4}
+    assert found.caps.nodes == {"gpu_a100": 4, "gpu_40gb": 4}
 
 
 def test_two_models_share_a_type() -> None:
@@ -162,7 +163,7 @@ def test_two_models_share_a_type() -> None:
             {"name": "another"},
         ]
     }
-    assert models_of(wanted, {"large": anything}) == {"large": ["ltx2", "wav2lip"]}
+    assert deployments_of(wanted, {"large": anything}) == {"large": ["ltx2", "wav2lip"]}
 
 
 def test_a_head_on_another_python_than_its_nodes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,14 @@ from serve_app.cli.renting import IMAGE
 from serve_app.cli.work import USES
 
 ROOT = Path(__file__).parents[4]
-MODELS = {"gpu_a100": "ltx2", "gpu_4090": "wav2lip"}
+DEPLOYMENTS = {"gpu_a100": "ltx2", "gpu_40gb": "ltx2-40gb", "gpu_4090": "wav2lip"}
 
 
 def test_a_node_idles_for_as_long_as_the_yaml_files_say() -> None:
     (application,) = yaml.safe_load((ROOT / "configs/production.yaml").read_text())["applications"]
     types = yaml.safe_load((ROOT / "configs/cluster.yaml").read_text())["available_node_types"]
-    found = {
-        name: application["args"]["max_idle"][model] + types[name]["idle_timeout_s"] for name, model in MODELS.items()
-    }
+    idle_s = application["args"]["max_idle"]
+    found = {name: idle_s[served] + types[name]["idle_timeout_s"] for name, served in DEPLOYMENTS.items()}
     assert found == {name: use.idle_s for name, use in USES.items()}
 
 

@@ -1,0 +1,171 @@
+"""Which deployments there are and what can be asked of each, as the dispatcher writes it down and everybody reads it.
+
+Who takes requests has it in memory, a few seconds old at most. What was decided by an older one is seen when the job is
+handed over (``dispatcher.py``).
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deployments.classes import Deployment
+from deployments.contract import Ability
+from deployments.registry import MODELS
+from serve_app.jobs.assignment import Candidate, assign, at_hand, reassign
+from serve_app.jobs.database import in_seconds
+from serve_app.jobs.job import Job, NewJob
+from serve_app.jobs.tables import abilities
+from serve_app.shared import Shared
+
+log = structlog.get_logger()
+
+#: Seconds for which what was read is believed, as for keys (``key_ring.py``).
+FRESH_S = 5.0
+#: Seconds for which a class counts as one that is to be had after it was seen: a node that comes back, or a head that
+#: restarts, must not send jobs elsewhere.
+HAD_S = 120
+#: What is so still is written again so often, well within that.
+REPEAT_S = 20.0
+#: Seconds for which an ability is believed. Replicas say it every hour (``replica.py``); of a deployment that has had
+#: none for a day, what is expected may be nearer to what the next one can do.
+REPORTED_S = 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A deployment, for people: what can be asked of it, and who says so."""
+
+    candidate: Candidate
+    #: What a replica has said lately, and when; None: none has, it is what is expected of the class.
+    ability: Ability | None
+    reported_at: datetime | None
+
+
+class Abilities:
+    """The table, and what follows of it. For one event loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._known = self._anew()
+        #: What was written down last, and when.
+        self._seen: tuple[Set[Deployment], Set[str]] | None = None
+        self._seen_at = 0.0
+
+    async def assigned(self, new: NewJob) -> NewJob:
+        """With the deployment that is to make it. Raises :class:`~serve_app.jobs.assignment.TooLarge`."""
+        found = (await self._known.get()).get(new.model)
+        # Nobody has written anything down yet, e.g. in a service that was just made.
+        return new if found is None else replace(new, deployment=assign(found, new.variant, new.size))
+
+    async def place(self, job: Job) -> str | None:
+        """The deployment at which a job that waits should be. None: none can make it."""
+        found = (await self._known.get()).get(job.model)
+        spec = MODELS.get(job.model)
+        if found is None or spec is None:
+            return job.deployment
+        try:
+            params = spec.params.model_validate(job.params)
+        except ValidationError:
+            # Another version's: what is to become of it shows when it is run.
+            return job.deployment
+        return reassign(found, job.deployment, spec.variant(params), spec.size(params))
+
+    async def here(self) -> Mapping[str, Set[str]]:
+        """By model the deployments that jobs may wait for; those of others go there, if they can be made there."""
+        known = await self._known.get()
+        return {model: {each.deployment for each in at_hand(found)} for model, found in known.items()}
+
+    async def told(self) -> Mapping[str, Sequence[Told]]:
+        """By model, the largest class first; as it is at this moment. A read of few rows."""
+        found: defaultdict[str, list[Told]] = defaultdict(list)
+        async with self._engine.connect() as db:
+            rows = (await db.execute(_ROWS.order_by(abilities.c.gib.desc().nulls_last(), abilities.c.deployment))).all()
+        for row in rows:
+            if row.model in MODELS:
+                ability = _ability(row)
+                at = row.reported_at if ability else None
+                found[row.model].append(Told(candidate=_candidate(row), ability=ability, reported_at=at))
+        return found
+
+    async def report(self, ability: Ability) -> None:
+        """A replica says it."""
+        said = {"ability": ability.model_dump(mode="json"), "reported_at": func.now()}
+        row = insert(abilities).values(deployment=ability.deployment, model=ability.model, **said)
+        async with self._engine.begin() as db:
+            await db.execute(row.on_conflict_do_update(index_elements=["deployment"], set_=said))
+        self._known = self._anew()
+
+    async def see(self, served: Sequence[Deployment], had: Set[str]) -> None:
+        """Which deployments there are now, and which of them are to be had; the others are forgotten. Cheap if that is
+        what was seen lately."""
+        seeing = frozenset(served), frozenset(had)
+        if self._seen == seeing and time.monotonic() - self._seen_at < REPEAT_S:
+            return
+        async with self._engine.begin() as db:
+            for each in served:
+                row = insert(abilities).values(
+                    deployment=each.name,
+                    model=each.model,
+                    gib=each.gib,
+                    had_at=func.now() if each.name in had else None,
+                )
+                seen = {
+                    "gib": row.excluded.gib,
+                    "had_at": func.coalesce(row.excluded.had_at, abilities.c.had_at),
+                }
+                await db.execute(row.on_conflict_do_update(index_elements=["deployment"], set_=seen))
+            await db.execute(_FORGET, {"served": [each.name for each in served]})
+        if self._seen != seeing:
+            self._known = self._anew()
+        self._seen, self._seen_at = seeing, time.monotonic()
+
+    def _anew(self) -> Shared[Mapping[str, Sequence[Candidate]]]:
+        return Shared(self._read, fresh_s=FRESH_S)
+
+    async def _read(self) -> Mapping[str, Sequence[Candidate]]:
+        """By model."""
+        found: defaultdict[str, list[Candidate]] = defaultdict(list)
+        async with self._engine.connect() as db:
+            rows = (await db.execute(_ROWS)).all()
+        for row in rows:
+            if row.model in MODELS:
+                found[row.model].append(_candidate(row))
+        return dict(found)
+
+
+def _candidate(row: Any) -> Candidate:
+    sizes: Mapping[str, int] | None = None
+    default, on_paper = "", MODELS[row.model].on_paper
+    if (ability := _ability(row)) is not None:
+        sizes, default = ability.variants, ability.default_variant
+    elif row.gib is not None and on_paper is not None:
+        sizes = on_paper(row.gib)
+    return Candidate(deployment=row.deployment, gib=row.gib, sizes=sizes, default_variant=default, had=row.had)
+
+
+def _ability(row: Any) -> Ability | None:
+    if not row.believed:
+        return None
+    try:
+        return Ability.model_validate(row.ability)
+    except ValidationError as error:
+        # Another version's.
+        log.warning("ability_unreadable", deployment=row.deployment, error=str(error))
+        return None
+
+
+_ROWS = select(
+    abilities,
+    func.coalesce(abilities.c.had_at > in_seconds(-HAD_S), False).label("had"),
+    func.coalesce(abilities.c.reported_at > in_seconds(-REPORTED_S), False).label("believed"),
+)
+_FORGET = text("DELETE FROM abilities WHERE deployment <> ALL (CAST(:served AS text[]))")
