@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployments.contract import SLOTS, Lease, MediaInput, Outcome, Report, Task, Verdict
+from deployments.contract import SLOTS, Ability, EngineAbility, Lease, MediaInput, Outcome, Report, Task, Verdict
 from deployments.engine import InputFile, Rendered, Step
 from deployments.registry import MODELS
 from deployments.replica import Replica
@@ -53,6 +53,9 @@ class FixedTimes:
         path.write_bytes(VIDEO)
         return Rendered(path=path, media=FACTS)
 
+    def ability(self) -> EngineAbility:
+        return EngineAbility()
+
     def free(self) -> None:
         pass
 
@@ -76,6 +79,9 @@ class Head:
         if isinstance(report, Outcome):
             self.outcomes.append(report)
         return Verdict.GO_ON
+
+    async def able(self, ability: Ability) -> None:
+        pass
 
     async def renew(self, task: Task) -> Task:
         await asyncio.sleep(REPORT_S)

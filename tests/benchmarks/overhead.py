@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from deployments.contract import Lease, MediaInput, Task
+from deployments.contract import EngineAbility, Lease, MediaInput, Task
 from deployments.engine import InputFile, Rendered, Step
 from deployments.ltx2.engine import Footage, LTX2Engine
 from deployments.ltx2.pipeline import Shot
@@ -66,6 +66,9 @@ class Watched:
     def publish(self, result: Footage, workdir: Path) -> Rendered:
         with measured(self.published):
             return self.engine.publish(result, workdir)
+
+    def ability(self) -> EngineAbility:
+        return self.engine.ability()
 
     def free(self) -> None:
         self.engine.free()
