@@ -61,7 +61,7 @@ class Task(_Value):
     deployment: str = ""
     #: The model's own parameters, already validated against its schema.
     params: dict[str, Any]
-    #: By input name, e.g. ``image`` or ``video`` and ``audio``.
+    #: By input name, e.g. ``image`` or ``video`` and ``audio``; without optional ones that were left out.
     inputs: dict[str, MediaInput]
     #: Presigned PUT for the mp4.
     output_url: str

@@ -39,6 +39,8 @@ class InputSpec:
     max_bytes: int
     #: Longest clip in seconds; None for images.
     max_seconds: float | None = None
+    #: The model does without it as well. Who wants that says so, by null: who forgets it is told.
+    optional: bool = False
 
     def require_length(self, seconds: float, grace_s: float = LONGER_S) -> None:
         """Raise ``Fault('media_too_long')`` for a clip of ``seconds``, give or take ``grace_s``."""
@@ -156,7 +158,10 @@ class Engine(Protocol):
     random_weights: bool
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Any:
-        """Decode the inputs into what ``run`` needs, held to the limits of their :class:`InputSpec` once more."""
+        """Decode the inputs into what ``run`` needs, held to the limits of their :class:`InputSpec` once more.
+
+        An optional one that was left out is not in ``inputs``.
+        """
 
     def run(self, prepared: Any, step: Step) -> Any:
         """Compute on the device."""

@@ -51,6 +51,14 @@ class FailureCode(Explained):
     FACE_BOX_OUTSIDE = "face_box_outside", "Wav2Lip: `face_box` is beyond the picture."
     DETECTOR_UNAVAILABLE = "detector_unavailable", "Wav2Lip: the weights of the `s3fd` detector are not there."
     NOT_FINITE = "not_finite", "The model computed NaN; another seed or size may work."
+    RECIPE_UNAVAILABLE = (
+        "recipe_unavailable",
+        "LTX-2: the checkpoint has no parts for this `recipe`; `fast` needs a latent upsampler.",
+    )
+    CLIP_TOO_LARGE = (
+        "clip_too_large",
+        "LTX-2: the worker's GPU has no memory for a clip of this size and length; the message says what fits.",
+    )
     ENCODE_FAILED = "encode_failed", "ffmpeg could not make the mp4."
 
     # The machines

@@ -56,6 +56,32 @@ class InputInfo(TypedDict):
     description: str
     max_bytes: int
     max_seconds: float | None
+    #: Whether null may be given for it; absent from an older service, which takes none.
+    optional: NotRequired[bool]
+
+
+class VariantInfo(TypedDict):
+    """One of a model's ways to make a video, on one deployment."""
+
+    #: Empty: the default, or the only one.
+    name: str
+    default: bool
+    #: In the model's ``size_unit``; None: no limit.
+    max_size: int | None
+
+
+class DeploymentInfo(TypedDict):
+    """What one kind of GPU makes of a model."""
+
+    deployment: str
+    gpu_memory_gib: int | None
+    available: bool
+    weights: str | None
+    random_weights: bool | None
+    #: None: not known yet.
+    variants: list[VariantInfo] | None
+    #: None: on paper, no replica has said so yet.
+    reported_at: str | None
 
 
 class ModelInfo(TypedDict):
@@ -66,6 +92,10 @@ class ModelInfo(TypedDict):
     description: str
     inputs: list[InputInfo]
     params_schema: dict[str, Any]
+    #: This and the next two are absent from an older service.
+    variant_field: NotRequired[str | None]
+    size_unit: NotRequired[str | None]
+    deployments: NotRequired[list[DeploymentInfo]]
 
 
 class Job(TypedDict):
@@ -138,6 +168,20 @@ class IssuedKey(KeyInfo):
     """A key with its secret, which the API tells once."""
 
     secret: str
+
+
+class KeyUse(TypedDict):
+    """The key that is shown, and what it uses of its limits. What is not counted is absent."""
+
+    #: Empty for the service's own ``API_KEY``.
+    key_id: str
+    name: str
+    scopes: list[str]
+    limits: dict[str, float]
+    running_jobs: NotRequired[int]
+    queued_jobs: NotRequired[int]
+    #: Dollars for machines in the last 24 hours.
+    usd_of_24h: NotRequired[float]
 
 
 class KeyPage(TypedDict):
@@ -332,7 +376,10 @@ class Client:
     # ---------------------------------------------------------------- asking for videos
 
     def generate(self, model: str, **fields: Any) -> Created:
-        """``POST /api/v1/generate``, again and again while nobody answers: it makes one job all the same."""
+        """``POST /api/v1/generate``, again and again while nobody answers: it makes one job all the same.
+
+        An optional input has to be given as well: None asks for a video without it, as in ``image_url=None``.
+        """
         return self._once("/api/v1/generate", json={"model": model, **fields})
 
     def retry(self, job_id: str) -> Created:
@@ -589,6 +636,10 @@ class Client:
             page = cast("KeyPage", self._json("GET", "/api/v1/keys", params={**after, "limit": PAGE}))
             found += page["data"]
         return found
+
+    def own_key(self) -> KeyUse:
+        """What this client's own key may do and uses: the one of these that any key may ask."""
+        return cast("KeyUse", self._json("GET", "/api/v1/key"))
 
     def revoke_key(self, key_id: str) -> KeyInfo:
         """Refuse a key from now on."""

@@ -98,16 +98,19 @@ async def fetch(
 
 
 def fetch_from_hub(repository: str, folder: Path) -> None:
-    """The same from a model hub: ``owner/name`` or ``owner/name@revision``. It resumes and verifies by itself.
+    """The same from a model hub: ``owner/name``, or ``owner/name/part`` for one folder of a repository, which lies in
+    ``folder`` as it does there; either with ``@revision``. It resumes and verifies by itself.
 
     Raises WeightsError if the hub says no.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    name, _, revision = repository.partition("@")
+    place, _, revision = repository.partition("@")
+    owner, name, *part = place.split("/")
+    wanted = ["/".join([*part, "*"])] if part else None
     try:
-        snapshot_download(name, revision=revision or None, local_dir=folder)
+        snapshot_download(f"{owner}/{name}", revision=revision or None, local_dir=folder, allow_patterns=wanted)
     except HfHubHTTPError as error:
         raise failed(repository, error.response.status_code, "") from error
 

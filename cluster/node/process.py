@@ -77,6 +77,8 @@ class NodeOptions:
     drain_s: float = 30.0
     #: More variables that the models on this node get.
     variables: frozenset[str] = frozenset()
+    #: Those of them that name a model's files and may name where to fetch them from instead.
+    weight_paths: frozenset[str] = frozenset()
     #: What the autoscaler calls this machine, and its type. Empty: nobody has rented it, and the briefing says.
     instance: str = ""
     node_type: str = ""
@@ -236,7 +238,7 @@ class Node:
         """The variables that say where they are. Raises WeightsError, which the head is told."""
         variables: dict[str, str] = {}
         try:
-            for checkpoint in weights.wanted(os.environ, self._options.state / "weights"):
+            for checkpoint in weights.wanted(os.environ, self._options.state / "weights", self._options.weight_paths):
                 reporter.begin(WEIGHTS)
                 variables |= await weights.provide(checkpoint, reporter.measure)
                 self._good_at = asyncio.get_running_loop().time()

@@ -2,12 +2,13 @@
 
 ``<MODEL>_WEIGHTS`` is the URL of a manifest (see ``cluster.node.download``) or a repository of the model hub; what it
 names is put into a folder, and ``<MODEL>_MODEL_PATH`` tells the model where. A checkpoint of one file is that file.
+Whatever else a model reads the path of may be named like that in its own variable.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,31 +21,43 @@ from cluster.node.download import Manifest, OnProgress, WeightsError, failed, fe
 log = structlog.get_logger()
 
 _VARIABLE = re.compile(r"([A-Z0-9_]+)_WEIGHTS")
+#: A repository of the model hub, perhaps a folder in it, perhaps at a revision. A path that begins nowhere looks alike.
+_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*(@[\w./-]+)?")
 #: Seconds between two lines of progress.
 _SAY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model's weights: where they come from and where they go."""
+    """One model's weights: what they are called, where they come from and where they go."""
 
     model: str
     source: str
     folder: Path
-
-    @property
-    def variable(self) -> str:
-        return f"{self.model}_MODEL_PATH"
+    #: Tells the model where they are.
+    variable: str
 
 
-def wanted(environment: Mapping[str, str], folder: Path) -> tuple[Checkpoint, ...]:
-    """All that the environment names. A model whose path is set already needs nothing."""
+def wanted(environment: Mapping[str, str], folder: Path, paths: Collection[str] = ()) -> tuple[Checkpoint, ...]:
+    """All that the environment names. A model whose path is set already needs nothing.
+
+    ``paths`` are variables that models read as paths: what is a URL or of the hub there is fetched as well.
+    """
     found = []
     for name, source in sorted(environment.items()):
         match = _VARIABLE.fullmatch(name)
-        if match and source and not environment.get(f"{match[1]}_MODEL_PATH"):
-            found.append(Checkpoint(match[1], source, folder / match[1].lower()))
+        variable = f"{match[1]}_MODEL_PATH" if match else name
+        if (match and source and not environment.get(variable)) or (name in paths and is_source(source)):
+            model = match[1] if match else name
+            found.append(Checkpoint(model, source, folder / model.lower(), variable))
     return tuple(found)
+
+
+def is_source(value: str) -> bool:
+    """Whether it says where weights come from, and not where they are."""
+    if value.startswith(("http://", "https://")):
+        return True
+    return _REPOSITORY.fullmatch(value) is not None and not Path(value).exists()
 
 
 async def provide(checkpoint: Checkpoint, on_progress: OnProgress = lambda done, total: None) -> dict[str, str]:

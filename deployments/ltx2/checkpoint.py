@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from deployments.ltx2.versions import VERSIONS, Row
+from deployments.ltx2.versions import Version as Version
 from deployments.weights import CheckpointError, is_pointer
 
 #: A file of this name at the top of a folder says that its weights are random and its output is noise.
@@ -15,6 +16,8 @@ _LTX2_PARTS = ("transformer", "connectors", "text_encoder", "tokenizer", "vae", 
 _LTX_VIDEO_PARTS = ("transformer", "text_encoder", "tokenizer", "vae")
 #: The parts that are gigabytes, which is where a download breaks off.
 _LARGE_PARTS = ("transformer", "text_encoder", "vae")
+#: The subfolder of the model that joins two stages, where a checkpoint has one.
+UPSAMPLER = "latent_upsampler"
 #: What the loaders look for first: the list of a checkpoint's files, where there are several.
 _INDEXES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
 
@@ -23,16 +26,10 @@ _LAYOUT = (
     "per component (transformer/, vae/, text_encoder/, ...), as in diffusers/LTX-2.3-Distilled-Diffusers on the Hub; "
     "a single .safetensors file is not enough"
 )
-
-
-class Version(StrEnum):
-    """Generations that need different arguments for the same clip."""
-
-    LTX_2_0 = "2.0"
-    LTX_2_3 = "2.3"
-    LTX_2_5 = "2.5"
-    #: All of LTX-Video 0.9.x: T5 text encoder, no sound.
-    LTX_VIDEO = "ltx-video"
+_UPSAMPLER_LAYOUT = (
+    "expected the folder of an LTX2LatentUpsamplerModel that doubles width and height, or a checkpoint's folder with "
+    "one as latent_upsampler/, as in Lightricks/LTX-2.5-Diffusers on the Hub"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +44,55 @@ class Checkpoint:
     random_weights: bool
 
     @property
+    def row(self) -> Row:
+        """What its version needs."""
+        return VERSIONS[self.version]
+
+    @property
     def has_audio(self) -> bool:
         """Whether the model makes sound."""
-        return self.version is not Version.LTX_VIDEO
+        return self.row.sound_rate is not None
 
 
 def check(folder: Path) -> None:
     """:func:`read`, and that the weights are there: a cheap look before they load. Raises :class:`CheckpointError`."""
-    read(folder)
+    facts = read(folder)
     for name in _LARGE_PARTS:
-        part = folder / name
-        files = [*part.glob("*.safetensors"), *part.glob("*.bin")]
-        if not files:
-            raise CheckpointError(f"{part} holds no weights (*.safetensors); the download is not complete")
-        # Of several variants some may well be pointers, but what is loaded is not.
-        if all(_is_stand_in(path) for path in files):
-            raise CheckpointError(f"{part} holds empty files or Git LFS pointers; fetch the weights by `git lfs pull`")
-        for index in filter(Path.is_file, (part / each for each in _INDEXES)):
-            listed = _json(index).get("weight_map")
-            missing = set(listed.values()) - {path.name for path in files} if isinstance(listed, dict) else set()
-            if missing:
-                raise CheckpointError(f"{part} lacks {', '.join(sorted(missing))}; the download is not complete")
+        _require_weights(folder / name)
+    if facts.row.two_stages and (folder / UPSAMPLER).is_dir():
+        check_upsampler(folder)
+
+
+def check_upsampler(folder: Path) -> Path:
+    """Where in ``folder`` the upsampler is, which is it or has it as ``latent_upsampler/``: a cheap look.
+
+    Raises :class:`CheckpointError` when there is none, or one that does not double width and height and nothing else.
+    """
+    part = folder / UPSAMPLER if (folder / UPSAMPLER).is_dir() else folder
+    config = _json(part / "config.json", _UPSAMPLER_LAYOUT)
+    made_for = str(config.get("_class_name", ""))
+    # The values that a config leaves out are those of the class.
+    doubles = config.get("spatial_upsample", True) and (
+        not config.get("use_rational_resampler", True) or config.get("rational_spatial_scale", 2.0) == 2.0
+    )
+    if made_for != "LTX2LatentUpsamplerModel" or not doubles or config.get("temporal_upsample", False):
+        raise CheckpointError(f"{part}/config.json is for {made_for or 'no class'}; {_UPSAMPLER_LAYOUT}")
+    _require_weights(part)
+    return part
+
+
+def _require_weights(part: Path) -> None:
+    files = [*part.glob("*.safetensors"), *part.glob("*.bin")]
+    if not files:
+        raise CheckpointError(f"{part} holds no weights (*.safetensors); the download is not complete")
+    # Of several variants some may well be pointers, but what is loaded is not.
+    if all(_is_stand_in(path) for path in files):
+        raise CheckpointError(f"{part} holds empty files or Git LFS pointers; fetch the weights by `git lfs pull`")
+    for index in filter(Path.is_file, (part / each for each in _INDEXES)):
+        listed = _json(index).get("weight_map")
+        missing = set(listed.values()) - {path.name for path in files} if isinstance(listed, dict) else set()
+        if missing:
+            raise CheckpointError(f"{part} lacks {', '.join(sorted(missing))}; the download is not complete")
 
 
 def _is_stand_in(path: Path) -> bool:
@@ -115,24 +140,25 @@ def _ltx2_version(folder: Path, transformer: dict[str, Any]) -> Version:
 def _text_tokens(folder: Path, version: Version) -> int:
     """What the model was trained with, or less if the tokenizer allows less (tiny checkpoints do)."""
     allowed = int(_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 1024))
+    tokens = min(VERSIONS[version].text_tokens, allowed)
     if version is Version.LTX_VIDEO:
-        return min(128, allowed)
+        return tokens
     connectors = _json(folder / "connectors" / "config.json")
     # The connectors lay their registers over the padding in whole turns and refuse anything else.
     registers = int(connectors.get("video_connector_num_learnable_registers") or 1)
-    tokens = min(1024, allowed) // registers * registers
+    tokens = tokens // registers * registers
     if tokens == 0:
         raise CheckpointError(f"{folder}: the tokenizer's {allowed} tokens are fewer than {registers} registers")
     return tokens
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, layout: str = _LAYOUT) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; {_LAYOUT}") from None
+        raise CheckpointError(f"{path} is missing; {layout}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); {_LAYOUT}") from error
+        raise CheckpointError(f"{path} cannot be read ({error}); {layout}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; {_LAYOUT}")
+        raise CheckpointError(f"{path} holds no JSON object; {layout}")
     return value

@@ -4,26 +4,31 @@ import contextlib
 import gc
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
-from deployments.faults import about_input
-from deployments.ltx2 import picture
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault, about_input
+from deployments.ltx2 import checkpoint, picture
+from deployments.ltx2.memory import Plan
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
-from deployments.ltx2.recipes import num_frames
-from deployments.ltx2.spec import DEFAULT_SIZE, MAX_VIDEO_PIXELS, SPEC, LTX2Params
+from deployments.ltx2.recipes import RecipeName, num_frames
+from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
+
+log = structlog.get_logger()
 
 #: Width and height of random weights where the client names none: noise needs no detail, and a CPU makes five
 #: seconds of it in about two.
@@ -41,34 +46,62 @@ class Footage:
 class LTX2Engine:
     """Loads the checkpoint that ``LTX2_MODEL_PATH`` names, or builds a tiny random one where it is unset.
 
-    Raises :class:`CheckpointError`, naming the variable, when it is set to anything that cannot be loaded.
+    ``LTX2_UPSAMPLER`` names what the recipe ``fast`` needs besides, where the checkpoint has none. Raises
+    :class:`CheckpointError`, naming the variable, when one is set to anything that cannot be loaded.
     """
 
     def __init__(self) -> None:
         self._pipeline = _load()
         self.random_weights = self._pipeline.checkpoint.random_weights
+        recipes = self._pipeline.recipes
+        plan = self._pipeline.plan
+        assert plan is not None  # A folder is loaded by a plan.
+        #: What of the checkpoint is where, and how large clips can be.
+        self.plan: Plan = plan
+        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
+        log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
-        self._pipeline.render(_WARM_UP, lambda stage, fraction: None)
+        self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image and settle everything the client left open. Raises ``Fault`` about the image."""
+        """Read and fit the image, if there is one, and settle everything the client left open.
+
+        Raises ``Fault`` about the image, or when there is no such recipe.
+        """
         wish = LTX2Params.model_validate(params)
+        recipe = wish.recipe or self._pipeline.recipes[0]
+        self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
-        with about_input("image"):
-            given = inputs["image"]
-            image = picture.read(given.path, given.format(SPEC.input("image")))
+        frames = num_frames(wish.duration, wish.fps)
+        self._require_room(recipe, width, height, frames)
+        image: Image.Image | None = None
+        if given := inputs.get("image"):
+            with about_input("image"):
+                image = picture.read(given.path, given.format(SPEC.input("image")))
+                image = picture.fit(image, width, height, wish.fit)
         return Shot(
             prompt=wish.prompt,
             negative_prompt=wish.negative_prompt,
-            image=picture.fit(image, width, height, wish.fit),
+            image=image,
             width=width,
             height=height,
-            frames=num_frames(wish.duration, wish.fps),
+            frames=frames,
             fps=wish.fps,
-            recipe=wish.recipe,
+            recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
+        )
+
+    def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
+        """Raise ``Fault('clip_too_large')`` for a clip that the device has no memory for."""
+        if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
+            return
+        most = self.plan.frames(recipe, width, height)
+        raise Fault(
+            FailureCode.CLIP_TOO_LARGE,
+            f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
+            + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
 
     def run(self, prepared: Shot, step: Step) -> Footage:
@@ -108,8 +141,9 @@ class LTX2Engine:
         """See :class:`deployments.engine.Engine`."""
         return EngineAbility(
             weights=str(self._pipeline.checkpoint.version),
-            variants={"standard": MAX_VIDEO_PIXELS, "quality": MAX_VIDEO_PIXELS},
-            default_variant="standard",
+            variants={name: size for name, size in self.plan.largest.items() if size},
+            default_variant=self._pipeline.recipes[0],
+            plan=str(self.plan),
         )
 
     def free(self) -> None:
@@ -141,14 +175,25 @@ _WARM_UP = Shot(
 
 
 def _load() -> Pipeline:
-    named = os.environ.get(SPEC.weights_variable)
-    if named:
-        try:
-            return Pipeline(Path(named))
-        except CheckpointError as error:
-            raise CheckpointError(f"{SPEC.weights_variable}={named}: {error}") from error
+    joint = os.environ.get(UPSAMPLER_VARIABLE)
+    if joint:
+        with _named(UPSAMPLER_VARIABLE, joint):
+            checkpoint.check_upsampler(Path(joint))
+    upsampler = Path(joint) if joint else None
+    if named := os.environ.get(SPEC.weights_variable):
+        with _named(SPEC.weights_variable, named):
+            return Pipeline(Path(named), upsampler)
     # Here, because a replica with real weights needs none of it.
     from deployments.ltx2 import tiny
 
     data = Path(os.environ.get("VIDEO_API_DATA_DIR") or ".data")
-    return Pipeline(tiny.ensure(data / "tiny" / SPEC.name))
+    return Pipeline(tiny.ensure(data / "tiny" / SPEC.name), upsampler)
+
+
+@contextlib.contextmanager
+def _named(variable: str, value: str) -> Iterator[None]:
+    """What the body finds wrong is about what ``variable`` says."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{variable}={value}: {error}") from error

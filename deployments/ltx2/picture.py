@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from deployments.media import picture
@@ -29,3 +30,15 @@ def fit(image: Image.Image, width: int, height: int, mode: Literal["crop", "lett
     frame = Image.new("RGB", (width, height))
     frame.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
     return frame
+
+
+def widened(image: Image.Image, width: int, height: int) -> Image.Image:
+    """``image`` in the middle of ``width`` x ``height`` pixels, which are at most twice as many along each side.
+
+    What is added mirrors it: it is cut off again after the clip was made, and until then should look like the scene.
+    """
+    down, across = height - image.height, width - image.width
+    if (down, across) == (0, 0):
+        return image
+    beside = ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), beside, mode="reflect"))

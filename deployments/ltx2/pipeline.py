@@ -1,15 +1,18 @@
-"""A loaded checkpoint: image and prompt in, frames and sound out. The only module that touches diffusers' pipelines."""
+"""A loaded checkpoint: image and prompt in, frames and sound out. The only module that calls diffusers' pipelines."""
 
+import contextlib
+import functools
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import LTX2ImageToVideoPipeline, LTXImageToVideoPipeline
+from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline, LTXImageToVideoPipeline, LTXPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,10 +20,15 @@ from deployments import accelerator
 from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.ltx2 import checkpoint
-from deployments.ltx2.checkpoint import Checkpoint
-from deployments.ltx2.recipes import Recipe, RecipeName, expand
+from deployments.ltx2 import checkpoint, placement, upsampler
+from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
+from deployments.ltx2.memory import Plan
+from deployments.ltx2.picture import widened
+from deployments.ltx2.placement import Placement
+from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
 from deployments.ltx2.schedule import scheduler_of
+from deployments.ltx2.spec import DEFAULT_NEGATIVE_PROMPT
+from deployments.ltx2.text import Text, apart
 from deployments.stage import Stage
 from deployments.weights import CheckpointError
 
@@ -28,8 +36,10 @@ from deployments.weights import CheckpointError
 JOB_ARGUMENTS = frozenset(
     {
         "image",
-        "prompt",
-        "negative_prompt",
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
         "width",
         "height",
         "num_frames",
@@ -52,8 +62,8 @@ class Shot:
     prompt: str
     #: Read by guided recipes only.
     negative_prompt: str
-    #: First frame, RGB, already ``width`` x ``height``.
-    image: Image.Image
+    #: First frame, RGB, already ``width`` x ``height``; None: the prompt alone says what is seen.
+    image: Image.Image | None
     #: Pixels, multiples of 32.
     width: int
     height: int
@@ -79,21 +89,61 @@ class Clip:
 class Pipeline:
     """Loads ``folder`` onto the device and renders one shot at a time.
 
-    Raises :class:`CheckpointError` when the folder is not a complete diffusers checkpoint.
+    ``joint`` is the folder of a latent upsampler, in place of the one in ``folder``. Raises :class:`CheckpointError`
+    when the folder is not a complete diffusers checkpoint, or the upsampler not one for it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.checkpoint: Checkpoint = checkpoint.read(folder)
+    def __init__(self, folder: Path, joint: Path | None = None) -> None:
+        facts = checkpoint.read(folder)
+        device = accelerator.device()
+        if joint is None and (folder / UPSAMPLER).is_dir():
+            joint = folder
+        joint = checkpoint.check_upsampler(joint) if joint and facts.row.two_stages else None
+        plan = placement.planned(folder, facts, device, joint)
+        pipe = _load(folder, facts, device, plan)
+        self._take(pipe, facts, upsampler.load(joint, device, pipe.vae.dtype) if joint else None, plan)
+
+    @classmethod
+    def of(cls, pipe: Any, facts: Checkpoint, upsampler: Any = None) -> Self:
+        """Over what is on the device already: a diffusers pipeline of ``facts``'s version, which stays as it is."""
+        made = cls.__new__(cls)
+        made._take(pipe, facts, upsampler, None)
+        return made
+
+    def _take(self, pipe: Any, facts: Checkpoint, upsampler: Any, plan: Plan | None) -> None:
+        if upsampler is not None and upsampler.config.in_channels != pipe.transformer.config.in_channels:
+            raise CheckpointError(
+                f"the upsampler takes latents of {upsampler.config.in_channels} channels, and the checkpoint's have "
+                f"{pipe.transformer.config.in_channels}; it has to be one for LTX-{facts.version}"
+            )
+        self.checkpoint = facts
+        #: What it can make clips by; the first is meant where nobody names one.
+        self.recipes: tuple[RecipeName, ...] = RECIPE_NAMES if upsampler is not None else RECIPE_NAMES[1:]
+        #: What is where, and what is made at the most; None: as the pipeline was given.
+        self.plan = plan
         self._device = accelerator.device()
-        self._pipe = _load(folder, self.checkpoint, self._device)
-        self._recipes = {name: expand(name, self.checkpoint) for name in ("standard", "quality")}
-        self._schedulers = {name: scheduler_of(recipe) for name, recipe in self._recipes.items()}
+        self._placement = Placement(pipe, plan, self._device) if plan else None
+        self._pipe = pipe
+        self._upsampler = upsampler
+        self._recipes = {name: expand(name, facts) for name in self.recipes}
+        self._schedulers = {name: [scheduler_of(part) for part in self._recipes[name].passes] for name in self.recipes}
+        self._text = Text(pipe, facts.text_tokens, always=(DEFAULT_NEGATIVE_PROMPT,))
+        self._with_image, self._without = _callable(pipe, facts)
+
+    def require(self, name: RecipeName) -> None:
+        """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
+        if name not in self.recipes:
+            raise Fault(
+                FailureCode.RECIPE_UNAVAILABLE,
+                f"This service's checkpoint has no parts for the recipe {name}: ask for {' or '.join(self.recipes)}. "
+                "Its operator can add a latent upsampler (LTX2_UPSAMPLER).",
+            )
 
     def render(self, shot: Shot, step: Step) -> Clip:
         """Make the clip, reporting its three stages. What ``step`` raises passes through.
 
-        Raises ``OutOfMemory`` and ``DeviceLost``; the pipeline is usable afterwards in all other cases and after the
-        former. The same shot gives the same bits on the same device.
+        The recipe is one of :attr:`recipes`. Raises ``OutOfMemory`` and ``DeviceLost``; the pipeline is usable
+        afterwards in all other cases and after the former. The same shot gives the same bits on the same device.
         """
         try:
             return self._render(shot, step)
@@ -109,64 +159,92 @@ class Pipeline:
     @torch.inference_mode()
     def _render(self, shot: Shot, step: Step) -> Clip:
         recipe = self._recipes[shot.recipe]
-        self._pipe.scheduler = self._schedulers[shot.recipe]
-        if self._pipe.vae.use_tiling:
-            self._pipe.vae.enable_tiling(
-                tile_sample_stride_height=tile_stride(shot.height), tile_sample_stride_width=tile_stride(shot.width)
-            )
+        width, height = canvas(shot.recipe, shot.width, shot.height)
         step(Stage.ENCODING_PROMPT, 0.0)
+        job: dict[str, Any] = {
+            "num_frames": shot.frames,
+            "frame_rate": float(shot.fps),
+            "generator": torch.Generator(self._device).manual_seed(shot.seed),
+            **self._text.arguments(shot.prompt, shot.negative_prompt if recipe.guided else None, self._device),
+        }
+        if self._placement:
+            self._placement.make_room(shot.recipe, shot.width, shot.height, shot.frames)
+        if shot.image is not None:
+            job["image"] = widened(shot.image, width, height)
         # The VAE of LTX-Video draws noise of its own from the global generator.
         torch.manual_seed(shot.seed)
         meter = _Meter(recipe, step)
-        handle = self._pipe.transformer.register_forward_pre_hook(meter.forward)
-        try:
-            output = self._pipe(
-                image=shot.image,
-                prompt=shot.prompt,
-                negative_prompt=shot.negative_prompt,
-                width=shot.width,
-                height=shot.height,
-                num_frames=shot.frames,
-                frame_rate=float(shot.fps),
-                generator=torch.Generator(self._device).manual_seed(shot.seed),
-                callback_on_step_end=meter.step_end,
-                **recipe.arguments,
-            )
-        finally:
-            handle.remove()
+        with self._hooked(meter):
+            for part, scheduler in zip(recipe.passes, self._schedulers[shot.recipe], strict=True):
+                size = {"width": width // part.divisor, "height": height // part.divisor}
+                output = self._denoise(part, scheduler, {**job, **size, "callback_on_step_end": meter.begin(part)})
+                if part is not recipe.passes[-1]:
+                    # Both are as the VAEs know them, not normalised; the next pass normalises them and adds noise.
+                    latents = self._upsampler(output.frames.to(self._upsampler.dtype))
+                    job |= {"latents": latents, "audio_latents": output.audio}
         frames = to_uint8(output.frames[0])
-        expected = (shot.frames, shot.height, shot.width, 3)
+        expected = (shot.frames, height, width, 3)
         if frames.shape != expected:
             raise RuntimeError(f"the pipeline made {tuple(frames.shape)} instead of {expected}")
+        top, left = (height - shot.height) // 2, (width - shot.width) // 2
+        frames = frames[:, top : top + shot.height, left : left + shot.width]
         if not self.checkpoint.has_audio:
-            return Clip(frames=frames.cpu().numpy(), audio=None, rate=0)
+            return Clip(frames=to_host(frames), audio=None, rate=0)
         return Clip(
-            frames=frames.cpu().numpy(),
-            audio=_finite(output.audio[0], "sound").float().cpu().numpy(),
+            frames=to_host(frames),
+            audio=to_host(_finite(output.audio[0], "sound").float()),
             rate=int(self._pipe.vocoder.config.output_sampling_rate),
         )
+
+    def _denoise(self, part: Pass, scheduler: Any, job: dict[str, Any]) -> Any:
+        """What diffusers makes of one pass."""
+        pipe = self._with_image if "image" in job else self._without
+        pipe.scheduler = scheduler
+        without = frozenset() if "image" in job else IMAGE_ARGUMENTS
+        return pipe(**{name: value for name, value in part.arguments.items() if name not in without} | job)
+
+    @contextlib.contextmanager
+    def _hooked(self, meter: "_Meter") -> Iterator[None]:
+        transformer = self._pipe.transformer
+        with contextlib.ExitStack() as hooks:
+            hooks.callback(transformer.register_forward_pre_hook(meter.forward).remove)
+            if self.checkpoint.has_audio and self._pipe.connectors.config.video_connector_num_learnable_registers:
+                handle = transformer.register_forward_pre_hook(_without_text_mask, with_kwargs=True)
+                hooks.callback(handle.remove)
+            yield
 
 
 class _Meter:
     """Turns what the pipeline does into reports, so that a job can be stopped before every forward."""
 
     def __init__(self, recipe: Recipe, step: Step) -> None:
-        self._steps = recipe.steps
-        self._forwards = recipe.steps * recipe.forwards_per_step
-        self._begun = 0
+        self._passes = list(recipe.passes)
+        self._whole = sum(part.forwards * _cost(part) for part in recipe.passes)
+        self._done = 0.0
         self._step = step
+
+    def begin(self, part: Pass) -> Any:
+        """Before each pass. Returns what the pipeline has to call after each step."""
+        self._part = part
+        return self.step_end
 
     def forward(self, module: Any, args: Any) -> None:
         """Before each call of the transformer; guided recipes make several a step, seconds apart on a big clip."""
-        self._step(Stage.DENOISING, _DENOISE_FROM + (_DENOISE_TO - _DENOISE_FROM) * self._begun / self._forwards)
-        self._begun += 1
+        self._step(Stage.DENOISING, _DENOISE_FROM + (_DENOISE_TO - _DENOISE_FROM) * self._done / self._whole)
+        self._done += _cost(self._part)
 
     def step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """After each step. Decoding follows the last one, without another word from the pipeline."""
-        if index + 1 == self._steps:
+        if index + 1 == self._part.steps:
             _finite(tensors["latents"], "video")
-            self._step(Stage.DECODING_LATENTS, _DENOISE_TO)
+            if self._part is self._passes[-1]:
+                self._step(Stage.DECODING_LATENTS, _DENOISE_TO)
         return {}
+
+
+def _cost(part: Pass) -> float:
+    """Of one forward, by the pixels it is for."""
+    return 1 / part.divisor**2
 
 
 def to_uint8(frames: torch.Tensor) -> torch.Tensor:
@@ -179,13 +257,11 @@ def to_uint8(frames: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
-def tile_stride(pixels: int) -> int:
-    """Distance in pixels between the VAE's 512-pixel tiles along a side of ``pixels``, both multiples of 32.
-
-    diffusers' 448 leaves a last tile of one latent at sides such as 928, and the reflecting padding of LTX-2.0's
-    decoder needs two.
-    """
-    return 416 if pixels // 32 % 14 == 1 else 448
+def to_host(values: torch.Tensor) -> NDArray[Any]:
+    """``values`` copied once, by the device itself where it is a CUDA one: into memory that cannot be swapped out."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+    array: NDArray[Any] = host.copy_(values).numpy()
+    return array
 
 
 def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
@@ -195,34 +271,45 @@ def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
     return values
 
 
-def _load(folder: Path, facts: Checkpoint, device: torch.device) -> Any:
+def _load(folder: Path, facts: Checkpoint, device: torch.device, plan: Plan) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    cuda = device.type == "cuda"
     # Passed, so that they are not loaded: the prompt enhancer of 2.5 alone is 10 GB that nothing here would use.
     without: dict[str, Any] = (
         {} if not facts.has_audio else dict.fromkeys(("processor", "prompt_enhancer", "duration_head"))
     )
     family = LTX2ImageToVideoPipeline if facts.has_audio else LTXImageToVideoPipeline
+    make = functools.partial(
+        family.from_pretrained,
+        str(folder),
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        local_files_only=True,
+        scheduler=scheduler_of(expand("standard", facts).passes[0]),
+        **without,
+    )
     try:
-        pipe = family.from_pretrained(
-            str(folder),
-            dtype=torch.bfloat16 if cuda else torch.float32,
-            # Straight to the device: 66 GB of weights need not fit the host's memory as well.
-            device_map=device.type,
-            local_files_only=True,
-            scheduler=scheduler_of(expand("standard", facts)),
-            **without,
-        )
+        pipe = placement.load(make, plan, device)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} cannot be loaded as {family.__name__}: {error}") from error
-    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    if cuda:
-        pipe.vae.enable_tiling()
-    if facts.has_audio and pipe.connectors.config.video_connector_num_learnable_registers:
-        pipe.transformer.register_forward_pre_hook(_without_text_mask, with_kwargs=True)
     return pipe
+
+
+def _callable(pipe: Any, facts: Checkpoint) -> tuple[Any, Any]:
+    """Pipelines over the components of ``pipe``, with an image and without, that take prompts as ``Text`` gives them.
+
+    They have no text encoder, so that none of them can call it.
+    """
+    parts = {**pipe.components, "text_encoder": None}
+    if facts.has_audio:
+        config = pipe.connectors.config
+        channels = config.video_connector_num_attention_heads * config.video_connector_attention_head_dim
+        parts["connectors"] = apart(channels)
+    families = (LTX2ImageToVideoPipeline, LTX2Pipeline) if facts.has_audio else (LTXImageToVideoPipeline, LTXPipeline)
+    made = tuple(family(**parts) for family in families)
+    for each in made:
+        each.set_progress_bar_config(disable=True)
+    return made
 
 
 def _without_text_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

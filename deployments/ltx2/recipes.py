@@ -1,30 +1,35 @@
-"""Named recipes, expanded per checkpoint to every argument of the pipeline call and every scheduler setting.
+"""Named recipes, expanded per checkpoint to every argument of the pipeline calls and every scheduler setting.
 
 Nothing is left to diffusers: its defaults turn all guidance on (4 batch items a step instead of 1, even with
 ``guidance_scale=1``) and re-shift the sigmas of distilled checkpoints. A test compares the arguments with the
 signatures of the pipelines, so a new upstream argument fails the build instead of changing the video.
 
-Sources: model cards of the checkpoints, ``ltx_pipelines/utils/constants.py`` of Lightricks/LTX-2 and
-``configs/ltxv-*-distilled.yaml`` of Lightricks/LTX-Video.
+What differs between the versions is in ``versions.py``, and where the numbers come from.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from deployments.ltx2.checkpoint import Checkpoint, Version
+from deployments.ltx2.checkpoint import Checkpoint
+from deployments.ltx2.versions import Row, Version
 
-RecipeName = Literal["standard", "quality"]
+RecipeName = Literal["fast", "standard", "quality"]
+#: All of them; the first that a checkpoint has is what it makes where the client names none.
+RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 
 #: Noise levels of distilled LTX-2; 0 follows the last. Distilled LTX-Video 0.9.7 spreads the same, rounded, over two
 #: passes of two sizes; running them in one pass is our choice.
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 
-_GUIDED_STEPS = {Version.LTX_2_0: 40, Version.LTX_2_3: 30, Version.LTX_2_5: 30, Version.LTX_VIDEO: 50}
-_STG_BLOCK = {Version.LTX_2_0: 29, Version.LTX_2_3: 28, Version.LTX_2_5: 28}
-#: H.264 CRF the conditioning image is degraded with, as in training.
-_IMAGE_CRF = {Version.LTX_2_0: 33, Version.LTX_2_3: 33, Version.LTX_2_5: 18}
+#: Those of the second stage. The first is also how much noise its latents get before it begins.
+REFINING_SIGMAS = DISTILLED_SIGMAS[-3:]
+
+#: Pixels of a latent along each side of a frame.
+_LATENT = 32
+#: Arguments that the calls without an image do not have.
+IMAGE_ARGUMENTS = frozenset({"image", "image_crf"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +74,41 @@ GUIDED = Guidance(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One way to make a clip with one checkpoint."""
+class Pass:
+    """One denoising from its first noise level to its last, i.e. one call of the pipeline."""
 
-    name: RecipeName
+    #: The clip is made at this part of its width and height.
+    divisor: Literal[1, 2]
     steps: int
-    #: Calls of the transformer per step.
-    forwards_per_step: int
+    #: Batch items of each call of the transformer within a step.
+    items: tuple[int, ...]
     #: Noise levels used as they are, or None to let the scheduler space and shift them by clip size.
     sigmas: tuple[float, ...] | None
     #: Every setting of ``FlowMatchEulerDiscreteScheduler``.
     scheduler: Mapping[str, Any]
-    #: Every argument of the pipeline call that does not depend on the job.
+    #: Every argument of the call that does not depend on the job; without an image less :data:`IMAGE_ARGUMENTS`.
     arguments: Mapping[str, Any]
+
+    @property
+    def forwards(self) -> int:
+        """Calls of the transformer."""
+        return self.steps * len(self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to make a clip with one checkpoint."""
+
+    name: RecipeName
+    #: What is guided away from a negative prompt reads one.
+    guided: bool
+    #: Each goes on from the latents of the one before, doubled in width and height.
+    passes: tuple[Pass, ...]
+
+    @property
+    def batch_items(self) -> int:
+        """What a clip costs, in forwards of one batch item: the sum of the batch sizes of all transformer calls."""
+        return sum(part.steps * sum(part.items) for part in self.passes)
 
 
 def num_frames(duration: int, fps: int) -> int:
@@ -89,60 +116,93 @@ def num_frames(duration: int, fps: int) -> int:
     return duration * fps // 8 * 8 + 1
 
 
+def canvas(name: RecipeName, width: int, height: int) -> tuple[int, int]:
+    """Width and height in pixels at which ``name`` makes a clip of ``width`` x ``height``, multiples of 32.
+
+    Half of a size has to be whole latents, too, so two stages make multiples of 64, and what is too much is cut off.
+    """
+    unit = 2 * _LATENT if name == "fast" else _LATENT
+    return -(-width // unit) * unit, -(-height // unit) * unit
+
+
 def expand(name: RecipeName, checkpoint: Checkpoint) -> Recipe:
     """Everything that ``name`` means for ``checkpoint``."""
-    distilled = name == "standard"
-    steps = len(DISTILLED_SIGMAS) if distilled else _GUIDED_STEPS[checkpoint.version]
-    arguments = _shared(steps, checkpoint)
-    if checkpoint.version is Version.LTX_VIDEO:
-        arguments |= _ltx_video(distilled)
-        forwards = 1
+    row = checkpoint.row
+    passes: tuple[Pass, ...]
+    if name == "fast":
+        passes = (
+            _distilled(checkpoint, DISTILLED_SIGMAS, divisor=2, output_type="latent"),
+            _distilled(checkpoint, REFINING_SIGMAS, noise_scale=REFINING_SIGMAS[0]),
+        )
+    elif name == "standard":
+        passes = (_distilled(checkpoint, DISTILLED_SIGMAS),)
     else:
-        arguments |= _ltx2(distilled, checkpoint)
-        forwards = 1 if distilled else 3
-    return Recipe(
-        name=name,
-        steps=steps,
-        forwards_per_step=forwards,
-        sigmas=DISTILLED_SIGMAS if distilled else None,
-        scheduler=MappingProxyType(_scheduler(distilled)),
-        arguments=MappingProxyType(arguments),
+        passes = (
+            Pass(
+                divisor=1,
+                steps=row.guided_steps,
+                items=row.guided_items,
+                sigmas=None,
+                scheduler=MappingProxyType(_scheduler(shifts=True)),
+                arguments=MappingProxyType(_arguments(checkpoint, row.guided_steps, guided=True)),
+            ),
+        )
+    return Recipe(name=name, guided=name == "quality", passes=passes)
+
+
+def _distilled(
+    checkpoint: Checkpoint, sigmas: tuple[float, ...], *, divisor: Literal[1, 2] = 1, **arguments: Any
+) -> Pass:
+    """One step per noise level, one item per step."""
+    own = {} if checkpoint.version is Version.LTX_VIDEO else {"sigmas": sigmas}
+    return Pass(
+        divisor=divisor,
+        steps=len(sigmas),
+        items=(1,),
+        sigmas=sigmas,
+        scheduler=MappingProxyType(_scheduler(shifts=False)),
+        arguments=MappingProxyType(_arguments(checkpoint, len(sigmas), guided=False) | own | arguments),
     )
 
 
-def _shared(steps: int, checkpoint: Checkpoint) -> dict[str, Any]:
+def _arguments(checkpoint: Checkpoint, steps: int, *, guided: bool) -> dict[str, Any]:
+    row = checkpoint.row
     return {
         "num_inference_steps": steps,
         "timesteps": None,
         "max_sequence_length": checkpoint.text_tokens,
         "num_videos_per_prompt": 1,
+        # Prompts come as embeddings, see ``text.py``.
+        "prompt": None,
+        "negative_prompt": None,
+        # Of the pass before, if there is one.
         "latents": None,
-        "prompt_embeds": None,
-        "prompt_attention_mask": None,
-        "negative_prompt_embeds": None,
-        "negative_prompt_attention_mask": None,
         "attention_kwargs": None,
         "callback_on_step_end_tensor_inputs": ("latents",),
+        "decode_timestep": row.decode_timestep,
+        "decode_noise_scale": row.decode_noise_scale,
         "output_type": "pt",
         "return_dict": True,
-    }
+    } | (
+        {"guidance_scale": 3.0 if guided else 1.0, "guidance_rescale": 0.0}
+        if checkpoint.version is Version.LTX_VIDEO
+        else _ltx2(row, checkpoint.layers, guided=guided)
+    )
 
 
-def _ltx2(distilled: bool, checkpoint: Checkpoint) -> dict[str, Any]:
+def _ltx2(row: Row, layers: int, *, guided: bool) -> dict[str, Any]:
     # A block past the end would be ignored silently, and STG would push away from an unperturbed copy.
-    block = min(_STG_BLOCK[checkpoint.version], checkpoint.layers - 1)
+    blocks = None if row.stg_block is None else (min(row.stg_block, layers - 1),)
     return {
-        **asdict(UNGUIDED if distilled else GUIDED),
-        "spatio_temporal_guidance_blocks": None if distilled else (block,),
-        "sigmas": DISTILLED_SIGMAS if distilled else None,
-        "use_cross_timestep": checkpoint.version is not Version.LTX_2_0,
-        "image_crf": _IMAGE_CRF[checkpoint.version],
+        **asdict(GUIDED if guided else UNGUIDED),
+        "spatio_temporal_guidance_blocks": blocks if guided else None,
+        "sigmas": None,
+        "use_cross_timestep": row.cross_timestep,
+        "image_crf": row.image_crf,
         "motion_speed": 1.0,
         "noise_scale": 0.0,
+        # Of the pass before, if there is one.
         "audio_latents": None,
-        # The convolutional VAE of all LTX-2 checkpoints takes no timestep.
-        "decode_timestep": 0.0,
-        "decode_noise_scale": None,
         # Only read when the number of frames is left to the model.
         "min_seconds": 1.0,
         "max_seconds": 20.0,
@@ -154,22 +214,12 @@ def _ltx2(distilled: bool, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _ltx_video(distilled: bool) -> dict[str, Any]:
-    return {
-        "guidance_scale": 1.0 if distilled else 3.0,
-        "guidance_rescale": 0.0,
-        # Read by the VAEs since 0.9.1, which do the last bit of denoising themselves.
-        "decode_timestep": 0.05,
-        "decode_noise_scale": 0.025,
-    }
-
-
-def _scheduler(distilled: bool) -> dict[str, Any]:
+def _scheduler(*, shifts: bool) -> dict[str, Any]:
     return {
         "num_train_timesteps": 1000,
         "shift": 1.0,
-        "use_dynamic_shifting": not distilled,
-        "shift_terminal": None if distilled else 0.1,
+        "use_dynamic_shifting": shifts,
+        "shift_terminal": 0.1 if shifts else None,
         "base_shift": 0.95,
         "max_shift": 2.05,
         "base_image_seq_len": 1024,

@@ -1,11 +1,11 @@
-"""Noise schedules: one scheduler per recipe, never the one a checkpoint ships."""
+"""Noise schedules: one scheduler per pass of a recipe, never the one a checkpoint ships."""
 
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from deployments.ltx2.recipes import Recipe
+from deployments.ltx2.recipes import Pass
 
 
 class FixedSigmas(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers is untyped
@@ -29,10 +29,10 @@ class FixedSigmas(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # dif
         super().set_timesteps(sigmas=list(self.fixed), device=device)
 
 
-def scheduler_of(recipe: Recipe) -> Any:
-    """A fresh scheduler with every setting taken from ``recipe``."""
-    if recipe.sigmas is None:
-        return FlowMatchEulerDiscreteScheduler(**recipe.scheduler)
-    scheduler = FixedSigmas(**recipe.scheduler)
-    scheduler.fixed = recipe.sigmas
+def scheduler_of(part: Pass) -> Any:
+    """A fresh scheduler with every setting taken from ``part``."""
+    if part.sigmas is None:
+        return FlowMatchEulerDiscreteScheduler(**part.scheduler)
+    scheduler = FixedSigmas(**part.scheduler)
+    scheduler.fixed = part.sigmas
     return scheduler

@@ -1,20 +1,28 @@
 """What a client may ask of LTX-2. Imported on the head too: pydantic only."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
 from deployments.ltx2 import checkpoint
-from deployments.ltx2.recipes import num_frames
+from deployments.ltx2.activations import size_of
+from deployments.ltx2.memory import on_paper
+from deployments.ltx2.recipes import RecipeName, canvas, num_frames
 
+#: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
+UPSAMPLER_VARIABLE = "LTX2_UPSAMPLER"
 DEFAULT_PROMPT = "A smooth cinematic video"
 #: Five seconds at 1920x1088 and 24 fps. Activations grow with width x height x frames; more does not fit 80 GB.
 MAX_VIDEO_PIXELS = 1920 * 1088 * 121
 #: Width and height where the client names none.
 DEFAULT_SIZE = (1024, 576)
-#: 30 to 50 steps of three forwards against 8 of one are 12 to 20 times the work.
-QUALITY_EFFORT = 15.0
+#: How many times as long as ``fast`` a recipe takes at the same size: 1.55, 2.6 and 38.8 PFLOP of denoising for five
+#: seconds of 1024x576 with LTX-2.3. Two stages do 8 of their 11 forwards on a quarter of the tokens.
+EFFORT: Mapping[RecipeName, float] = MappingProxyType({"fast": 1.0, "standard": 1.7, "quality": 25.0})
 DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
 
 
@@ -56,9 +64,11 @@ class LTX2Params(Params):
         validate_default=True,
         description="Pixels; default 576 (smaller for test weights). Goes with `width`.",
     )
-    recipe: Literal["standard", "quality"] = Field(
-        "standard",
-        description="`standard`: 8 distilled steps, unguided. `quality`: 30 to 50 guided steps, 12 to 20 times slower.",
+    recipe: RecipeName | None = Field(
+        None,
+        description="`fast`: 8 distilled steps at half the size and 3 at the whole. `standard`: 8 at the whole, 1.7 "
+        "times slower. `quality`: 30 to 50 guided steps, 25 times slower. Default `fast` where the checkpoint has its "
+        "upsampler, else `standard`.",
     )
     fit: Literal["crop", "letterbox"] = Field(
         "crop", description="How an image of another aspect ratio is made to fit. It is never stretched."
@@ -82,36 +92,55 @@ class LTX2Params(Params):
 
 
 def size(params: LTX2Params) -> int:
-    """Pixels of all frames: what activations grow with."""
+    """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
     width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
-    return width * height * num_frames(params.duration, params.fps)
+    return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
 
 
 def effort(params: LTX2Params) -> float:
-    """By pixels of all frames and by recipe; the first second of a video costs as much as the tenth."""
+    """By pixels of all frames and by recipe; the first second of a video costs as much as the tenth.
+
+    Where none is named, as for ``fast``: the head does not know what the checkpoint has.
+    """
+    recipe = params.recipe or "fast"
+    width, height = canvas(recipe, params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1])
+    pixels = width * height * num_frames(params.duration, params.fps)
     usual = DEFAULT_SIZE[0] * DEFAULT_SIZE[1] * num_frames(5, 24)
-    return size(params) / usual * (QUALITY_EFFORT if params.recipe == "quality" else 1.0)
+    return pixels / usual * EFFORT[recipe]
+
+
+def _check_upsampler(folder: Path) -> None:
+    checkpoint.check_upsampler(folder)
 
 
 SPEC = ModelSpec(
     name="ltx2",
-    title="LTX-2 image to video",
-    description="Animates a still image as a prompt describes it, with sound where the checkpoint has it.",
+    title="LTX-2 image or text to video",
+    description=(
+        "Animates a still image as a prompt describes it, or makes a video of the prompt alone; with sound where the "
+        "checkpoint has it."
+    ),
     params=LTX2Params,
     inputs=(
         InputSpec(
-            name="image", kinds=("image",), description="First frame: JPEG, PNG or WebP.", max_bytes=32 * 1024 * 1024
+            name="image",
+            kinds=("image",),
+            description="First frame: JPEG, PNG or WebP.",
+            max_bytes=32 * 1024 * 1024,
+            optional=True,
         ),
     ),
     timeout_s=1800,
-    expected_run_s=151,
+    # By `fast` on an A100: 10 s for 1.55 PFLOP of denoising, and about 5 s for text, decoding and copying.
+    expected_run_s=15,
     effort=effort,
     size=size,
-    size_unit="width x height x frames",
+    size_unit="width x height x (frames + 7)",
     size_field="width",
     variant=lambda params: params.recipe or "",
     variant_field="recipe",
+    on_paper=lambda gib: {str(name): most for name, most in on_paper(gib).items()},
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
-    weights_checks={"LTX2_MODEL_PATH": checkpoint.check},
+    weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},
 )

@@ -26,6 +26,7 @@ from diffusers import (
     LTXVideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -40,7 +41,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER, UPSAMPLER
+from deployments.ltx2.versions import VERSIONS, Version
 
 #: Prompt length in tokens, four turns of the 16 registers.
 TOKENS = 64
@@ -53,8 +55,8 @@ _LATENT_CHANNELS, _AUDIO_LATENT_CHANNELS, _MEL_BINS = 8, 2, 32
 #: Channels of one audio token. Also the audio VAE's base width, which sizes its latent statistics.
 _AUDIO_FEATURES = _AUDIO_LATENT_CHANNELS * _MEL_BINS // 4
 
-#: As shipped with LTX-2.0 and 2.3 and early LTX-Video, so that recipes are tested against the setting they undo.
-_SCHEDULER = {
+#: As shipped by most versions, so that recipes are tested against the setting they undo.
+_SHIFTING = {
     "use_dynamic_shifting": True,
     "base_shift": 0.95,
     "max_shift": 2.05,
@@ -97,7 +99,10 @@ def build(folder: Path, version: Version) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = _ltx_video() if version is Version.LTX_VIDEO else _ltx2(version)
-    pipeline.save_pretrained(folder)
+        pipeline.save_pretrained(folder)
+        if VERSIONS[version].two_stages:
+            # As in LTX-2.5-Diffusers, whose model_index.json does not name it.
+            _upsampler().save_pretrained(folder / UPSAMPLER)
     facts = {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     (folder / RANDOM_MARKER).write_text(json.dumps(facts) + "\n")
 
@@ -106,7 +111,7 @@ def _ltx2(version: Version) -> Any:
     gated = version is not Version.LTX_2_0
     tokenizer = _gemma_tokenizer()
     return LTX2ImageToVideoPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
+        scheduler=_scheduler(version),
         vae=_video_vae(gated),
         audio_vae=AutoencoderKLLTX2Audio(
             base_channels=_AUDIO_FEATURES,
@@ -145,8 +150,17 @@ def _ltx2(version: Version) -> Any:
             ff_bias=version is not Version.LTX_2_5,
             use_keyframes_abs_pos_embedding=version is Version.LTX_2_5,
         ),
-        vocoder=_vocoder(gated),
+        vocoder=_vocoder(version),
     )
+
+
+def _scheduler(version: Version) -> Any:
+    return FlowMatchEulerDiscreteScheduler(**(_SHIFTING if VERSIONS[version].ships_shifting else {}))
+
+
+def _upsampler() -> Any:
+    # The least that its norms of 32 groups allow.
+    return LTX2LatentUpsamplerModel(in_channels=_LATENT_CHANNELS, mid_channels=32, num_blocks_per_stage=1)
 
 
 def _connectors(gated: bool) -> Any:
@@ -213,16 +227,19 @@ def _video_vae(gated: bool) -> Any:
     )
 
 
-def _vocoder(gated: bool) -> Any:
+def _vocoder(version: Version) -> Any:
     """24 kHz for 2.0, 48 kHz after it: the upsample factors must multiply to 240 and 160 x 3 for true durations."""
-    shared: dict[str, Any] = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3, 5]]}
-    if not gated:
+    shared: dict[str, Any] = {
+        "resnet_kernel_sizes": [3],
+        "resnet_dilations": [[1, 3, 5]],
+        "output_sampling_rate": VERSIONS[version].sound_rate,
+    }
+    if version is Version.LTX_2_0:
         return LTX2Vocoder(
             in_channels=2 * _MEL_BINS,
             hidden_channels=32,
             upsample_kernel_sizes=[16, 15, 8, 4, 4],
             upsample_factors=[6, 5, 2, 2, 2],
-            output_sampling_rate=24_000,
             **shared,
         )
     return LTX2VocoderWithBWE(
@@ -351,7 +368,7 @@ def _ltx_video() -> Any:
         if "per_channel_scale" in name:
             torch.nn.init.normal_(weight, std=0.1)
     return LTXImageToVideoPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
+        scheduler=_scheduler(Version.LTX_VIDEO),
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

@@ -22,6 +22,7 @@ from serve_app.api import (
     health,
     jobs,
     keys,
+    models,
     presign,
     problems,
     webhook_events,
@@ -36,7 +37,7 @@ from serve_app.api.schemas import Problem
 from serve_app.services import Services, build_ring
 
 DESCRIPTION = """\
-Post an image and a prompt, or a video and an audio track; get a durable job; download an mp4.
+Post an image and a prompt, a prompt alone, or a video and an audio track; get a durable job; download an mp4.
 
 1. `POST /api/v1/generate` with URLs of the inputs, or upload them first: `POST /api/v1/presign/upload`, then PUT.
 2. Follow `GET /api/v1/jobs/{job_id}/events`, ask `GET /api/v1/jobs/{job_id}`, or be told at `webhook_url`.
@@ -64,7 +65,8 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
     services.feed.show(partial(events.look, services))
     app.state.key_ring = ring
     parts = (
-        generate, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files, error_pages,
+        generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
+        error_pages,
     )  # fmt: skip
     routers = [part.router for part in parts]
     problems.install(app, services.settings.base_url, routers)

@@ -1,7 +1,6 @@
-"""``POST /api/v1/generate`` and what models there are."""
+"""``POST /api/v1/generate``."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from math import ceil
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from deployments.engine import InputSpec
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
-from serve_app.api.auth import Maker, Reader
+from serve_app.api.auth import Maker
 from serve_app.api.errors import (
     BudgetReached,
     Forbidden,
@@ -34,10 +33,10 @@ from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, InputView, JobView, ModelView, new_job
+from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, JobView, new_job
 from serve_app.api.streaming import Live, live
 from serve_app.api.submission import accept
-from serve_app.jobs.job import NewJob, Status
+from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.services import Services, ServicesOf
 from serve_app.storage import keys
 
@@ -51,13 +50,13 @@ _BODY: TypeAdapter[Any] = TypeAdapter(GenerateRequest)
 
 
 async def create(body: bytes, caller: Caller, services: Services) -> Response | None:
-    """The answer of :func:`generate` where all inputs come by URL and nothing is asked beside it. None: it is not so,
-    or the body is not valid."""
+    """The answer of :func:`generate` where no input is uploaded and nothing is asked beside it. None: it is not so, or
+    the body is not valid."""
     try:
         request: GenerateOptions = _BODY.validate_json(body)
     except ValidationError:
         return None
-    if request.job_id is not None or any(getattr(request, f"{item.name}_url") is None for item in _inputs(request)):
+    if request.job_id is not None or not all(_settled(request, item) for item in _inputs(request)):
         return None
 
     async def prepare() -> NewJob:
@@ -134,42 +133,21 @@ async def generate(
     return created
 
 
-@router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
-async def list_models(_: Reader) -> list[ModelView]:
-    """The models and the JSON Schema of their parameters."""
-    return _models()
-
-
-@cache
-def _models() -> list[ModelView]:
-    return [
-        ModelView(
-            model=spec.name,
-            title=spec.title,
-            description=spec.description,
-            inputs=[
-                InputView(
-                    name=item.name,
-                    kinds=list(item.kinds),
-                    description=item.description,
-                    max_bytes=item.max_bytes,
-                    max_seconds=item.max_seconds,
-                )
-                for item in spec.inputs
-            ],
-            params_schema=spec.params.model_json_schema(),
-        )
-        for spec in MODELS.values()
-    ]
-
-
 def _inputs(request: GenerateOptions) -> Sequence[InputSpec]:
     # ``model`` is a field of each member of the union, and not of what they have in common.
     return MODELS[request.model].inputs  # type: ignore[attr-defined]
 
 
+def _settled(request: GenerateOptions, item: InputSpec) -> bool:
+    """Whether the body says all about this input: where it is, or by null that the video is made without it."""
+    field = f"{item.name}_url"
+    return getattr(request, field) is not None or (item.optional and field in request.model_fields_set)
+
+
 async def _uploads(request: GenerateOptions, caller: Caller, services: Services) -> Mapping[str, str]:
-    """Storage key of each input that came by upload. Every input has to come one way or the other."""
+    """Storage key of each input that came by upload. Every input has to come one way or the other, or be left out on
+    purpose where it is optional. What was uploaded is used all the same: many clients send null for what they don't
+    set."""
     uploads = {}
     job = None if request.job_id is None else await services.store.get(request.job_id, of_key=caller.sees)
     if request.job_id is not None and job is None:
@@ -181,14 +159,23 @@ async def _uploads(request: GenerateOptions, caller: Caller, services: Services)
         field = f"{item.name}_url"
         if getattr(request, field) is not None:
             continue
-        if job is None:
-            raise InvalidRequest(f"{field}: required, unless the file is uploaded first (presign/upload).", param=field)
-        # A kind that another input is named after is meant for that one.
-        for kind in (kind for kind in item.kinds if kind not in {other.name for other in inputs if other != item}):
-            key = keys.upload(job.folder, kind)
-            if await services.storage.stat(key) is not None:
-                uploads[item.name] = key
-                break
-        else:
-            raise UploadMissing(f"{field}: no {' or '.join(item.kinds)} was uploaded to this job yet.", param=field)
+        if job is not None and (key := await _uploaded(job, item, inputs, services)):
+            uploads[item.name] = key
+        elif not _settled(request, item):
+            hint = " Send null for a video without it." if item.optional else ""
+            if job is None:
+                asked = "required, unless the file is uploaded first (presign/upload)."
+                raise InvalidRequest(f"{field}: {asked}{hint}", param=field)
+            kinds = " or ".join(item.kinds)
+            raise UploadMissing(f"{field}: no {kinds} was uploaded to this job yet.{hint}", param=field)
     return uploads
+
+
+async def _uploaded(job: Job, item: InputSpec, inputs: Sequence[InputSpec], services: Services) -> str | None:
+    """Storage key of what was uploaded for this input; None: nothing yet."""
+    # A kind that another input is named after is meant for that one.
+    for kind in (kind for kind in item.kinds if kind not in {other.name for other in inputs if other != item}):
+        key = keys.upload(job.folder, kind)
+        if await services.storage.stat(key) is not None:
+            return key
+    return None

@@ -57,7 +57,7 @@ def again(job: Job, request_id: str) -> NewJob:
 
 
 async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
-    """``new`` with a copy of each input of ``of``; or with where it was said to be.
+    """``new`` with a copy of each input of ``of``; or with where it was said to be. What was left out stays left out.
 
     Raises:
         InputsGone, StorageError
@@ -66,6 +66,8 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
     uploads: dict[str, str] = {}
     try:
         for item in MODELS[new.model].inputs:
+            if item.optional and item.name not in of.sources and item.name not in of.uploads:
+                continue
             target = keys.copied(new.folder, item.name)
             if await _copy(storage, _kept(of, item.name), target):
                 uploads[item.name] = target

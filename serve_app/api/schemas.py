@@ -77,12 +77,16 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
     for item in spec.inputs:
         kinds = " or ".join(item.kinds)
         text = f"{item.description} An http(s) URL; leave it out when you uploaded the {kinds} to `job_id`."
+        if item.optional:
+            text += " `null` with nothing uploaded asks for a video without it."
         fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
     uploaded: dict[str, Any] = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
     urls = [f"{item.name}_url" for item in spec.inputs]
-    linked: dict[str, Any] = {"required": urls, "properties": {url: {"type": "string"} for url in urls}}
+    # Null says that an optional one is left out on purpose.
+    needed = [f"{item.name}_url" for item in spec.inputs if not item.optional]
+    linked: dict[str, Any] = {"required": urls, "properties": {url: {"type": "string"} for url in needed}}
     rules = spec.params.model_json_schema().get("allOf", [])
     created.model_config["json_schema_extra"] = {"allOf": [*rules, {"anyOf": [linked, uploaded]}]}
     created.model_rebuild(force=True)
@@ -329,24 +333,6 @@ class WebhookSecret(BaseModel):
     """Verify the ``webhook-signature`` header with it, by any Standard Webhooks library."""
 
     secret: str
-
-
-class InputView(BaseModel):
-    name: str
-    kinds: list[MediaKind]
-    description: str
-    max_bytes: int
-    max_seconds: float | None
-
-
-class ModelView(BaseModel):
-    """A model and what can be asked of it."""
-
-    model: str
-    title: str
-    description: str
-    inputs: list[InputView]
-    params_schema: Mapping[str, Any] = Field(description="JSON Schema of the parameters of `generate`.")
 
 
 class QueueCounts(BaseModel):

@@ -175,6 +175,10 @@ def submit(
         list[str] | None,
         typer.Argument(metavar="NAME=VALUE", help="Inputs: a file or URL. Parameters: a value.", show_default=False),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT", help="Leave an optional input out; may be repeated.", show_default=False),
+    ] = None,
     webhook_url: Annotated[str | None, typer.Option(help="Told when the job has ended.")] = None,
     user_id: Annotated[str | None, typer.Option(help="Your user; users share the GPUs fairly.")] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10; higher runs first.")] = None,
@@ -203,7 +207,7 @@ def submit(
     place = Place.parse(output) if output else None
     with current.client() as client:
         with showing_bytes(current.err, "uploading") as on_bytes:
-            created = request_video(client, model, _pairs(values or []), given, on_bytes)
+            created = request_video(client, model, _pairs(values or []), without or [], given, on_bytes)
         _go_on(current, client, created, wait_for_it, place, poll, timeout)
 
 
@@ -317,9 +321,10 @@ def health(ctx: typer.Context) -> None:
         raise typer.Exit(Code.UNREACHABLE)
 
 
-key_commands = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+key_commands = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys, and look at one's own.")
 key_commands.command()(keys.create)
 key_commands.command("list")(keys.list_keys)
+key_commands.command()(keys.me)
 key_commands.command()(keys.revoke)
 key_commands.command()(keys.rotate)
 app.add_typer(key_commands, name="keys")

@@ -1,6 +1,6 @@
 """Results as a person reads them in a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.progress import duration
-from serve_app.client import Job, KeyInfo, ModelInfo
+from serve_app.client import Job, KeyInfo, KeyUse, ModelInfo, VariantInfo
 
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 _ORDER = (
@@ -89,6 +89,26 @@ def key(found: KeyInfo) -> RenderableType:
     return grid
 
 
+def key_use(found: KeyUse) -> RenderableType:
+    """One's own key, a line per fact: how much of each limit it uses."""
+    limits = found["limits"]
+    uses = [
+        ("requests per minute", None, limits.get("requests_per_minute")),
+        ("running jobs", found.get("running_jobs"), limits.get("running_jobs")),
+        ("queued jobs", found.get("queued_jobs"), limits.get("queued_jobs")),
+        ("dollars in 24 hours", found.get("usd_of_24h"), limits.get("usd_per_day")),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_row("key", Text(found["key_id"] or "the service's own API_KEY"))
+    grid.add_row("name", Text(found["name"]))
+    grid.add_row("scopes", Text(", ".join(found["scopes"])))
+    for name, used, limit in uses:
+        most = "no limit" if limit is None else f"at most {limit:g}"
+        grid.add_row(name, most if used is None else f"{used:g}, {most}")
+    return grid
+
+
 def _facts(found: KeyInfo) -> Sequence[tuple[str, Text]]:
     revoked, expires = found.get("revoked_at"), found.get("expires_at")
     limits = ", ".join(_LIMITS[name].format(value) for name, value in found["limits"].items())
@@ -113,12 +133,40 @@ def models(found: Sequence[ModelInfo]) -> RenderableType:
         parts += [Text.assemble((model["model"], "bold"), f"  {model['title']}"), Text(model["description"])]
         grid = Table.grid(padding=(0, 2))
         for item in model["inputs"]:
-            grid.add_row("", Text(item["name"], style="cyan"), "file or URL", Text(item["description"]))
+            given = "file or URL, or none" if item.get("optional") else "file or URL"
+            grid.add_row("", Text(item["name"], style="cyan"), given, Text(item["description"]))
         for name, schema in model["params_schema"].get("properties", {}).items():
             default = "" if schema.get("default") is None else f"= {schema['default']}"
             grid.add_row("", Text(name, style="green"), Text(default), Text(schema.get("description", "")))
         parts += [grid, Text()]
+        if model.get("deployments"):
+            parts += [_deployments(model), Text()]
     return Group(*parts[:-1])
+
+
+def _deployments(model: ModelInfo) -> RenderableType:
+    """A line for each variant of each deployment: the largest video, and who says so."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    unit, variant = model.get("size_unit"), model.get("variant_field") or "variant"
+    for heading in ("DEPLOYMENT", "GPU", variant.upper(), f"UP TO, {unit}" if unit else "UP TO", "WEIGHTS", "SAID"):
+        table.add_column(heading)
+    for each in model.get("deployments", []):
+        gpu = "any" if each["gpu_memory_gib"] is None else f"{each['gpu_memory_gib']} GiB"
+        gpu += "" if each["available"] else ", none there"
+        weights = " ".join(filter(None, (each["weights"], "random" if each["random_weights"] else None)))
+        said = moment(each["reported_at"]) if each["reported_at"] else "on paper"
+        for name, most in _variants(each["variants"]):
+            table.add_row(each["deployment"], gpu, name, most, weights or "-", said)
+    return table
+
+
+def _variants(found: Sequence[VariantInfo] | None) -> Iterator[tuple[str, str]]:
+    """Name and largest size."""
+    for each in found or ():
+        name = " ".join(filter(None, (each["name"], "(default)" if each["default"] else None)))
+        yield name or "-", "no limit" if each["max_size"] is None else f"{each['max_size']:,}"
+    if not found:
+        yield "not known yet" if found is None else "none", "-"
 
 
 def health(found: Mapping[str, Any]) -> RenderableType:

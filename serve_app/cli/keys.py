@@ -1,4 +1,4 @@
-"""``video-api keys``: API keys of a deployment, through its HTTP API. Each command needs an admin's key."""
+"""``video-api keys``: API keys of a deployment, through its HTTP API. Each command but ``me`` needs an admin's key."""
 
 import re
 from datetime import timedelta
@@ -49,6 +49,13 @@ def list_keys(ctx: typer.Context) -> None:
     with ctx.obj.client() as client:
         found = client.keys()
     ctx.obj.show(found, display.keys(found))
+
+
+def me(ctx: typer.Context) -> None:
+    """Show what the key in use may do, and what it uses of its limits."""
+    with ctx.obj.client() as client:
+        found = client.own_key()
+    ctx.obj.show(found, display.key_use(found))
 
 
 def revoke(ctx: typer.Context, key_id: KeyId) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from cluster.ray_process import RAY_FOLDER
 from serve_app import __version__
-from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed
+from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed, weight_paths
 from serve_app.cli.terminal import UsageProblem
 
 HubAndPort = Annotated[str, typer.Option(metavar="HOST:PORT", help="The head's TCP port.", show_default=False)]
@@ -73,18 +73,21 @@ def join(
     HTTPS to media and weights.
 
     <MODEL>_WEIGHTS in the environment names weights to fetch first: the URL of a manifest, or a model hub's owner/name.
+    So may variables that name a model's other files, e.g. LTX2_UPSAMPLER.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
     from cluster.isolation import close_launcher
     from cluster.mesh.dialer import HubAddress
     from cluster.node.process import NodeOptions, run
+    from cluster.node.weights import is_source
     from cluster.process_one import run_as_init
     from deployments.logs import configure
     from serve_app.preflight import weights_faults
 
     close_launcher()
     configure("node")
-    for fault in weights_faults(os.environ):
+    fetched = {name for name in weight_paths() if is_source(os.environ.get(name, ""))}
+    for fault in weights_faults({name: value for name, value in os.environ.items() if name not in fetched}):
         # Said here at once; the replica that needs it refuses to start, and the head tells that.
         structlog.get_logger().error("weights.wrong", reason=fault)
     try:
@@ -107,6 +110,7 @@ def join(
         patience_s=patience,
         drain_s=drain,
         variables=frozenset(passed(pass_env or []) | model_variables()),
+        weight_paths=frozenset(weight_paths()),
         end_command=end_command,
         instance=instance,
         node_type=node_type,

@@ -22,6 +22,13 @@ def model_variables() -> set[str]:
     return {*weights, "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
 
 
+def weight_paths() -> set[str]:
+    """What names files that a model can do with besides its weights. On a node they may have to be fetched first."""
+    from deployments.registry import MODELS
+
+    return {name for spec in MODELS.values() for name in spec.weights_checks if name != spec.weights_variable}
+
+
 def passed(names: Sequence[str]) -> set[str]:
     from cluster.environment import KEPT
 

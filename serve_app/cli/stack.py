@@ -210,7 +210,7 @@ def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> 
     given = " ".join(f"{key}={value}" for key, value in values.items())
     session.err.print(f"\n{model['title']}: {_program()} submit {name} {given} --wait", soft_wrap=True)
     began = time.monotonic()
-    created = request_video(client, name, values, {}, lambda done, total: None)
+    created = request_video(client, name, values, (), {}, lambda done, total: None)
     with showing_job(session.err) as on_change:
         job = client.wait(created["job_id"], on_change, poll_s=0.5)
     if job["status"] != "completed":

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ class InvalidArguments(Exception):
 
 
 def request_video(
-    client: Client, model: str, values: Mapping[str, str], options: Mapping[str, Any], on_bytes: OnBytes
+    client: Client,
+    model: str,
+    values: Mapping[str, str],
+    without: Collection[str],
+    options: Mapping[str, Any],
+    on_bytes: OnBytes,
 ) -> Created:
-    """Ask for a video: files are uploaded, URLs passed on, parameters typed by their schema.
+    """Ask for a video ``without`` some inputs: files are uploaded, URLs passed on, parameters typed by their schema.
 
     Raises:
         InvalidArguments: a name is unknown or a file cannot be read; nothing was sent.
     """
-    files, fields = interpret(client.models(), model, values)
+    files, fields = interpret(client.models(), model, values, without)
     job_id: str | None = None
     for kind, path in files.items():
         job_id = client.upload(path, kind, job_id, on_bytes)
@@ -38,9 +43,10 @@ def request_video(
 
 
 def interpret(
-    models: Sequence[ModelInfo], name: str, values: Mapping[str, str]
+    models: Sequence[ModelInfo], name: str, values: Mapping[str, str], without: Collection[str] = ()
 ) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
-    """The files to upload by media kind, and the fields of the ``generate`` request.
+    """The files to upload by media kind, and the fields of the ``generate`` request. An optional input is given, or is
+    among those to do ``without``.
 
     Raises:
         InvalidArguments
@@ -73,6 +79,17 @@ def interpret(
             if kind in files:
                 raise InvalidArguments(f"{key}: only one {kind} can be uploaded per job; give the other as a URL")
             files[kind] = path
+    for each in without:
+        if each not in inputs:
+            raise InvalidArguments(f"{name} has no input {each!r} to do without; its inputs: {', '.join(inputs)}")
+        if not inputs[each].get("optional"):
+            raise InvalidArguments(f"{name} needs {each}")
+        if each in seen:
+            raise InvalidArguments(f"{each} is given, and left out by --without")
+        fields[f"{each}_url"] = None
+    for each, item in inputs.items():
+        if item.get("optional") and each not in seen and each not in without:
+            raise InvalidArguments(f"give {each}=FILE (or a URL); or --without {each} for a video without it")
     return files, fields
 
 

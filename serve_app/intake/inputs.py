@@ -64,7 +64,8 @@ class Intake:
         *,
         owner: str = "",
     ) -> dict[str, StoredInput]:
-        """All inputs of a job, by name: from a URL in ``sources`` or a storage key in ``uploads``.
+        """All inputs of a job, by name: from a URL in ``sources`` or a storage key in ``uploads``. An optional one that
+        is in neither was left out.
 
         Idempotent: a second call stores the same objects again. Raises :class:`~deployments.faults.Fault` about the
         first input that fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
@@ -76,6 +77,8 @@ class Intake:
             try:
                 async with asyncio.TaskGroup() as group:
                     for spec in specs:
+                        if spec.optional and spec.name not in sources and spec.name not in uploads:
+                            continue
                         coroutine = self._admit_one(job_id, spec, sources, uploads, folder, owner)
                         tasks[spec.name] = group.create_task(coroutine)
             except ExceptionGroup as failures:

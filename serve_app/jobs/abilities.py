@@ -7,7 +7,8 @@ handed over (``dispatcher.py``).
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -37,6 +38,16 @@ REPEAT_S = 20.0
 #: Seconds for which an ability is believed. Replicas say it every hour (``replica.py``); of a deployment that has had
 #: none for a day, what is expected may be nearer to what the next one can do.
 REPORTED_S = 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A deployment, for people: what can be asked of it, and who says so."""
+
+    candidate: Candidate
+    #: What a replica has said lately, and when; None: none has, it is what is expected of the class.
+    ability: Ability | None
+    reported_at: datetime | None
 
 
 class Abilities:
@@ -73,11 +84,17 @@ class Abilities:
         known = await self._known.get()
         return {model: {each.deployment for each in at_hand(found)} for model, found in known.items()}
 
-    async def reported(self) -> Mapping[str, Ability]:
-        """By deployment: what replicas have said of themselves lately. A read of few rows."""
+    async def told(self) -> Mapping[str, Sequence[Told]]:
+        """By model, the largest class first; as it is at this moment. A read of few rows."""
+        found: defaultdict[str, list[Told]] = defaultdict(list)
         async with self._engine.connect() as db:
-            rows = (await db.execute(_ROWS)).all()
-        return {row.deployment: ability for row in rows if (ability := _ability(row)) is not None}
+            rows = (await db.execute(_ROWS.order_by(abilities.c.gib.desc().nulls_last(), abilities.c.deployment))).all()
+        for row in rows:
+            if row.model in MODELS:
+                ability = _ability(row)
+                at = row.reported_at if ability else None
+                found[row.model].append(Told(candidate=_candidate(row), ability=ability, reported_at=at))
+        return found
 
     async def report(self, ability: Ability) -> None:
         """A replica says it."""

@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import imageio_ffmpeg
@@ -69,6 +71,21 @@ def test_an_uploaded_image_needs_no_url(stack: Stack) -> None:
     assert put.status_code == 200
     job_id = stack.submit(image_url=None, job_id=ticket["job_id"])
     assert stack.wait(job_id)["status"] == "completed"
+
+
+def test_a_prompt_alone_becomes_a_video_and_the_replica_has_said_what_it_can_make(stack: Stack) -> None:
+    job = stack.wait(stack.submit(image_url=None, prompt="A storm at sea"))
+    assert job["status"] == "completed", job
+    while not (found := deployments_of(stack, "ltx2"))[0]["reported_at"]:
+        # It speaks when Serve asks for its health.
+        time.sleep(0.2)
+    (only,) = found
+    assert (only["random_weights"], only["available"]) == (True, True)
+    assert job["notes"]["recipe"] in {variant["name"] for variant in only["variants"] if variant["default"]}
+
+
+def deployments_of(stack: Stack, model: str) -> list[dict[str, Any]]:
+    return next(found["deployments"] for found in stack.http.get("/api/v1/models").json() if found["model"] == model)
 
 
 def test_cancel_stops_a_running_job(stack: Stack) -> None:

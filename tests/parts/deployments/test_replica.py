@@ -214,6 +214,14 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return make(tmp_path_factory.mktemp("film") / "a.mp4", *PICTURE, "-pix_fmt", "yuv420p", seconds=0.2).read_bytes()
 
 
+async def test_an_input_that_was_left_out_is_not_there(
+    replica: Replica, engine: ScriptedEngine, head: Head, task: Callable[..., Task]
+) -> None:
+    await within(replica.generate(task().model_copy(update={"inputs": {}})))
+    assert isinstance(head.last("job"), Outcome)
+    assert engine.inputs == [{}]
+
+
 async def test_a_video_has_its_first_frame_beside_it(
     replica: Replica, engine: ScriptedEngine, head: Head, store: HttpSource, film: bytes, task: Callable[..., Task]
 ) -> None:

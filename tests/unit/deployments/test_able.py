@@ -60,5 +60,5 @@ async def test_it_is_told_at_once_until_it_is_heard_and_then_once_in_a_while() -
     ],
 )
 def test_it_takes_what_it_can_make(params: dict[str, object], takes: bool) -> None:
-    telling = Telling(ability(standard=64 * 64 * 9), Listener())
+    telling = Telling(ability(standard=64 * 64 * (9 + 7)), Listener())
     assert telling.covers(task(**params)) is takes

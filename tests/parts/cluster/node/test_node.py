@@ -26,6 +26,8 @@ from cluster.node.process import briefed
 from cluster.node.weights import Checkpoint
 from serve_app import __version__
 from tests.fakes.http_peer import HttpPeer
+from tests.fakes.hub import Hub as ModelHub
+from tests.fakes.hub import Repository
 from tests.fakes.weights import linked
 from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 
@@ -143,8 +145,7 @@ def test_the_environment_names_the_weights(tmp_path: Path) -> None:
         "PATH": "/bin",
     }
     found = weights.wanted(environment, tmp_path)
-    assert found == (Checkpoint("LTX2", "owner/name", tmp_path / "ltx2"),)
-    assert found[0].variable == "LTX2_MODEL_PATH"
+    assert found == (Checkpoint("LTX2", "owner/name", tmp_path / "ltx2", "LTX2_MODEL_PATH"),)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -158,10 +159,33 @@ async def test_weights_by_manifest(tmp_path: Path, count: int) -> None:
         peer.files |= {f"/{path.name}": path.read_bytes() for path in source.iterdir()}
         peer.files["/manifest.json"] = manifest.model_dump_json().encode()
         folder = tmp_path / "weights" / "wav2lip"
-        found = await weights.provide(Checkpoint("WAV2LIP", f"{peer.url}/manifest.json", folder))
+        found = await weights.provide(Checkpoint("WAV2LIP", f"{peer.url}/manifest.json", folder, "WAV2LIP_MODEL_PATH"))
     # A checkpoint of one file is that file, of several their folder.
     assert found == {"WAV2LIP_MODEL_PATH": str(folder / "0.pth" if count == 1 else folder)}
     assert (folder / "0.pth").read_bytes() == (source / "0.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("owner/name", ["latent_upsampler/config.json", "latent_upsampler/weights", "other/weights", "readme"]),
+        ("owner/name/latent_upsampler", ["latent_upsampler/config.json", "latent_upsampler/weights"]),
+    ],
+)
+async def test_weights_of_the_model_hub_or_a_folder_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]
+) -> None:
+    names = ("readme", "other/weights", "latent_upsampler/config.json", "latent_upsampler/weights")
+    with ModelHub() as hub:
+        hub.repositories["owner/name"] = Repository({name: name.encode() for name in names})
+        # What HF_ENDPOINT sets in a process of its own.
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        found = await weights.provide(Checkpoint("UP", source, tmp_path / "up", "UP_PATH"))
+    assert found == {"UP_PATH": str(tmp_path / "up")}
+    files = [path for path in (tmp_path / "up").rglob("*") if path.is_file() and ".cache" not in path.parts]
+    assert sorted(str(path.relative_to(tmp_path / "up")) for path in files) == expected
 
 
 @pytest.mark.parametrize(("status", "refused"), [(401, True), (403, True), (404, True), (410, False)])
@@ -179,7 +203,7 @@ async def test_weights_that_nobody_gets_are_told_apart(tmp_path: Path, status: i
 
 async def test_a_manifest_that_nobody_gets_is_told_apart(tmp_path: Path) -> None:
     with HttpPeer() as peer, pytest.raises(WeightsRefused, match="LTX2's manifest: the store answered 404"):
-        await weights.provide(Checkpoint("LTX2", f"{peer.url}/missing", tmp_path))
+        await weights.provide(Checkpoint("LTX2", f"{peer.url}/missing", tmp_path, "LTX2_MODEL_PATH"))
 
 
 async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) -> None:
@@ -187,7 +211,7 @@ async def test_a_manifest_that_is_none_is_said_without_its_link(tmp_path: Path) 
         peer.files["/odd?signature=secret"] = b"<html>"
         for path in ("odd?signature=secret", "missing?signature=secret"):
             with pytest.raises(WeightsError) as error:
-                await weights.provide(Checkpoint("LTX2", f"{peer.url}/{path}", tmp_path))
+                await weights.provide(Checkpoint("LTX2", f"{peer.url}/{path}", tmp_path, "LTX2_MODEL_PATH"))
             assert "secret" not in str(error.value)
 
 

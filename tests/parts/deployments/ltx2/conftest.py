@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from deployments.ltx2 import tiny
-from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import RecipeName
+from deployments.ltx2.versions import Version
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,16 +73,22 @@ class Forwards(list[dict[str, Any]]):
     def batches(self) -> list[int]:
         return [call["hidden_states"].shape[0] for call in self]
 
+    @property
+    def levels(self) -> list[float]:
+        """The noise level that each call was told. The tokens of the first frame may be clean."""
+        return [float(call["timestep"].max()) / 1000 for call in self]
+
 
 @contextmanager
 def watch(pipeline: Pipeline) -> Iterator[Forwards]:
     """Records the transformer's calls as the model itself sees them, and the scheduler's sigmas at each."""
     calls = Forwards()
 
-    def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        calls.append({**kwargs, "sigmas": pipeline._pipe.scheduler.sigmas.tolist()})
+    def record(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        calls.append({**kwargs, "sigmas": pipeline._with_image.scheduler.sigmas.tolist()})
 
-    handle = pipeline._pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
+    # Afterwards, since hooks before a call see what the hooks behind them have not changed yet.
+    handle = pipeline._pipe.transformer.register_forward_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:
@@ -112,7 +118,7 @@ def takes_of(
 
     @cache
     def make(version: Version) -> dict[RecipeName, Take]:
-        return {recipe: take(pipeline_of(version), recipe) for recipe in ("quality", "standard")}
+        return {recipe: take(pipeline_of(version), recipe) for recipe in reversed(pipeline_of(version).recipes)}
 
     def take(pipeline: Pipeline, recipe: RecipeName) -> Take:
         steps: list[tuple[str, float]] = []

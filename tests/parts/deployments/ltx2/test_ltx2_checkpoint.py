@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from deployments.ltx2 import checkpoint
-from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER
 from deployments.ltx2.engine import LTX2Engine
 from deployments.ltx2.pipeline import Pipeline
+from deployments.ltx2.spec import SPEC
+from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
 FolderOf = Callable[[Version], Path]
@@ -192,6 +194,71 @@ def test_a_cheap_look_sees_a_download_that_broke_off(
     damage(folder / "transformer")
     with pytest.raises(CheckpointError, match=message):
         checkpoint.check(folder)
+
+
+def no_config(part: Path) -> None:
+    (part / "config.json").unlink()
+
+
+def of_ltx_video(part: Path) -> None:
+    edit(part / "config.json", _class_name="LTXLatentUpsamplerModel")
+
+
+def by_half(part: Path) -> None:
+    edit(part / "config.json", rational_spatial_scale=1.5)
+
+
+def in_time(part: Path) -> None:
+    edit(part / "config.json", temporal_upsample=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_config, "latent_upsampler/config.json is missing; expected the folder of an LTX2LatentUpsamplerModel"),
+        (of_ltx_video, "is for LTXLatentUpsamplerModel; expected"),
+        (by_half, "that doubles width and height"),
+        (in_time, "that doubles width and height"),
+        (none_at_all, "latent_upsampler holds no weights"),
+    ],
+)
+def test_a_cheap_look_sees_an_upsampler_that_is_none(
+    damage: Callable[[Path], None], message: str, copy_of: FolderOf
+) -> None:
+    folder = copy_of(Version.LTX_2_5)
+    damage(folder / "latent_upsampler")
+    # Whether it is looked for in a checkpoint or named itself.
+    for place in (folder, folder / "latent_upsampler"):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.check_upsampler(place)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check(folder)
+
+
+def test_an_upsampler_is_found_in_its_folder_and_in_that_of_a_checkpoint(folder_of: FolderOf) -> None:
+    part = folder_of(Version.LTX_2_0) / "latent_upsampler"
+    assert checkpoint.check_upsampler(part) == checkpoint.check_upsampler(part.parent) == part
+
+
+def test_a_checkpoint_without_one_is_whole_and_has_the_other_recipes(copy_of: FolderOf) -> None:
+    folder = copy_of(Version.LTX_2_0)
+    shutil.rmtree(folder / "latent_upsampler")
+    checkpoint.check(folder)
+    assert Pipeline(folder).recipes == ("standard", "quality")
+
+
+def test_the_upsampler_of_ltx_video_is_none_of_ours(copy_of: FolderOf) -> None:
+    folder = copy_of(Version.LTX_VIDEO)
+    (folder / "latent_upsampler").mkdir()
+    checkpoint.check(folder)
+    assert Pipeline(folder).recipes == ("standard", "quality")
+
+
+def test_the_engine_names_the_variable_of_a_bad_upsampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "absent"))
+    with pytest.raises(CheckpointError, match=r"^LTX2_UPSAMPLER=.*absent: .*config.json is missing"):
+        LTX2Engine()
+    assert SPEC.weights_faults({"LTX2_UPSAMPLER": str(tmp_path)})[0].startswith(f"LTX2_UPSAMPLER={tmp_path}: ")
 
 
 def test_the_engine_names_the_variable_of_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

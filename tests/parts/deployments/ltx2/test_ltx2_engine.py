@@ -1,4 +1,6 @@
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,14 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
 from deployments.engine import InputFile
 from deployments.faults import Fault
-from deployments.ltx2.checkpoint import Version
+from deployments.ltx2.activations import size_of
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
+from deployments.ltx2.versions import Version
 from deployments.media import poster
 
 
@@ -58,8 +62,29 @@ def test_without_a_path_it_builds_random_weights_in_the_data_folder(
 def test_what_the_client_left_open_is_settled(engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path) -> None:
     shots = [engine.prepare({}, inputs, tmp_path) for _ in range(2)]
     assert (shots[0].width, shots[0].height) == RANDOM_SIZE == shots[0].image.size
-    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "standard")
+    assert (shots[0].frames, shots[0].fps, shots[0].recipe) == (121, 24, "fast")
     assert shots[0].seed != shots[1].seed
+
+
+def test_without_a_picture_text_alone_makes_the_video(engine: LTX2Engine, tmp_path: Path) -> None:
+    shot = engine.prepare({"prompt": "waves"}, {}, tmp_path)
+    assert (shot.image, shot.prompt, shot.width, shot.height) == (None, "waves", *RANDOM_SIZE)
+
+
+def test_it_says_by_which_recipes_it_can_be_asked(engine_of: Callable[[Version], LTX2Engine]) -> None:
+    two_stages, one_stage = (engine_of(version).ability() for version in (Version.LTX_2_0, Version.LTX_VIDEO))
+    assert (two_stages.weights, two_stages.default_variant) == (str(Version.LTX_2_0), "fast")
+    assert two_stages.variants.keys() == {"fast", "standard", "quality"}
+    assert (one_stage.weights, one_stage.default_variant) == (str(Version.LTX_VIDEO), "standard")
+    assert one_stage.variants.keys() == {"standard", "quality"}
+
+
+def test_what_the_memory_has_no_room_for_it_cannot_be_asked(
+    engine: LTX2Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest={"fast": 9, "standard": 7, "quality": 0}))
+    found = engine.ability()
+    assert (found.variants, found.plan) == ({"fast": 9, "standard": 7}, str(engine.plan))
 
 
 def test_real_weights_default_to_their_own_size(
@@ -88,6 +113,69 @@ def test_the_client_decides(engine: LTX2Engine, inputs: dict[str, InputFile], tm
     assert shot.image.size == (96, 64)
     # 3:2 into 3:2: nothing to cut, nothing to pad.
     assert np.asarray(shot.image)[-1].max() > 200
+
+
+@pytest.mark.parametrize(("version", "default"), [(Version.LTX_2_3, "fast"), (Version.LTX_VIDEO, "standard")])
+def test_what_nobody_names_is_made_by_the_first_recipe_there_is(
+    version: Version,
+    default: str,
+    engine_of: Callable[[Version], LTX2Engine],
+    inputs: dict[str, InputFile],
+    tmp_path: Path,
+) -> None:
+    engine = engine_of(version)
+    params = {"duration": 1, "fps": 8, "width": 64, "height": 64}
+    for recipe in (None, "standard"):
+        footage = engine.run(engine.prepare({**params, "recipe": recipe}, inputs, tmp_path), no_step)
+        assert engine.publish(footage, tmp_path).notes["recipe"] == (recipe or default)
+
+
+def test_a_recipe_that_the_checkpoint_has_no_parts_for_is_a_fault(
+    engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, InputFile], tmp_path: Path
+) -> None:
+    engine = engine_of(Version.LTX_VIDEO)
+    with pytest.raises(Fault) as caught:
+        engine.prepare({"recipe": "fast"}, inputs, tmp_path)
+    assert (caught.value.code, caught.value.transient) == ("recipe_unavailable", False)
+    assert "ask for standard or quality" in caught.value.message
+
+
+def test_the_log_tells_which_recipes_there_are(
+    folder_of: Callable[[Version], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTX2_MODEL_PATH", str(folder_of(Version.LTX_VIDEO)))
+    with capture_logs() as logs:
+        LTX2Engine()
+    loaded = {
+        "event": "ltx2_loaded",
+        "log_level": "info",
+        "checkpoint": "ltx-video",
+        "recipes": ("standard", "quality"),
+        "default": "standard",
+    }
+    assert loaded in logs
+
+
+def test_the_upsampler_that_the_variable_names_makes_it_fast(
+    folder_of: Callable[[Version], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(folder_of(Version.LTX_2_0), tmp_path / "copy"))
+    (folder / "latent_upsampler").rename(tmp_path / "apart")
+    monkeypatch.setenv("LTX2_MODEL_PATH", str(folder))
+    monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "apart"))
+    assert LTX2Engine()._pipeline.recipes[0] == "fast"
+
+
+def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_decoded(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = {"fast": size_of("fast", 256, 256, 25), "standard": size_of("standard", 64, 64, 9)}
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, largest=largest))
+    for recipe, expected in (("fast", "25 of this size do"), ("standard", "ask for less")):
+        wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
+        with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
+            engine.prepare(wish, {}, tmp_path)
+        assert (caught.value.code, caught.value.transient) == ("clip_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
@@ -157,7 +245,7 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
         "frames": frames,
         "has_audio": True,
     }
-    assert rendered.notes == {"seed": 3, "recipe": "standard", "checkpoint": str(version)}
+    assert rendered.notes == {"seed": 3, "recipe": "fast", "checkpoint": str(version)}
 
 
 def test_ltx_video_ends_as_a_silent_mp4(

@@ -125,3 +125,22 @@ def test_garbage_is_read_or_refused_but_never_an_accident(
     assert mode == "RGB"
     # Garbage in the header may well make it huge.
     assert code in ("invalid_media", "too_many_pixels")
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 64), (96, 96), (128, 128)])
+def test_a_widened_picture_has_the_narrow_one_in_its_middle_and_mirrors_it_around(width: int, height: int) -> None:
+    narrow = disc(96, 64)
+    wide = np.asarray(picture.widened(narrow, width, height))
+    assert wide.shape == (height, width, 3)
+    top, left = (height - 64) // 2, (width - 96) // 2
+    assert np.array_equal(wide[top : top + 64, left : left + 96], np.asarray(narrow))
+    # The edge itself is not repeated.
+    for across in range(left):
+        assert np.array_equal(wide[:, across], wide[:, 2 * left - across])
+    for down in range(top):
+        assert np.array_equal(wide[down], wide[2 * top - down])
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    image = disc(96, 64)
+    assert picture.widened(image, 96, 64) is image

@@ -1,5 +1,5 @@
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.faults import DeviceLost, Fault, OutOfMemory
-from deployments.ltx2.checkpoint import Version
-from deployments.ltx2.pipeline import Clip, Pipeline, Shot, tile_stride, to_uint8
-from deployments.ltx2.recipes import DISTILLED_SIGMAS, RecipeName, num_frames
+from deployments.ltx2.pipeline import Clip, Pipeline, Shot, to_host, to_uint8
+from deployments.ltx2.recipes import DISTILLED_SIGMAS, RecipeName, expand, num_frames
+from deployments.ltx2.versions import Version
 from tests.parts.deployments.ltx2.conftest import Take
 
 PipelineOf = Callable[[Version], Pipeline]
@@ -31,8 +31,21 @@ def same(one: Clip, two: Clip) -> bool:
 
 
 @pytest.mark.parametrize("version", Version)
-def test_standard_is_one_forward_of_one_item_per_step(version: Version, takes_of: TakesOf) -> None:
-    assert takes_of(version)["standard"].forwards.batches == [1] * 8
+def test_distilled_recipes_are_one_forward_of_one_item_per_step(version: Version, takes_of: TakesOf) -> None:
+    takes = takes_of(version)
+    assert takes["standard"].forwards.batches == [1] * 8
+    if version is not Version.LTX_VIDEO:
+        assert takes["fast"].forwards.batches == [1] * (8 + 3)
+
+
+@pytest.mark.parametrize("version", Version)
+def test_each_recipe_costs_the_batch_items_that_it_states(
+    version: Version, pipeline_of: PipelineOf, takes_of: TakesOf
+) -> None:
+    facts, takes = pipeline_of(version).checkpoint, takes_of(version)
+    assert {name: sum(take.forwards.batches) for name, take in takes.items()} == {
+        name: expand(name, facts).batch_items for name in takes
+    }
 
 
 @pytest.mark.parametrize(
@@ -56,9 +69,7 @@ def test_quality_is_fully_guided(version: Version, steps: int, batches: list[int
 def test_distilled_sigmas_arrive_unshifted_even_after_another_recipe(version: Version, takes_of: TakesOf) -> None:
     guided, forwards = (takes_of(version)[recipe].forwards for recipe in ("quality", "standard"))
     assert forwards[0]["sigmas"] == pytest.approx([*DISTILLED_SIGMAS, 0.0], abs=1e-7)
-    # What the transformer is told per token; the tokens of the first frame are clean.
-    told = [float(call["timestep"].max()) / 1000 for call in forwards]
-    assert told == pytest.approx(DISTILLED_SIGMAS, abs=1e-6)
+    assert forwards.levels == pytest.approx(DISTILLED_SIGMAS, abs=1e-6)
     # The guided schedule is shifted and ends at its terminal value.
     assert guided[0]["sigmas"][0] == pytest.approx(1.0)
     assert guided[0]["sigmas"][-2:] == pytest.approx([0.1, 0.0])
@@ -124,12 +135,12 @@ def test_prompt_and_image_matter(version: Version, pipeline_of: PipelineOf, shot
     assert not np.array_equal(frames, pipeline.render(shot(image=turned), no_step).frames)
 
 
-@pytest.mark.parametrize("recipe", ["standard", "quality"])
+@pytest.mark.parametrize("recipe", ["fast", "standard", "quality"])
 def test_progress_names_the_stages_in_order_and_never_goes_back(recipe: RecipeName, takes_of: TakesOf) -> None:
     seen = takes_of(Version.LTX_2_3)[recipe].steps
     stages = [stage for stage, _ in seen]
     assert stages == ["encoding_prompt"] + ["denoising"] * (len(seen) - 2) + ["decoding_latents"]
-    assert len(seen) == 2 + (8 if recipe == "standard" else 90)
+    assert len(seen) == 2 + {"fast": 11, "standard": 8, "quality": 90}[recipe]
     fractions = [fraction for _, fraction in seen]
     assert fractions == sorted(set(fractions))
     assert fractions[0] == 0
@@ -140,14 +151,24 @@ class Cancelled(Exception):
     pass
 
 
-@pytest.mark.parametrize("version", [Version.LTX_2_3, Version.LTX_VIDEO])
-@pytest.mark.parametrize("step_number", [0, 1, 5, 8])
+@pytest.mark.parametrize(
+    ("version", "recipe", "step_number"),
+    [
+        *((version, "standard", number) for version in (Version.LTX_2_3, Version.LTX_VIDEO) for number in (0, 1, 5, 8)),
+        *((Version.LTX_2_3, "fast", number) for number in (8, 9, 11)),
+    ],
+)
 def test_cancelling_stops_at_once_and_the_next_run_is_untouched(
-    version: Version, step_number: int, pipeline_of: PipelineOf, shot: MakeShot, takes_of: TakesOf
+    version: Version,
+    recipe: RecipeName,
+    step_number: int,
+    pipeline_of: PipelineOf,
+    shot: MakeShot,
+    takes_of: TakesOf,
 ) -> None:
     pipeline = pipeline_of(version)
-    reference = takes_of(version)["standard"].clip
-    # Report 0 is before encoding, 1..8 are before each forward.
+    reference = takes_of(version)[recipe].clip
+    # Report 0 is before encoding, the others are before each forward.
     reports: list[str] = []
 
     def stop(stage: str, fraction: float) -> None:
@@ -158,12 +179,12 @@ def test_cancelling_stops_at_once_and_the_next_run_is_untouched(
     done: list[None] = []
     handle = pipeline._pipe.transformer.register_forward_hook(lambda *_: done.append(None))
     with pytest.raises(Cancelled):
-        pipeline.render(shot(), stop)
+        pipeline.render(shot(recipe=recipe), stop)
     handle.remove()
     assert len(done) == max(0, step_number - 1)
     assert len(reports) == step_number + 1
     hooks = len(pipeline._pipe.transformer._forward_pre_hooks)
-    assert same(reference, pipeline.render(shot(), no_step))
+    assert same(reference, pipeline.render(shot(recipe=recipe), no_step))
     assert len(pipeline._pipe.transformer._forward_pre_hooks) == hooks
 
 
@@ -241,7 +262,7 @@ def test_nan_is_a_fault_and_not_a_black_video(
 
 @pytest.mark.parametrize(
     ("version", "recipe"),
-    [(version, "standard") for version in LTX2_VERSIONS] + [(Version.LTX_2_0, "quality"), (Version.LTX_2_3, "quality")],
+    [(version, "fast") for version in LTX2_VERSIONS] + [(Version.LTX_2_0, "quality"), (Version.LTX_2_3, "quality")],
 )
 def test_dropping_the_text_mask_changes_no_bit(
     version: Version,
@@ -253,11 +274,9 @@ def test_dropping_the_text_mask_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dropped, pipeline = takes_of(version)[recipe], pipeline_of(version)
-    with monkeypatch.context() as patch:
-        for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
-            patch.setattr(pipeline._pipe.transformer, hooks, OrderedDict())
-        with watching(pipeline) as kept:
-            assert same(dropped.clip, pipeline.render(shot(recipe=recipe), no_step))
+    monkeypatch.setattr("deployments.ltx2.pipeline._without_text_mask", lambda module, args, kwargs: (args, kwargs))
+    with watching(pipeline) as kept:
+        assert same(dropped.clip, pipeline.render(shot(recipe=recipe), no_step))
     for call in dropped.forwards:
         assert call["encoder_attention_mask"] is call["audio_encoder_attention_mask"] is None
     for call in kept:
@@ -268,25 +287,16 @@ def test_dropping_the_text_mask_changes_no_bit(
 def test_bfloat16_and_tiling_as_on_a_gpu(version: Version, own_pipeline_of: PipelineOf, shot: MakeShot) -> None:
     pipeline = own_pipeline_of(version)
     pipeline._pipe.to(torch.bfloat16)
-    pipeline._pipe.vae.enable_tiling()
-    clip = pipeline.render(shot(width=576), no_step)
+    if pipeline._upsampler is not None:
+        pipeline._upsampler.to(torch.bfloat16)
+    plan = pipeline.plan
+    assert plan is not None
+    assert pipeline._placement is not None
+    pipeline._placement.plan = replace(plan, memory=replace(plan.memory, card=0))
+    clip = pipeline.render(shot(width=576, recipe=pipeline.recipes[0]), no_step)
     assert clip.frames.shape == (9, 64, 576, 3)
     assert clip.frames.std() > 1
     assert clip.audio is None or clip.audio.dtype == np.float32
-
-
-@pytest.mark.parametrize(("width", "height"), [(928, 64), (64, 928)])
-def test_no_tile_is_too_small_for_the_decoder(
-    width: int, height: int, own_pipeline_of: PipelineOf, shot: MakeShot
-) -> None:
-    pipeline = own_pipeline_of(Version.LTX_2_0)
-    pipeline._pipe.vae.enable_tiling()
-    assert pipeline.render(shot(width=width, height=height), no_step).frames.shape == (9, height, width, 3)
-
-
-@pytest.mark.parametrize("side", range(64, 1921, 32))
-def test_every_tile_of_every_size_a_client_may_ask_for_has_two_latents(side: int) -> None:
-    assert side // 32 % (tile_stride(side) // 32) != 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -299,6 +309,16 @@ def test_uint8_is_rounded_and_clamped(dtype: torch.dtype) -> None:
     expected = [0, 255, *range(256)]
     tolerance = 0 if dtype is torch.float32 else 1
     assert (pixels[19, 1, :, 2].int() - torch.tensor(expected)).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_what_goes_to_the_host_is_copied_once_and_whole(dtype: torch.dtype) -> None:
+    values = torch.arange(9 * 6 * 8 * 3).reshape(9, 6, 8, 3).to(dtype)
+    # A part of frames that are larger: nothing of the rest may be kept alive by it.
+    array = to_host(values[:, 1:5, 2:6])
+    assert np.array_equal(array, values[:, 1:5, 2:6].numpy())
+    assert array.flags.c_contiguous
+    assert not np.shares_memory(array, values.numpy())
 
 
 def test_uint8_is_made_on_the_tensors_device() -> None:

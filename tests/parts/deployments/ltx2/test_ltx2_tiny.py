@@ -1,11 +1,13 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from deployments.ltx2 import tiny
-from deployments.ltx2.checkpoint import RANDOM_MARKER, Version
+from deployments.ltx2.checkpoint import RANDOM_MARKER
+from deployments.ltx2.versions import VERSIONS, Version
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -21,6 +23,14 @@ def test_it_is_small_and_marked_as_random(tiny_root: Path) -> None:
         folder = tiny.ensure(tiny_root, version)
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000_000
         assert (folder / RANDOM_MARKER).is_file()
+
+
+@pytest.mark.parametrize("version", Version)
+def test_it_has_what_the_real_one_ships(version: Version, tiny_root: Path) -> None:
+    folder, row = tiny.ensure(tiny_root, version), VERSIONS[version]
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["use_dynamic_shifting"] is row.ships_shifting
+    assert (folder / "latent_upsampler" / "config.json").is_file() is row.two_stages
 
 
 def test_a_second_call_builds_nothing(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,6 @@ async def test_everything_that_belongs_to_the_job_is_stored(generate: Generate, 
         ({"image_url": "not a url"}, "image_url"),
         ({"image_url": "file:///etc/passwd"}, "image_url"),
         ({"image_url": "ftp://x.example/a.png"}, "image_url"),
-        ({"image_url": None}, "image_url"),
         ({"image_url": 7}, "image_url"),
         ({"webhook_url": "javascript:alert(1)"}, "webhook_url"),
         ({"prompt": ""}, "prompt"),
@@ -107,11 +106,41 @@ async def test_a_job_has_to_be_opened_before_its_id_can_be_used(generate: Genera
     assert (answer.status_code, answer.json()["param"]) == (404, "job_id")
 
 
-async def test_models_describe_what_generate_takes(client: httpx.AsyncClient) -> None:
-    models = {model["model"]: model for model in (await client.get("/api/v1/models")).json()}
-    assert models.keys() == MODELS.keys()
-    assert models["ltx2"]["params_schema"]["properties"]["duration"]["maximum"] == 10
-    assert [item["name"] for item in models["ltx2"]["inputs"]] == ["image"]
+async def test_null_means_a_video_without_the_picture(
+    client: httpx.AsyncClient, generate: Generate, services: Services
+) -> None:
+    """Also by the long way, which an idempotency key makes it take; and not the same request as a forgotten one."""
+    body = {"model": "ltx2", "prompt": "A storm at sea"}
+    for headers in ({}, {"idempotency-key": "k-1"}):
+        answer = await client.post("/api/v1/generate", json=body | {"image_url": None}, headers=headers)
+        assert answer.status_code == 201, answer.text
+        job = await services.store.get(answer.json()["job_id"])
+        assert job is not None
+        assert (job.sources, job.uploads, job.params["prompt"]) == ({}, {}, "A storm at sea")
+        forgotten = await client.post("/api/v1/generate", json=body, headers=headers)
+        assert forgotten.status_code == 422
+        if not headers:
+            assert (forgotten.json()["code"], forgotten.json()["param"]) == ("invalid_request", "image_url")
+            assert forgotten.json()["error"].endswith("Send null for a video without it.")
+        else:
+            assert forgotten.json()["code"] == "idempotency_key_reused"
+
+
+async def test_an_input_that_a_model_needs_is_not_left_out(client: httpx.AsyncClient, services: Services) -> None:
+    body = {"model": "wav2lip", "video_url": "https://x.example/v.mp4", "audio_url": None}
+    problem = (await client.post("/api/v1/generate", json=body)).json()
+    assert (problem["code"], problem["param"]) == ("invalid_request", "audio_url")
+    assert "null" not in problem["error"]
+    assert await services.store.list() == []
+
+
+async def test_the_schema_says_that_the_picture_has_to_be_named_and_may_be_null(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    (named, _) = schemas["Ltx2Request"]["allOf"][-1]["anyOf"]
+    assert named == {"required": ["image_url"], "properties": {}}
+    assert {"type": "null"} in schemas["Ltx2Request"]["properties"]["image_url"]["anyOf"]
+    (named, _) = schemas["Wav2LipRequest"]["allOf"][-1]["anyOf"]
+    assert named["properties"] == {"video_url": {"type": "string"}, "audio_url": {"type": "string"}}
 
 
 async def test_wav2lip_takes_a_video_and_a_sound(client: httpx.AsyncClient, services: Services) -> None:

@@ -40,8 +40,9 @@ async def test_upload_first_then_generate(client: httpx.AsyncClient, generate: G
     )
     assert (await client.get(f"/api/v1/jobs/{job_id}")).json()["status"] == "uploading"
 
-    early = await generate(job_id=job_id, image_url=None)
+    early = await client.post("/api/v1/generate", json={"model": "ltx2", "job_id": job_id})
     assert (early.status_code, early.json()["code"], early.json()["param"]) == (409, "upload_missing", "image_url")
+    assert early.json()["error"].endswith("Send null for a video without it.")
 
     stored = await put(client, opened, b"pixels")
     assert (stored.status_code, stored.headers["etag"]) == (200, f'"{hashlib.md5(b"pixels").hexdigest()}"')
@@ -53,6 +54,17 @@ async def test_upload_first_then_generate(client: httpx.AsyncClient, generate: G
     assert (again.status_code, again.json()["code"]) == (409, "job_not_uploading")
     late = await client.post("/api/v1/presign/upload", json={"input_type": "image", "job_id": job_id})
     assert (late.status_code, late.json()["code"]) == (409, "job_not_uploading")
+
+
+async def test_a_job_opened_for_an_upload_can_do_without_it(
+    client: httpx.AsyncClient, generate: Generate, services: Services
+) -> None:
+    """What was uploaded counts, whatever is said: many clients send null for what they don't set."""
+    opened = await ticket(client, input_type="image")
+    accepted = await generate(job_id=opened["job_id"], image_url=None)
+    assert (accepted.status_code, accepted.json()["status"]) == (201, "queued")
+    job = await services.store.get(opened["job_id"])
+    assert (job.sources, job.uploads) == ({}, {})
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,11 @@ async def test_a_waiting_job_is_the_same_both_ways(client: httpx.AsyncClient, cu
     assert cuts == ["create", "read"]
 
 
-async def test_a_create_is_the_same_both_ways(client: httpx.AsyncClient, cuts: list[str]) -> None:
-    short = await client.post("/api/v1/generate", json=BODY)
+@pytest.mark.parametrize("body", [BODY, {**BODY, "image_url": None}])
+async def test_a_create_is_the_same_both_ways(client: httpx.AsyncClient, cuts: list[str], body: dict[str, Any]) -> None:
+    short = await client.post("/api/v1/generate", json=body)
     assert cuts == ["create"]
-    long = await client.post("/api/v1/generate", json=BODY, headers={"content-type": "application/json; charset=utf-8"})
+    long = await client.post("/api/v1/generate", json=body, headers={"content-type": "application/json; charset=utf-8"})
     assert cuts == ["create"]
     assert short.status_code == long.status_code == 201
     assert short.json().keys() == long.json().keys()

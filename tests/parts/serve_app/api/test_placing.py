@@ -15,7 +15,7 @@ from serve_app.jobs import abilities as abilities_module
 from serve_app.jobs.conditions import Condition, Conditions, WaitCode
 from serve_app.services import Services
 from tests.fakes.cluster import FakeCluster, healthy
-from tests.parts.serve_app.jobs.samples import execute, fetch
+from tests.parts.serve_app.jobs.samples import execute, fetch, reported
 
 BODY = {"model": "ltx2", "image_url": "https://pictures.example/a.png", "recipe": "standard"}
 LARGE = {**BODY, "width": 1280, "height": 704, "duration": 5}
@@ -65,7 +65,7 @@ async def test_each_job_is_for_the_smallest_class_that_can_make_it(
         (
             LARGER,
             "width",
-            "252,764,160 (width x height x frames) with recipe standard is more than any GPU",
+            "267,386,880 (width x height x (frames + 7)) with recipe standard is more than any GPU",
         ),
         ({**BODY, "recipe": "quality"}, "width", "the largest is 10. recipe standard would fit."),
     ],
@@ -83,7 +83,7 @@ async def test_what_no_class_can_make_is_refused_with_the_field_and_the_largest(
 
 async def test_a_variant_that_no_class_has(client: httpx.AsyncClient, services: Services) -> None:
     for name in ("ltx2", "ltx2-40gb"):
-        found = (await services.abilities.reported())[name]
+        found = (await reported(services.abilities))[name]
         await services.abilities.report(found.model_copy(update={"variants": {"standard": SIZES[1]}}))
     problem = (await client.post("/api/v1/generate", json={**BODY, "recipe": "quality"})).json()
     assert problem["detail"] == "recipe: no GPU here makes videos with recipe quality. recipe standard would fit."
@@ -108,7 +108,7 @@ async def test_a_retry_goes_by_what_there_is_now(
 ) -> None:
     job_id = (await client.post("/api/v1/generate", json=BODY)).json()["job_id"]
     await client.post(f"/api/v1/jobs/{job_id}/cancel")
-    found = (await services.abilities.reported())["ltx2-40gb"]
+    found = (await reported(services.abilities))["ltx2-40gb"]
     await services.abilities.report(found.model_copy(update={"variants": {"standard": 1}}))
     again = await client.post(f"/api/v1/jobs/{job_id}/retry")
     assert await deployment_of(engine, again) == "ltx2"

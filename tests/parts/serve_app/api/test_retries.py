@@ -139,6 +139,15 @@ async def test_what_is_gone_is_fetched_again_where_that_was_said(
     assert (new.sources, new.uploads) == ({"image": "https://pictures.example/a.png"}, {})
 
 
+async def test_what_was_left_out_stays_left_out(
+    client: httpx.AsyncClient, generate: Generate, services: Services
+) -> None:
+    old = await job_of(services, await generate(image_url=None))
+    await services.store.cancel(old.id)
+    new = await job_of(services, await retry(client, old.id))
+    assert (new.sources, new.uploads, new.retry_of) == ({}, {}, old.id)
+
+
 async def test_an_upload_that_is_gone_says_so(
     client: httpx.AsyncClient, generate: Generate, services: Services, engine: AsyncEngine
 ) -> None:

@@ -40,6 +40,14 @@ def test_submit_passes_a_url_on(run: Run, service: LiveService, name: str) -> No
     assert (job.uploads, job.webhook_url) == ({}, "https://me.example/hook")
 
 
+def test_submit_goes_without_a_picture_where_that_is_said(run: Run, service: LiveService) -> None:
+    result = run("submit", "ltx2", "--without", "image", "prompt=A storm at sea")
+
+    job = service.do(service.job(result.stdout.strip()))
+    assert job is not None
+    assert (job.sources, job.uploads, job.params["prompt"]) == ({}, {}, "A storm at sea")
+
+
 def test_submit_waits_and_saves_the_video(run: Run, folder: Path, picture: Path) -> None:
     (folder / "videos").mkdir()
     result = run("submit", "ltx2", "image=cat.jpg", "-o", "videos/cat.mp4", *POLL)
@@ -300,6 +308,10 @@ def test_submit_with_a_bad_parameter_names_it(run: Run, service: LiveService, pi
         (("ltx2", "seed=1", "seed=2"), "seed is given twice: 1 and 2"),
         (("ltx2", "image=http://a/b.jpg", "image=http://a/c.jpg"), "image is given twice: http://a/b.jpg and"),
         (("ltx2", "image=http://a/b.jpg", "image_url=http://a/c.jpg"), "image is given twice"),
+        (("ltx2", "prompt=x"), "give image=FILE (or a URL); or --without image for a video without it"),
+        (("ltx2", "image=http://a/b.jpg", "--without", "image"), "image is given, and left out by --without"),
+        (("ltx2", "--without", "prompt"), "ltx2 has no input 'prompt' to do without; its inputs: image"),
+        (("wav2lip", "--without", "audio", "video=http://a/b.mp4"), "wav2lip needs audio"),
     ],
 )
 def test_submit_says_what_would_be_right(run: Run, service: LiveService, arguments: tuple[str, ...], said: str) -> None:

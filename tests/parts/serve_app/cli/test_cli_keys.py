@@ -2,11 +2,14 @@
 
 import re
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from serve_app.access.api_key import is_well_formed
+from serve_app.client import Client
 from tests.parts.serve_app.cli.invocation import Run, parsed
+from tests.parts.serve_app.cli.live_service import LiveService
 
 
 def made(run: Run, *options: str) -> tuple[str, str]:
@@ -83,6 +86,27 @@ def test_list_shows_keys_and_no_secrets(run: Run) -> None:
     assert f"{secret[:9]}…" in lines[2]
     assert secret not in result.stdout
     assert [key["key_id"] for key in parsed(run("keys", "list", "--json"))] == [second, first]
+
+
+def test_a_key_is_told_what_it_may_do_and_uses(run: Run, service: LiveService, picture: Path) -> None:
+    """Any key may ask, of itself."""
+    key_id, secret = made(run, "--queued", "3", "--rate", "60")
+    with Client(service.url, secret) as client:
+        # Its job waits until it is submitted.
+        client.upload(picture, "image")
+
+    lines = [re.split(r" {2,}", line) for line in run("keys", "me", key=secret).stdout.splitlines()]
+    assert lines == [
+        ["key", key_id],
+        ["name", "ann"],
+        ["scopes", "generate, read"],
+        ["requests per minute", "at most 60"],
+        ["running jobs", "0, no limit"],
+        ["queued jobs", "1, at most 3"],
+        ["dollars in 24 hours", "0, no limit"],
+    ]
+    assert parsed(run("keys", "me", "--json", key=secret))["queued_jobs"] == 1
+    assert "the service's own API_KEY" in run("keys", "me").stdout
 
 
 def test_a_key_without_the_scope_is_refused_with_advice(run: Run) -> None:

@@ -3,18 +3,22 @@
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from deployments.registry import MODELS
 from serve_app.cli import app, display
 from tests.parts.serve_app.cli.invocation import Run, parsed
 from tests.parts.serve_app.cli.live_service import API_KEY, LiveService
+from tests.parts.serve_app.jobs.samples import deployed
 
 
 def test_models_shows_inputs_and_parameters(run: Run) -> None:
@@ -23,6 +27,24 @@ def test_models_shows_inputs_and_parameters(run: Run) -> None:
     assert "image" in shown
     assert "negative_prompt" in shown
     assert "ltx2" in {model["model"] for model in parsed(run("models", "--json"))}
+
+
+def test_models_shows_what_each_deployment_can_make(run: Run, service: LiveService) -> None:
+    ability = {"deployment": "ltx2", "model": "ltx2", "weights": "2.3", "random_weights": True}
+    ability |= {"variants": {"fast": 252_764_160, "standard": 9}, "default_variant": "fast"}
+    service.do(deployed(service.services.engine, "ltx2", 80, ability))
+    service.do(deployed(service.services.engine, "ltx2-24gb", 24, {**ability, "variants": {"fast": 0}}))
+    service.do(deployed(service.services.engine, "wav2lip"))
+    rows = [re.split(r" {2,}", line) for line in run("models").stdout.splitlines()]
+
+    assert ["DEPLOYMENT", "GPU", "RECIPE", "UP TO, width x height x (frames + 7)", "WEIGHTS", "SAID"] in rows
+    (fast, standard), (silent,) = ([row for row in rows if row[0] == name and len(row) == 6] for name in MODELS)
+    assert fast[1:-1] == ["80 GiB", "fast (default)", "252,764,160", "2.3 random"]
+    assert datetime.strptime(fast[-1].rpartition(" ")[0], "%Y-%m-%d %H:%M:%S")
+    assert standard[1:4] == ["80 GiB", "standard", "9"]
+    (unable,) = (row for row in rows if row[0] == "ltx2-24gb")
+    assert unable[1:4] == ["24 GiB", "none", "-"]
+    assert silent == ["wav2lip", "any", "not known yet", "-", "-", "on paper"]
 
 
 def test_health_is_exit_code_3_when_a_part_is_down(

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -106,10 +107,18 @@ async def test_an_upload_that_changes_later_changes_nothing(
     assert (tmp_path / "read").read_bytes() == media["a.png"]
 
 
-async def test_nothing_was_uploaded(intake: Intake) -> None:
-    for key in ("inputs/job/input.jpg", None):
-        error = await refusal(intake, IMAGE, upload=key)
-        assert (error.code, error.transient) == ("upload_missing", False)
+async def test_an_optional_input_may_be_left_out(intake: Intake) -> None:
+    assert await intake.admit("job", (replace(IMAGE, optional=True),), {}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "spec"),
+    # What was uploaded has to be there, also where it need not have been.
+    [("inputs/job/input.jpg", IMAGE), ("inputs/job/input.jpg", replace(IMAGE, optional=True)), (None, IMAGE)],
+)
+async def test_nothing_was_uploaded(intake: Intake, key: str | None, spec: InputSpec) -> None:
+    error = await refusal(intake, spec, upload=key)
+    assert (error.code, error.transient) == ("upload_missing", False)
 
 
 async def test_too_large(intake: Intake, storage: LocalStorage) -> None:

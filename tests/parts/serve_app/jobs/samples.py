@@ -1,14 +1,16 @@
 """Jobs in every state, made through the store itself, and looks behind its back."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from deployments.contract import Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
+from deployments.contract import Ability, Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
+from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.job import Claim, Job, NewJob
 from serve_app.jobs.store import JobStore
 
@@ -79,6 +81,30 @@ def failure(lease: Lease, code: str = "worker_lost", *, transient: bool = True, 
 
 def stopped(lease: Lease, **timings: float) -> Stopped:
     return Stopped(lease=lease, timings=timings)
+
+
+async def deployed(
+    engine: AsyncEngine, name: str, gib: int | None = None, ability: Mapping[str, Any] | None = None, ago_s: float = 0
+) -> None:
+    """A deployment as the dispatcher writes it down; a replica of it has said ``ability`` so many seconds ago."""
+    await execute(
+        engine,
+        "INSERT INTO abilities (deployment, model, gib, had_at, ability, reported_at)"
+        " SELECT :name, :model, :gib, now(), said,"
+        " CASE WHEN said IS NOT NULL THEN now() - make_interval(secs => :ago_s) END"
+        " FROM (SELECT CAST(:ability AS jsonb) AS said) AS replica",
+        name=name,
+        model=name.partition("-")[0],
+        gib=gib,
+        ability=None if ability is None else json.dumps(ability),
+        ago_s=ago_s,
+    )
+
+
+async def reported(abilities: Abilities) -> dict[str, Ability]:
+    """What replicas have said lately, by deployment."""
+    told = [each for found in (await abilities.told()).values() for each in found]
+    return {each.candidate.deployment: each.ability for each in told if each.ability is not None}
 
 
 async def execute(engine: AsyncEngine, statement: str, **values: object) -> None:

@@ -16,7 +16,7 @@ from serve_app.jobs.demand import demands
 from serve_app.jobs.job import Job
 from serve_app.jobs.reads import JobReads
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of, new_job, row, waiting
+from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of, new_job, reported, row, waiting
 
 SERVED = deployments({"ltx2": [80, 40]})
 BOTH = {"ltx2", "ltx2-40gb", "wav2lip"}
@@ -88,9 +88,9 @@ async def test_what_is_not_served_any_more_is_forgotten_and_old_words_are_not_be
 ) -> None:
     await abilities.see(SERVED, BOTH)
     await abilities.report(said("ltx2-40gb", 50))
-    assert set(await abilities.reported()) == {"ltx2-40gb"}
+    assert set(await reported(abilities)) == {"ltx2-40gb"}
     await execute(engine, "UPDATE abilities SET reported_at = now() - interval '25 hours' WHERE ability IS NOT NULL")
-    assert await abilities.reported() == {}
+    assert await reported(abilities) == {}
     assert await placed(abilities, 51) == "ltx2-40gb"
     await abilities.see(deployments({}), BOTH)
     assert [each["deployment"] for each in await fetch(engine, "SELECT deployment FROM abilities ORDER BY 1")] == [

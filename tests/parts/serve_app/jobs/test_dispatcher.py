@@ -201,6 +201,13 @@ async def test_a_job_from_submission_to_video_and_webhook(house: House, source: 
     assert job.output_key.encode() in hook.body
 
 
+async def test_a_job_without_a_picture_runs_with_no_inputs(house: House, submit: Any) -> None:
+    async with house.dispatching():
+        job = await house.until_ended(await submit(sources={}))
+    assert (job.status, job.inputs) == (Status.COMPLETED, {})
+    assert [task.inputs for task in house.workers.tasks] == [{}]
+
+
 async def test_many_jobs_each_run_once(house: House, submit: Any) -> None:
     async with house.dispatching(), house.dispatching():
         ids = [await submit(user_id=user) for user in ("ann", "bob", None) for _ in range(4)]

@@ -5,7 +5,7 @@ from io import StringIO
 from rich.console import Console
 
 from serve_app.cli import display
-from serve_app.client import Job
+from serve_app.client import Job, ModelInfo
 
 
 def shown(**changes: object) -> dict[str, str]:
@@ -23,3 +23,18 @@ def test_money_is_money() -> None:
 
 def test_why_it_waits_is_said() -> None:
     assert shown(wait_code="cap_reached", wait_reason="$1.20 of $1.00")["wait_reason"] == "$1.20 of $1.00"
+
+
+def test_a_model_of_an_older_service_has_no_deployments() -> None:
+    old: ModelInfo = {
+        "model": "dub",
+        "title": "Dub",
+        "description": "Dubs.",
+        "inputs": [{"name": "voice", "kinds": ["audio"], "description": "Who", "max_bytes": 1, "max_seconds": None}],
+        "params_schema": {},
+    }
+    out = StringIO()
+    Console(file=out, width=100).print(display.models([old]))
+    assert [line.split() for line in out.getvalue().splitlines()] == [
+        ["dub", "Dub"], ["Dubs."], ["voice", "file", "or", "URL", "Who"]
+    ]  # fmt: skip

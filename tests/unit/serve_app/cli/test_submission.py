@@ -52,6 +52,17 @@ def test_files_are_uploaded_as_what_their_names_say(tmp_path: Path) -> None:
     assert fields == {"pads": [1]}
 
 
+def test_what_is_left_out_is_null_beside_what_is_uploaded(tmp_path: Path) -> None:
+    voice = tmp_path / "voice.wav"
+    voice.touch()
+    optional = {**an_input("face", "image"), "optional": True}
+    model: ModelInfo = {**DUB, "inputs": [optional, an_input("voice", "audio")]}  # type: ignore[list-item]
+
+    assert interpret([model], "dub", {"voice": str(voice)}, ["face"]) == ({"audio": voice}, {"face_url": None})
+    with pytest.raises(InvalidArguments, match="give face=FILE"):
+        interpret([model], "dub", {"voice": str(voice)})
+
+
 def test_two_files_of_one_kind_need_a_url(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     clip.touch()
