@@ -55,10 +55,6 @@ class FailureCode(Explained):
         "recipe_unavailable",
         "LTX-2: the checkpoint has no parts for this `recipe`; `fast` needs a latent upsampler.",
     )
-    CLIP_TOO_LARGE = (
-        "clip_too_large",
-        "LTX-2: the worker's GPU has no memory for a clip of this size and length; the message says what fits.",
-    )
     ENCODE_FAILED = "encode_failed", "ffmpeg could not make the mp4."
 
     # The machines

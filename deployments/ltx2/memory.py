@@ -4,7 +4,8 @@ Pure arithmetic, no torch: the head asks :func:`on_paper` what a card could make
 before it loads. No plan fills more than 92 % of a card. What a plan says is done by ``placement.py``.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -238,18 +239,22 @@ def _planned(
     if max(_encoding(name, weights, needs).values()) > memory.room:
         return None
     parks = name == "resident" and not memory.shared and _host(name, weights, LARGEST, parks=True) <= memory.host
-    kept = _kept(name, weights, parked=parks)
-    largest = {each: _largest(needs, version, each, memory.room - kept) for each in recipes}
-    host = _host(name, weights, max(largest.values()), parks=parks)
-    if not memory.shared and host > memory.host:
+    if not memory.shared and _host(name, weights, 0, parks=parks) > memory.host:
         return None
+    room = memory.room - _kept(name, weights, parked=parks)
+
+    def fits(recipe: RecipeName, size: int) -> bool:
+        held = memory.shared or _host(name, weights, size, parks=parks) <= memory.host
+        return held and _most(needs, version, recipe, size) <= room
+
+    largest = {recipe: _largest(functools.partial(fits, recipe)) for recipe in recipes}
     if not any(largest.values()):
         return None
     return Plan(
         arrangement=name,
         largest=MappingProxyType(largest),
         parks=parks,
-        host=memory.card if memory.shared else host,
+        host=memory.room if memory.shared else _host(name, weights, max(largest.values()), parks=parks),
         version=version,
         weights=weights,
         activations=needs,
@@ -257,13 +262,13 @@ def _planned(
     )
 
 
-def _largest(needs: Activations, version: Version, recipe: RecipeName, room: int) -> int:
-    """The largest size whose activations take no more than ``room``."""
-    fits, beyond = 0, LARGEST // TOKEN + 1
-    while beyond - fits > 1:
-        middle = (fits + beyond) // 2
-        fits, beyond = (middle, beyond) if _most(needs, version, recipe, middle * TOKEN) <= room else (fits, middle)
-    return fits * TOKEN
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest size that does."""
+    good, bad = 0, LARGEST // TOKEN + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle * TOKEN) else (good, middle)
+    return good * TOKEN
 
 
 def _most(needs: Activations, version: Version, recipe: RecipeName, size: int) -> int:

@@ -175,7 +175,7 @@ def test_a_clip_that_the_memory_has_no_room_for_is_refused_before_anything_is_de
         wish = {"width": 256, "height": 256, "duration": 2, "recipe": recipe}
         with pytest.raises(Fault, match=f"49 frames of 256x256 do not fit .*{expected}") as caught:
             engine.prepare(wish, {}, tmp_path)
-        assert (caught.value.code, caught.value.transient) == ("clip_too_large", False)
+        assert (caught.value.code, caught.value.transient) == ("request_too_large", False)
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:
@@ -199,6 +199,9 @@ def probe(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "codec": video.codec_context.name,
             "pixels": video.codec_context.pix_fmt,
+            # 1 is BT.709.
+            "matrix": video.codec_context.colorspace,
+            "primaries": video.codec_context.color_primaries,
             "size": (video.width, video.height),
             "fps": video.average_rate,
             "frames": sum(1 for _ in container.decode(video)),
@@ -233,6 +236,8 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
     assert facts == {
         "codec": "h264",
         "pixels": "yuv420p",
+        "matrix": 1,
+        "primaries": 1,
         "size": (96, 64),
         "fps": Fraction(fps),
         "frames": frames,

@@ -8,7 +8,8 @@ from deployments.ltx2 import activations, memory
 from deployments.ltx2.activations import TILES, TOKEN, size_of
 from deployments.ltx2.memory import ARRANGEMENTS, ENOUGH, FILL, GIB, LARGEST, Memory, Plan, on_paper, plan
 from deployments.ltx2.parts import PUBLISHED, Part
-from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas
+from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas, num_frames
+from deployments.ltx2.spec import MAX_VIDEO_PIXELS
 from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
@@ -29,10 +30,6 @@ def planned(checkpoint: tuple[Version, int], card: int, host: int = 1024 * GIB, 
         return None
 
 
-def most(made: Plan, recipe: RecipeName, size: int) -> int:
-    return memory._most(made.activations, made.version, recipe, size)
-
-
 @given(CHECKPOINTS, CARDS, HOSTS, RECIPES, SIDES, SIDES, FRAMES)
 def test_no_clip_that_fits_fills_more_than_92_percent_of_a_card(
     checkpoint: tuple[Version, int], card: int, host: int, recipe: RecipeName, width: int, height: int, frames: int
@@ -50,10 +47,15 @@ def test_the_largest_size_fits_and_the_next_does_not(checkpoint: tuple[Version, 
     if made is None:
         return
     room = made.memory.room - made.kept(parked=made.parks)
+
+    def fits(recipe: RecipeName, size: int) -> bool:
+        needed = memory._host(made.arrangement, made.weights, size, parks=made.parks)
+        return needed <= host and memory._most(made.activations, made.version, recipe, size) <= room
+
     for recipe, largest in made.largest.items():
         assert largest % TOKEN == 0
-        assert not largest or most(made, recipe, largest) <= room
-        assert largest == LARGEST or most(made, recipe, largest + TOKEN) > room
+        assert not largest or fits(recipe, largest)
+        assert largest == LARGEST or not fits(recipe, largest + TOKEN)
 
 
 @given(CHECKPOINTS, CARDS, st.integers(0, 64 * GIB), HOSTS)
@@ -180,3 +182,12 @@ def test_the_table_names_the_arrangement_the_weights_and_every_phase() -> None:
         "1920x1088x121",
     ):
         assert word in told
+
+
+def test_everything_that_the_parameters_allow_fits_where_the_largest_does() -> None:
+    lengths = sorted({num_frames(seconds, fps) for seconds in range(1, 11) for fps in range(8, 61)})
+    assert (lengths[0], lengths[-1]) == (activations.MIN_FRAMES, activations.MAX_FRAMES)
+    for width in range(64, 1921, 32):
+        for height in range(64, width + 1, 32):
+            most = max((each for each in lengths if width * height * each <= MAX_VIDEO_PIXELS), default=None)
+            assert most is None or size_of("fast", width, height, most) <= LARGEST, (width, height, most)
