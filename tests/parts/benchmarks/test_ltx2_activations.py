@@ -1,7 +1,7 @@
 """The memory plan's arithmetic against bytes counted on models of full width, and the committed table against both."""
 
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -14,8 +14,6 @@ from tests.benchmarks import memory as table
 from tests.benchmarks.activations import Clip, Counted
 from tests.benchmarks.full_size import Depth, components
 from tests.benchmarks.live_bytes import bytes_of
-
-LTX2 = (Version.LTX_2_0, Version.LTX_2_3)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,8 @@ def close(planned: int, count: int) -> bool:
 def test_denoising_is_within_10_percent_of_the_count(
     version: Version, width: int, height: int, frames: int, items: int, counted: Any
 ) -> None:
-    needs, recipe = activations.of(version, 4096), cast("RecipeName", "quality" if items == 2 else "standard")
+    needs = activations.of(version, 4096)
+    recipe: RecipeName = "quality" if items == 2 else "standard"
     planned = denoising(needs, version, recipe, size_of(recipe, width, height, frames))
     assert close(planned, counted(version).call(Clip(width=width, height=height, frames=frames, items=items)))
 

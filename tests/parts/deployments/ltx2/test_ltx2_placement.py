@@ -20,7 +20,7 @@ from deployments.stage import Stage
 
 CPU = torch.device("cpu")
 MakeShot = Callable[..., Shot]
-Planned = Callable[[ArrangementName], Any]
+Planned = Callable[..., Pipeline]
 
 
 def no_step(stage: Stage, fraction: float) -> None:
