@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -61,6 +61,9 @@ bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of
 	$(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/wav2lip.py --memory
+
+bench-ltx2: $(STAMP)  ## What the service adds to diffusers; where there is CUDA, LTX-2.3 by stage; a floor on paper
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/ltx2.py
 
 bench-transports: $(STAMP)  ## The mesh's transports against asyncio's over 20 ms and 500 Mbit/s; as root
 	$(BIN)/python tests/benchmarks/transports.py

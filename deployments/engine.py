@@ -99,6 +99,8 @@ class ModelSpec:
     weights_variable: str
     #: By variable, of these weights and of any others the model can do with: a cheap look before anything loads.
     weights_checks: Mapping[str, WeightsCheck] = field(default_factory=dict)
+    #: Other variables that the engine reads.
+    variables: tuple[str, ...] = ()
 
     def weights_faults(self, environment: Mapping[str, str]) -> tuple[str, ...]:
         """What is wrong with the paths that ``environment`` names, each with its variable. Takes milliseconds."""

@@ -15,6 +15,7 @@ import contextvars
 import gc
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,9 @@ PREPARED, COMPUTED = 10.0, 90.0
 STEP_GRACE_S = 120.0
 #: Seconds for which a finished video waits for its poster, which is made and stored while the video is.
 POSTER_S = 20.0
+#: Seconds for which a thread may keep the interpreter while others want it; 5 ms by default. Each kernel launch, and
+#: each step from one run to the next, waits so long while inputs are prepared or a video is encoded in Python.
+SWITCH_S = 0.001
 #: Out of memory so often in a row means that the process holds memory it will not give back.
 MAX_OUT_OF_MEMORY = 2
 
@@ -108,6 +112,7 @@ class Replica:
         logs.configure(f"replica.{model}")
         # It holds Ray's token, and runs decoders of strangers' files as the same user where it is not root.
         close_to_others(log_layers())
+        sys.setswitchinterval(SWITCH_S)
         started = time.monotonic()
         self._model = model
         MODELS[model].require_weights(os.environ, allow_random=allow_random_weights)

@@ -20,11 +20,13 @@ from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
-from deployments.ltx2 import checkpoint, picture
+from deployments.ltx2 import checkpoint, picture, speed
 from deployments.ltx2.memory import Plan
+from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import RecipeName, num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
+from deployments.media.codec import probe, video_codec
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
 from deployments.weights import CheckpointError
 
@@ -51,7 +53,11 @@ class LTX2Engine:
     """
 
     def __init__(self) -> None:
+        probe(cuda=torch.cuda.is_available())
+        options = SpeedOptions.from_environment(os.environ)
+        speed.require(options)
         self._pipeline = _load()
+        self._pipeline.speed_up(options)
         self.random_weights = self._pipeline.checkpoint.random_weights
         recipes = self._pipeline.recipes
         plan = self._pipeline.plan
@@ -60,7 +66,9 @@ class LTX2Engine:
         self.plan: Plan = plan
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
-        self._pipeline.render(replace(_WARM_UP, recipe=recipes[0]), lambda stage, fraction: None)
+        warm_up = replace(_WARM_UP, recipe=recipes[0])
+        self._pipeline.render(warm_up, _no_step)
+        speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
         """Read and fit the image, if there is one, and settle everything the client left open.
@@ -118,7 +126,8 @@ class LTX2Engine:
                 samples = workdir / "sound.f32"
                 write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
                 sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
-            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound) as encoder:
+            codec = video_codec(shot.width, shot.height, cuda=torch.cuda.is_available())
+            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound, codec=codec) as encoder:
                 encoder.write(clip.frames)
         return Rendered(
             path=path,
@@ -171,6 +180,15 @@ _WARM_UP = Shot(
     recipe="standard",
     seed=0,
 )
+
+
+def _no_step(stage: str, fraction: float) -> None:
+    pass
+
+
+def _sized(shot: Shot, bucket: Bucket) -> Shot:
+    image = Image.new("RGB", (bucket.width, bucket.height), "grey")
+    return replace(shot, width=bucket.width, height=bucket.height, frames=bucket.frames, image=image)
 
 
 def _load() -> Pipeline:

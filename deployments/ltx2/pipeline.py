@@ -20,9 +20,10 @@ from deployments import accelerator
 from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.ltx2 import checkpoint, placement, upsampler
+from deployments.ltx2 import checkpoint, placement, speed, upsampler
 from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
 from deployments.ltx2.memory import Plan
+from deployments.ltx2.options import SpeedOptions
 from deployments.ltx2.picture import widened
 from deployments.ltx2.placement import Placement
 from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
@@ -118,7 +119,9 @@ class Pipeline:
             )
         self.checkpoint = facts
         #: What it can make clips by; the first is meant where nobody names one.
-        self.recipes: tuple[RecipeName, ...] = RECIPE_NAMES if upsampler is not None else RECIPE_NAMES[1:]
+        self.recipes: tuple[RecipeName, ...] = tuple(
+            name for name in RECIPE_NAMES if name != "fast" or (upsampler is not None and facts.row.two_stages)
+        )
         #: What is where, and what is made at the most; None: as the pipeline was given.
         self.plan = plan
         self._device = accelerator.device()
@@ -129,6 +132,10 @@ class Pipeline:
         self._schedulers = {name: [scheduler_of(part) for part in self._recipes[name].passes] for name in self.recipes}
         self._text = Text(pipe, facts.text_tokens, always=(DEFAULT_NEGATIVE_PROMPT,))
         self._with_image, self._without = _callable(pipe, facts)
+
+    def speed_up(self, options: SpeedOptions) -> None:
+        """See :func:`deployments.ltx2.speed.apply`."""
+        speed.apply(self._pipe, options)
 
     def require(self, name: RecipeName) -> None:
         """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
@@ -160,11 +167,13 @@ class Pipeline:
     def _render(self, shot: Shot, step: Step) -> Clip:
         recipe = self._recipes[shot.recipe]
         width, height = canvas(shot.recipe, shot.width, shot.height)
+        meter = _Meter(recipe, step)
         step(Stage.ENCODING_PROMPT, 0.0)
         job: dict[str, Any] = {
             "num_frames": shot.frames,
             "frame_rate": float(shot.fps),
             "generator": torch.Generator(self._device).manual_seed(shot.seed),
+            "callback_on_step_end": meter.step_end,
             **self._text.arguments(shot.prompt, shot.negative_prompt if recipe.guided else None, self._device),
         }
         if self._placement:
@@ -173,11 +182,11 @@ class Pipeline:
             job["image"] = widened(shot.image, width, height)
         # The VAE of LTX-Video draws noise of its own from the global generator.
         torch.manual_seed(shot.seed)
-        meter = _Meter(recipe, step)
         with self._hooked(meter):
             for part, scheduler in zip(recipe.passes, self._schedulers[shot.recipe], strict=True):
+                meter.begin(part)
                 size = {"width": width // part.divisor, "height": height // part.divisor}
-                output = self._denoise(part, scheduler, {**job, **size, "callback_on_step_end": meter.begin(part)})
+                output = self._denoise(part, scheduler, job | size)
                 if part is not recipe.passes[-1]:
                     # Both are as the VAEs know them, not normalised; the next pass normalises them and adds noise.
                     latents = self._upsampler(output.frames.to(self._upsampler.dtype))
@@ -218,15 +227,14 @@ class _Meter:
     """Turns what the pipeline does into reports, so that a job can be stopped before every forward."""
 
     def __init__(self, recipe: Recipe, step: Step) -> None:
-        self._passes = list(recipe.passes)
+        self._last = recipe.passes[-1]
         self._whole = sum(part.forwards * _cost(part) for part in recipe.passes)
         self._done = 0.0
         self._step = step
 
-    def begin(self, part: Pass) -> Any:
-        """Before each pass. Returns what the pipeline has to call after each step."""
+    def begin(self, part: Pass) -> None:
+        """Before each pass."""
         self._part = part
-        return self.step_end
 
     def forward(self, module: Any, args: Any) -> None:
         """Before each call of the transformer; guided recipes make several a step, seconds apart on a big clip."""
@@ -237,7 +245,7 @@ class _Meter:
         """After each step. Decoding follows the last one, without another word from the pipeline."""
         if index + 1 == self._part.steps:
             _finite(tensors["latents"], "video")
-            if self._part is self._passes[-1]:
+            if self._part is self._last:
                 self._step(Stage.DECODING_LATENTS, _DENOISE_TO)
         return {}
 

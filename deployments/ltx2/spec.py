@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
-from deployments.ltx2 import checkpoint
+from deployments.ltx2 import checkpoint, options
 from deployments.ltx2.activations import size_of
 from deployments.ltx2.memory import on_paper
 from deployments.ltx2.recipes import RecipeName, canvas, num_frames
@@ -143,4 +143,5 @@ SPEC = ModelSpec(
     engine="deployments.ltx2.engine:LTX2Engine",
     weights_variable="LTX2_MODEL_PATH",
     weights_checks={"LTX2_MODEL_PATH": checkpoint.check, UPSAMPLER_VARIABLE: _check_upsampler},
+    variables=(options.COMPILE, options.ATTENTION, options.FP8),
 )

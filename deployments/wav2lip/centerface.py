@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deployments.wav2lip.boxes import NONE_FOUND, Found, best_of
+from deployments.wav2lip.cores import Cores
 from deployments.wav2lip.generator import best_dtype
 from deployments.wav2lip.onnx import OnnxNetwork
 from deployments.wav2lip.video import Frame
@@ -45,29 +46,34 @@ class CenterFace:
         # On a CPU bfloat16 halves the time and moves a box by 0.3 % of its width; a GPU has time for float32.
         self._dtype = dtype or (torch.float32 if device.type == "cuda" else best_dtype(device))
         self.batch = 32 if device.type == "cuda" else 4
+        #: Of these a network call takes so many: one, on a CPU, leaves its layers' results in the core's cache.
+        self._at_once = 32 if device.type == "cuda" else 1
+        self._cores = Cores(device)
         network = OnnxNetwork(weights_path()).to(device=device, dtype=self._dtype)
         # torch's stubs know no memory_format alone.
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.inference_mode()
     def __call__(self, frames: Sequence[Frame]) -> list[Found]:
         """Faces of each frame, best first."""
+        parts = [frames[start : start + self._at_once] for start in range(0, len(frames), self._at_once)]
+        return [found for part in self._cores.map(self._look, parts) for found in part]
+
+    @torch.inference_mode()
+    def _look(self, frames: Sequence[Frame]) -> list[Found]:
+        height, width = frames[0].shape[:2]
+        shrink = min(1.0, LONGEST / max(height, width))
+        size = tuple(-(-round(side * shrink) // MULTIPLE) * MULTIPLE for side in (width, height))
+        small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+        # BGR in 0..255, as it comes: that is what the network was trained with.
+        batch = torch.from_numpy(small).to(self._device).permute(0, 3, 1, 2).to(self._dtype)
+        maps = self._network(batch.contiguous(memory_format=torch.channels_last))
+        heat, extent, offset, _landmarks = (each.float() for each in maps)
+        scale = np.array([width / size[0], height / size[1]] * 2, np.float32)
         found: list[Found] = []
-        for start in range(0, len(frames), self.batch):
-            part = frames[start : start + self.batch]
-            height, width = part[0].shape[:2]
-            shrink = min(1.0, LONGEST / max(height, width))
-            size = tuple(-(-round(side * shrink) // MULTIPLE) * MULTIPLE for side in (width, height))
-            small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in part])
-            # BGR in 0..255, as it comes: that is what the network was trained with.
-            batch = torch.from_numpy(small).to(self._device).permute(0, 3, 1, 2).to(self._dtype)
-            maps = self._network(batch.contiguous(memory_format=torch.channels_last))
-            heat, extent, offset, _landmarks = (each.float() for each in maps)
-            scale = np.array([width / size[0], height / size[1]] * 2, np.float32)
-            for heat_map, extents, offsets in zip(heat[:, 0], extent, offset, strict=True):
-                boxes = _boxes(heat_map, extents, offsets)
-                boxes[:, :4] = np.clip(boxes[:, :4] * scale, 0, [width, height, width, height])
-                found.append(best_of(boxes, OVERLAP))
+        for heat_map, extents, offsets in zip(heat[:, 0], extent, offset, strict=True):
+            boxes = _boxes(heat_map, extents, offsets)
+            boxes[:, :4] = np.clip(boxes[:, :4] * scale, 0, [width, height, width, height])
+            found.append(best_of(boxes, OVERLAP))
         return found
 
 

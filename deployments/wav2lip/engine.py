@@ -14,11 +14,12 @@ from deployments.contract import EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault, about_input
+from deployments.media import codec
 from deployments.wav2lip import audio, checkpoint, lipsync, video
 from deployments.wav2lip.centerface import CenterFace
-from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.generator import Generator, TorchGenerator
 from deployments.wav2lip.lipsync import Job
+from deployments.wav2lip.pasting import CardPaste, paste_each
 from deployments.wav2lip.s3fd import S3FD
 from deployments.wav2lip.spec import S3FD_VARIABLE, SPEC, Wav2LipParams
 from deployments.wav2lip.tracks import Detector
@@ -49,6 +50,9 @@ class Wav2LipEngine:
 
     def __init__(self, generator: Generator | None = None, detectors: Mapping[str, Detector] | None = None) -> None:
         self._device = accelerator.device()
+        self._cuda = self._device.type == "cuda"
+        codec.probe(cuda=self._cuda)
+        self._paste = CardPaste(self._device) if self._cuda else paste_each
         path = os.environ.get(SPEC.weights_variable)
         self.random_weights = generator is None and not path
         if generator is None:
@@ -91,10 +95,10 @@ class Wav2LipEngine:
     def run(self, prepared: Prepared, step: Step) -> Made:
         """Make the mp4."""
         source = prepared.job.source
-        codec = video_codec(source.width, source.height, cuda=self._device.type == "cuda")
+        encoder = codec.video_codec(source.width, source.height, cuda=self._cuda)
         detector = self._detectors[prepared.job.params.detector]
         try:
-            tally = lipsync.render(prepared.job, self._generator, detector, step, prepared.target, codec)
+            tally = lipsync.render(prepared.job, self._generator, detector, step, prepared.target, encoder, self._paste)
         except Exception as error:
             fault = accelerator.fault_of(error)
             if fault is None:
@@ -124,7 +128,7 @@ class Wav2LipEngine:
 
     def free(self) -> None:
         """Give cached memory of the card back."""
-        if self._device.type == "cuda":
+        if self._cuda:
             torch.cuda.empty_cache()
 
     def _load_detectors(self) -> dict[str, Detector]:

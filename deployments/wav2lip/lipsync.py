@@ -24,8 +24,9 @@ from deployments.wav2lip.boxes import Box
 from deployments.wav2lip.generator import Generator
 from deployments.wav2lip.lanes import Ahead, Behind
 from deployments.wav2lip.network import COLUMNS, FACE
+from deployments.wav2lip.pasting import Paste, paste_each
 from deployments.wav2lip.replay import Replay
-from deployments.wav2lip.spec import Blend, Wav2LipParams
+from deployments.wav2lip.spec import Wav2LipParams
 from deployments.wav2lip.tracks import Detector, Follower, steady
 from deployments.wav2lip.video import Frame, Source, read
 
@@ -33,9 +34,6 @@ from deployments.wav2lip.video import Frame, Source, read
 BATCHED = 128 * 1024**2
 #: Bytes of frames in each queue, and how many frames that is at most.
 QUEUED, MOST_QUEUED = 32 * 1024**2, 32
-#: Part of the face's side over which a feathered edge fades.
-FADE = 1 / 12
-
 #: Part of the progress that the search for the first face makes.
 SEARCH = 0.05
 
@@ -63,7 +61,15 @@ class Tally:
     untouched: int
 
 
-def render(job: Job, generator: Generator, detector: Detector, step: Step, target: Path, codec: VideoCodec) -> Tally:
+def render(
+    job: Job,
+    generator: Generator,
+    detector: Detector,
+    step: Step,
+    target: Path,
+    codec: VideoCodec,
+    paste: Paste = paste_each,
+) -> Tally:
     """Write the mp4 ``target``. When anything raises, ``step`` included, processes, threads and files are gone.
 
     A video without any face fails after the detection: the encoder is not started before a face was seen.
@@ -78,7 +84,7 @@ def render(job: Job, generator: Generator, detector: Detector, step: Step, targe
             step(Stage.LIPSYNC, SEARCH)
             with Behind(lambda: _encoder(job, target, codec), depth) as encoder:
                 while batch:
-                    for frame in speak(batch, done, job, generator):
+                    for frame in speak(batch, done, job, generator, paste):
                         encoder.put(frame)
                     done += len(batch)
                     untouched += sum(box is None for _, box in batch)
@@ -90,16 +96,19 @@ def render(job: Job, generator: Generator, detector: Detector, step: Step, targe
     return Tally(done, untouched)
 
 
-def speak(batch: Sequence[tuple[Frame, Box | None]], first: int, job: Job, generator: Generator) -> Iterator[Frame]:
+def speak(
+    batch: Sequence[tuple[Frame, Box | None]], first: int, job: Job, generator: Generator, paste: Paste
+) -> Iterator[Frame]:
     """The frames of ``batch``, of which the first is the output's frame ``first``, with their mouths moved."""
-    spots = [(number, frame, box) for number, (frame, box) in enumerate(batch) if box is not None]
+    spots = {number: (frame, box) for number, (frame, box) in enumerate(batch) if box is not None}
     spoken: dict[int, Frame] = {}
     if spots:
-        faces = np.stack([crop(frame, box) for _, frame, box in spots])
-        starts = [window_start(first + number, job.source.fps) for number, _, _ in spots]
+        frames, boxes = zip(*spots.values(), strict=True)
+        faces = np.stack([crop(frame, box) for frame, box in spots.values()])
+        starts = [window_start(first + number, job.source.fps) for number in spots]
         mels = np.stack([job.mel[:, start : start + COLUMNS] for start in starts])
-        for (number, frame, box), face in zip(spots, generator(faces, mels), strict=True):
-            spoken[number] = paste(frame, face, box, job.params.blend)
+        pasted = paste(frames, generator(faces, mels), boxes, job.params.blend)
+        spoken = dict(zip(spots, pasted, strict=True))
     for number, (frame, _) in enumerate(batch):
         yield spoken.get(number, frame)
 
@@ -109,30 +118,6 @@ def crop(frame: Frame, box: Box) -> Frame:
     top, bottom, left, right = box
     face: Frame = cv2.resize(frame[top:bottom, left:right], (FACE, FACE))
     return face
-
-
-def paste(frame: Frame, face: Frame, box: Box, blend: Blend) -> Frame:
-    """A copy of ``frame`` with ``face`` in ``box``."""
-    top, bottom, left, right = box
-    size = (right - left, bottom - top)
-    result = frame.copy()
-    target = result[top:bottom, left:right]
-    sized = cv2.resize(face, size)
-    if blend == "feather":
-        weight = cv2.resize(_FEATHER, size)
-        sized = cv2.blendLinear(sized, np.ascontiguousarray(target), weight, 1 - weight)
-    target[:] = sized
-    return result
-
-
-def _feather() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Weight of the new picture, (96, 96): 1 inside, falling to nearly 0 at the edge."""
-    distance = np.minimum(np.arange(FACE), np.arange(FACE)[::-1]) + 0.5
-    ramp = np.minimum(1.0, distance / (FACE * FADE)).astype(np.float32)
-    return np.outer(ramp, ramp)
-
-
-_FEATHER = _feather()
 
 
 def _spotted(job: Job, detector: Detector, step: Step, depth: int, workdir: Path) -> Stream[tuple[Frame, Box | None]]:

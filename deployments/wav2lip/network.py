@@ -47,7 +47,7 @@ class Unit(nn.Module):
         """(n, inputs, h, w) to (n, outputs, h', w')."""
         y = self.conv_block(x)
         if self.residual:
-            y = y + x
+            y += x
         return torch.relu_(y)
 
 

@@ -18,8 +18,8 @@ def model_variables() -> set[str]:
     """What the models read, on the head and on nodes."""
     from deployments.registry import MODELS
 
-    weights = {name for spec in MODELS.values() for name in (spec.weights_variable, *spec.weights_checks)}
-    return {*weights, "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
+    read = {name for spec in MODELS.values() for name in (spec.weights_variable, *spec.weights_checks, *spec.variables)}
+    return {*read, "VIDEO_API_DATA_DIR", "LOG_LEVEL"}
 
 
 def weight_paths() -> set[str]:

@@ -33,17 +33,16 @@ from transformers import (
 )
 
 from deployments.ltx2 import tiny
-from deployments.ltx2.checkpoint import Version
+from deployments.ltx2.checkpoint import Checkpoint
+from deployments.ltx2.versions import Version
 
 #: LTX-2.0, 2.3 and 2.5; LTX-Video is smaller and has no bar.
 VERSIONS = (Version.LTX_2_0, Version.LTX_2_3, Version.LTX_2_5)
-#: What a prompt is padded to.
-TEXT_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """How many layers; all widths stay. As published by default."""
+    """How many layers, and tokens of a prompt; all widths stay. As published by default."""
 
     transformer: int = 48
     text: int = 48
@@ -51,11 +50,13 @@ class Depth:
     vision: int = 27
     #: Of each connector; None: 2 of LTX-2.0, 8 of later ones.
     connectors: int | None = None
+    #: What a prompt is padded to, a multiple of 128.
+    tokens: int = 1024
 
 
 FULL = Depth()
-#: One layer of each: fits a laptop (about 6 GiB in bfloat16) and runs the same kernels at the same shapes.
-THIN = Depth(transformer=1, text=1, vision=1, connectors=1)
+#: One layer of each, and short prompts: fits a laptop (7 GiB in bfloat16), and a minute there makes a small clip.
+THIN = Depth(transformer=1, text=1, vision=1, connectors=1, tokens=128)
 
 _GEMMA: dict[str, Any] = {
     "hidden_size": 3840,
@@ -105,13 +106,13 @@ def components(
     return made
 
 
-def pipeline(modules: Mapping[str, Any]) -> Any:
+def pipeline(modules: Mapping[str, Any], tokens: int) -> Any:
     """diffusers' image-to-video pipeline over :func:`components`; the upsampler is not part of it.
 
     The tokenizer is that of the tiny checkpoint: one token a letter, so 150 letters are a usual prompt.
     """
     tokenizer = tiny._gemma_tokenizer()
-    tokenizer.model_max_length = TEXT_TOKENS
+    tokenizer.model_max_length = tokens
     parts = {name: module for name, module in modules.items() if name != "latent_upsampler"}
     pipe = LTX2ImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER), tokenizer=tokenizer, **parts
@@ -120,11 +121,16 @@ def pipeline(modules: Mapping[str, Any]) -> Any:
     return pipe
 
 
-def parameters(version: Version, depth: Depth = FULL) -> dict[str, int]:
+def facts_of(version: Version, depth: Depth = FULL) -> Checkpoint:
+    """What a folder with these weights would be read as."""
+    return Checkpoint(version=version, layers=depth.transformer, text_tokens=depth.tokens, random_weights=True)
+
+
+def parameters(version: Version, depth: Depth = FULL, only: Collection[str] | None = None) -> dict[str, int]:
     """How many each component has."""
     return {
         name: sum(each.numel() for each in module.parameters())
-        for name, module in components(version, depth=depth).items()
+        for name, module in components(version, depth=depth, only=only).items()
     }
 
 

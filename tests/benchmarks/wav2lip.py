@@ -4,6 +4,7 @@
 ``python tests/benchmarks/wav2lip.py --memory``: peak RSS of a 1-minute and of a 10-minute clip.
 
 CPU-seconds can be trusted on a busy machine, wall times only on a quiet one. Weights are random: the speed is the same.
+The first adds its figures to ``tests/benchmarks/results/wav2lip.{json,md}``: by the device, and by torch's threads.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import cv2
 import numpy as np
@@ -27,6 +30,7 @@ import torch
 from skimage import data
 
 from deployments.engine import InputFile
+from deployments.media import codec
 from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.media.formats import MP4
 from deployments.sandbox import process as sandbox
@@ -37,9 +41,11 @@ from deployments.wav2lip.engine import Wav2LipEngine
 from deployments.wav2lip.generator import TorchGenerator, best_dtype
 from deployments.wav2lip.spec import SPEC
 from deployments.wav2lip.video import Frame
+from tests.benchmarks import report
 
 SIZE = (854, 480)
 SECONDS = 5
+COLUMNS = ("stage", "wall s", "CPU s", "CPU s of ffmpeg")
 
 
 @dataclass
@@ -155,25 +161,32 @@ def speed() -> None:
     network = checkpoint.build(checkpoint.random_weights(), "random weights")
     generator, detector = Timed(TorchGenerator(network, device)), Timed(CenterFace(device))
     engine = Wav2LipEngine(generator, {"centerface": detector})
+    paste = Timed(engine._paste)
+    engine._paste = paste  # type: ignore[assignment]
     loaded = time.perf_counter() - start
-    print(f"{device}, {best_dtype(device)}, {torch.get_num_threads()} threads, networks ready in {loaded:.1f} s\n")
+    encoder = "h264_nvenc" if codec.probe(cuda=device.type == "cuda") else "libx264"
+    said = f"{best_dtype(device)}, {torch.get_num_threads()} threads, {encoder}, networks ready in {loaded:.1f} s"
+    print(f"{device}, {said}\n")
     with tempfile.TemporaryDirectory() as room:
         clip = talking_head(Path(room) / "clip.mp4", SECONDS)
         run_job(engine, clip, Path(room), {})
         best: tuple[float, list[tuple[str, Clock]]] | None = None
         for _ in range(3):
-            generator.clock, detector.clock = Clock(), Clock()
+            parts_timed = (detector, generator, paste)
+            for each in parts_timed:
+                each.clock = Clock()
             prepare, run, frames = run_job(engine, clip, Path(room), {})
             rest = Clock(
-                run.wall - generator.clock.wall - detector.clock.wall,
-                run.own - generator.clock.own - detector.clock.own,
+                run.wall - sum(each.clock.wall for each in parts_timed),
+                run.own - sum(each.clock.own for each in parts_timed),
                 run.children,
             )
             rows = [
                 ("prepare: probe, sound, mel", prepare),
                 ("run: detection", detector.clock),
                 ("run: generator", generator.clock),
-                ("run: crop, paste, pipes; ffmpeg's work not hidden", rest),
+                ("run: paste", paste.clock),
+                ("run: crop, pipes; ffmpeg's work not hidden", rest),
                 ("run", run),
             ]
             if best is None or prepare.wall + run.wall < best[0]:
@@ -183,6 +196,7 @@ def speed() -> None:
         for name, clock in best[1]:
             print(f"  {name:<50}{clock.wall:>7.2f}{clock.own:>9.2f}{clock.children:>10.2f}")
         print(f"  {'whole job':<50}{best[0]:>7.2f}   ({SECONDS / best[0]:.2f} x real time)")
+        keep(device, f"{SIZE[0]} x {SIZE[1]}, {frames} frames, {said}", *best)
         print(f"  peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB\n")
         parts(Path(room), clip)
     numbers = np.random.default_rng(0)
@@ -204,6 +218,23 @@ def speed() -> None:
     print(f"  eager float32, contiguous             {slow:6.1f}")
     print(f"  folded, channels last, float32        {middle:6.1f}   {slow / middle:.2f} x")
     print(f"  the same in {best_dtype(device)!s:<26}{fast:6.1f}   {slow / fast:.2f} x")
+
+
+def _worked(rows: Sequence[tuple[str, Clock]]) -> tuple[float, float]:
+    """Of ``prepare`` and ``run``, the first row and the last."""
+    ends = rows[0][1], rows[-1][1]
+    return sum(clock.own for clock in ends), sum(clock.children for clock in ends)
+
+
+def keep(device: torch.device, said: str, whole: float, rows: Sequence[tuple[str, Clock]]) -> None:
+    """Among the results."""
+    result = {"what": said, "whole_s": round(whole, 3), "stages": {name: asdict(clock) for name, clock in rows}}
+    cells = [
+        (name, f"{clock.wall:.2f}", f"{clock.own:.2f}", f"{clock.children:.2f}")
+        for name, clock in [*rows, ("whole job", Clock(whole, *_worked(rows)))]
+    ]
+    lines = [f"Best of 3 warm jobs in one process: {said}.", "", *report.table(COLUMNS, cells)]
+    report.save("wav2lip", f"{device.type}, {torch.get_num_threads()} threads", report.machine(device), result, lines)
 
 
 def parts(room: Path, clip: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -319,6 +320,10 @@ async def test_one_job_at_a_time_has_the_gpu(
     await within(asyncio.gather(*(replica.generate(task(f"job {number}")) for number in range(6))))
     assert engine.most_on_gpu == 1
     assert (await replica.stats())["runs"] == 6
+
+
+def test_a_job_that_computes_in_python_holds_the_gpus_thread_up_for_a_millisecond_at_most(replica: Replica) -> None:
+    assert sys.getswitchinterval() <= 0.001
 
 
 async def test_every_log_line_of_a_job_names_it_in_threads_too(

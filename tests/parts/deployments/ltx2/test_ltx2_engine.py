@@ -199,6 +199,9 @@ def probe(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "codec": video.codec_context.name,
             "pixels": video.codec_context.pix_fmt,
+            # 1 is BT.709.
+            "matrix": video.codec_context.colorspace,
+            "primaries": video.codec_context.color_primaries,
             "size": (video.width, video.height),
             "fps": video.average_rate,
             "frames": sum(1 for _ in container.decode(video)),
@@ -233,6 +236,8 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
     assert facts == {
         "codec": "h264",
         "pixels": "yuv420p",
+        "matrix": 1,
+        "primaries": 1,
         "size": (96, 64),
         "fps": Fraction(fps),
         "frames": frames,

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deployments.faults import Fault
 from deployments.media.mp4 import Mp4Encoder
 from deployments.wav2lip import lipsync, replay
 from deployments.wav2lip.boxes import Found
-from deployments.wav2lip.codec import video_codec
 from deployments.wav2lip.engine import Wav2LipEngine
-from deployments.wav2lip.lipsync import crop, paste
+from deployments.wav2lip.lipsync import crop
+from deployments.wav2lip.pasting import CardPaste, paste, paste_each
+from deployments.wav2lip.spec import Blend
 from deployments.wav2lip.tracks import Detector
 from deployments.wav2lip.video import Frame, read
 from tests.fakes.sandboxed import left, running
@@ -175,6 +177,26 @@ def test_the_face_is_pasted_where_it_was(tmp_path: Path) -> None:
     feathered = paste(frame, face, box, "feather")
     assert np.abs(feathered[10, 30:50].astype(int) - before[10, 30:50]).mean() < 25
     assert crop(frame, box).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("blend", ["hard", "feather"])
+def test_a_card_pastes_as_opencv_does(blend: Blend) -> None:
+    """Boxes smaller and larger than the face, one at the frame's edge."""
+    numbers = np.random.default_rng(0)
+    frames = [numbers.integers(0, 256, (150, 220, 3), dtype=np.uint8) for _ in range(3)]
+    before = [frame.copy() for frame in frames]
+    faces = numbers.integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    boxes = [(0, 150, 40, 220), (30, 71, 5, 60), (10, 106, 20, 116)]
+    expected = paste_each(frames, faces, boxes, blend)
+    made = CardPaste(torch.device("cpu"))(frames, faces, boxes, blend)
+    assert np.array_equal(frames, before)
+    for number, box in enumerate(boxes):
+        outside = np.ones((150, 220), bool)
+        outside[box[0] : box[1], box[2] : box[3]] = False
+        assert np.array_equal(made[number][outside], before[number][outside])
+        difference = np.abs(made[number].astype(int) - expected[number])
+        assert difference.max() <= (1 if blend == "hard" else 2)
+        assert (difference > 1).mean() < 1e-3
 
 
 @pytest.fixture
@@ -440,7 +462,3 @@ def test_the_output_is_tagged_and_streams(tmp_path: Path) -> None:
     assert content.index(b"moov") < content.index(b"mdat")
     # Primaries, transfer and matrix of BT.709.
     assert b"nclx\0\1\0\1\0\1" in content
-
-
-def test_the_codec_without_a_card_is_x264() -> None:
-    assert "libx264" in video_codec(640, 480, cuda=False).options

@@ -1,9 +1,13 @@
-"""How the output is encoded: on the card where it has an encoder, else by x264; always tagged as BT.709."""
+"""How a video is encoded: on the card where it has an encoder, else by x264; always tagged as BT.709."""
 
 from functools import cache
 
+import structlog
+
 from deployments.media.mp4 import X264, VideoCodec
 from deployments.sandbox.process import Limits, run
+
+log = structlog.get_logger()
 
 #: RGB has to be told which YUV it becomes. Without the tags players guess by the size, and guess wrong.
 #: Without accurate rounding every level comes out half a step too dark.
@@ -19,15 +23,23 @@ NVENC_SIDES = range(160, 4097)
 
 
 def video_codec(width: int, height: int, *, cuda: bool) -> VideoCodec:
-    """How to encode a video of this size."""
-    on_card = cuda and width in NVENC_SIDES and height in NVENC_SIDES and nvenc_works()
-    codec = NVENC if on_card else X264
+    """How to encode a video of this size on a machine with or without CUDA."""
+    codec = NVENC if width in NVENC_SIDES and height in NVENC_SIDES and probe(cuda=cuda) else X264
     return VideoCodec((*COLOURS, *codec.options), codec.on_card)
 
 
 @cache
-def nvenc_works() -> bool:
-    """Whether this machine's card encodes H.264. Only trying tells: A100 and H100 have no encoder."""
+def probe(*, cuda: bool) -> bool:
+    """Whether this machine's card encodes H.264. Only trying tells: A100 and H100 have no encoder.
+
+    Takes up to some seconds the first time, so engines ask when they start. Logs what was found.
+    """
+    if not cuda:
+        return False
     frames = ["-f", "lavfi", "-i", "nullsrc=s=256x256", "-frames:v", "2"]
     trial = NVENC.program([*frames, *NVENC.options, "-f", "null", "-"])
-    return run(trial, Limits(cpu_s=30, memory=None, output=2**20), None, timeout_s=30).status == 0
+    finished = run(trial, Limits(cpu_s=30, memory=None, output=2**20), None, timeout_s=30)
+    works = finished.status == 0
+    said = finished.stderr.decode(errors="replace").strip().splitlines()
+    log.info("video encoder probed", encoder="h264_nvenc" if works else "libx264", reason=None if works else said)
+    return works
