@@ -208,7 +208,7 @@ def plan(
     return next(enough, None) or max(plans, key=lambda each: each.largest[recipes[0]])
 
 
-def on_paper(gib: int) -> Mapping[RecipeName, int]:
+def on_paper(gib: int) -> Mapping[str, int]:
     """By recipe, the largest :func:`size_of` that a card sold as one of ``gib`` makes with every LTX-2 there is.
 
     Of a host that has what the plan needs. Empty where some checkpoint does not fit.
