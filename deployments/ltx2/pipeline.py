@@ -135,7 +135,7 @@ class Pipeline:
 
     def speed_up(self, options: SpeedOptions) -> None:
         """See :func:`deployments.ltx2.speed.apply`."""
-        speed.apply(self._pipe, options)
+        speed.apply(self._pipe, options, self.plan.arrangement if self.plan else "resident")
 
     def require(self, name: RecipeName) -> None:
         """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
