@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from deployments.ltx2.memory import ArrangementName
-from deployments.ltx2.options import ATTENTION, COMPILE, FP8, Bucket, SpeedOptions
+from deployments.ltx2.options import ATTENTION, FP8, Bucket, SpeedOptions
 from deployments.weights import CheckpointError
 
 #: torch's name of the compiler.
@@ -38,17 +37,11 @@ def require(options: SpeedOptions) -> None:
         )
 
 
-def apply(pipe: Any, options: SpeedOptions, arrangement: ArrangementName) -> None:
+def apply(pipe: Any, options: SpeedOptions) -> None:
     """Change the transformer of ``pipe``, which is on its device. Compiling itself happens in :func:`warmed_up`.
 
-    Raises :class:`CheckpointError` for an attention back end that is unknown or not installed, and where the card's
-    memory has led to an ``arrangement`` in which the transformer's weights are cast or streamed as they are used.
+    Raises :class:`CheckpointError` for an attention back end that is unknown or not installed.
     """
-    if arrangement in ("fp8", "streamed") and (options.compiled or options.fp8):
-        raise CheckpointError(
-            f"{COMPILE} and {FP8} want the transformer's own weights on the card, and it has no room for them (the "
-            f"arrangement is {arrangement!r}): leave them out, or take a larger card"
-        )
     if options.attention:
         _attend(pipe.transformer, options.attention)
     if options.fp8:

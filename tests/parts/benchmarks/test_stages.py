@@ -83,7 +83,7 @@ def test_what_is_measured_is_taken_off_the_models_again(small: Small, model: Mod
 def test_what_is_counted_on_paper_is_what_a_run_computes(recipe: RecipeName, small: Small, model: Model) -> None:
     bench = bench_of(small, model)
     # The negative prompt is read once, and never again.
-    bench._pipeline._text._of(DEFAULT_NEGATIVE_PROMPT)
+    bench._pipeline._text._of(DEFAULT_NEGATIVE_PROMPT, bench._pipeline._device)
     # Attention in the open, which the counter knows on every processor.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         bench._pipeline.render(bench._shot(recipe), lambda stage, fraction: None)

@@ -119,12 +119,6 @@ def test_fp8_without_its_package_or_card_ends_the_start_before_anything_loads(
     speed.require(SpeedOptions(fp8=True))
 
 
-@pytest.mark.parametrize("options", [SpeedOptions(fp8=True), SpeedOptions(compiled=(Bucket(64, 64, 9),))])
-def test_a_transformer_that_does_not_fit_the_card_is_left_as_it_is(options: SpeedOptions) -> None:
-    with pytest.raises(CheckpointError, match="the arrangement is 'streamed'"):
-        speed.apply(None, options, "streamed")
-
-
 def test_fp8_is_for_the_layers_products_alone(
     own_pipeline_of: Callable[[Version], Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
