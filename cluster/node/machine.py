@@ -13,9 +13,9 @@ LARGE, SMALL = "a100", "4090"
 GPU_CLASS, GPU_MEMORY, HOST_MEMORY = "gpu-class", "gpu-memory", "host-memory"
 #: GiB: a card is of the largest that it holds. Drivers keep some for themselves, and some count by thousands.
 _GPU_CLASSES = (80, 48, 40, 24)
-_ABOUT = 0.97
+_ABOUT = 0.98
 #: The same of hosts, of which a share is somebody else's or the kernel's.
-_HOST_CLASSES = (256, 128, 64, 32, 16)
+_HOST_CLASSES = (256, 128, 96, 64, 48, 32, 16)
 _MOSTLY = 0.9
 #: Where a container's limit is.
 _CGROUP = Path("/sys/fs/cgroup/memory.max")

@@ -92,14 +92,14 @@ GPU_A100 = NodeType(
     inet_down_mbps=1000,
 )
 
-#: LTX-2 for what the plan of its memory gives a card of 40 GB (``deployments/ltx2``). Cards of 48 GB take it as well:
-#: they report 46,068 with error correction, and 49,140 without. What is let go of on the GPU comes back from host
-#: memory, where all weights should fit.
+#: LTX-2 for what the plan of its memory gives a card of 40 GB (docs/memory.md). Such a card reports between 40,536 and
+#: 40,960. Those of 48 GB take it as well, and report 46,068 with error correction, and 49,140 without. What leaves the
+#: GPU comes back from host memory, of which that takes 42 GiB.
 GPU_40GB = NodeType(
     name="gpu_40gb",
     gpu_names=("A100 SXM4", "A100 PCIE", "L40S", "RTX 6000Ada"),
-    gpu_ram_mb=(39_800, 50_000),
-    cpu_ram_mb=80_000,
+    gpu_ram_mb=(40_200, 50_000),
+    cpu_ram_mb=56_000,
     cpu_cores=6,
     disk_gb=151,
     inet_down_mbps=1000,

@@ -6,9 +6,10 @@ handed over (``dispatcher.py``).
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import structlog
@@ -148,8 +149,14 @@ def _candidate(row: Any) -> Candidate:
     if (ability := _ability(row)) is not None:
         sizes, default = ability.variants, ability.default_variant
     elif row.gib is not None and on_paper is not None:
-        sizes = on_paper(row.gib)
+        sizes = _on_paper(on_paper, row.gib)
     return Candidate(deployment=row.deployment, gib=row.gib, sizes=sizes, default_variant=default, had=row.had)
+
+
+@cache
+def _on_paper(of: Callable[[int], Mapping[str, int]], gib: int) -> Mapping[str, int]:
+    """Worked out once: it takes a plan's time, and every look asks."""
+    return of(gib)
 
 
 def _ability(row: Any) -> Ability | None:

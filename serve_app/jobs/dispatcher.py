@@ -350,7 +350,10 @@ class Dispatcher:
             return True
         log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
         if place is None:
-            message = "No GPU here has the memory for this video. Ask for a smaller or shorter one."
+            message = (
+                "No GPU here can make this video with these parameters. Ask for a smaller or shorter one, or leave more"
+                " to the defaults."
+            )
             await self._store.refuse(job, FailureCode.REQUEST_TOO_LARGE, message)
         else:
             await self._store.move(job, place)

@@ -15,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from deployments.engine import InputFile
 from deployments.media import codec
 from deployments.media.ffmpeg import program as ffmpeg_path
 from deployments.media.formats import MP4
-from deployments.sandbox import process as sandbox
 from deployments.wav2lip import audio, checkpoint, video
 from deployments.wav2lip.boxes import Found
 from deployments.wav2lip.centerface import CenterFace
@@ -42,50 +40,11 @@ from deployments.wav2lip.generator import TorchGenerator, best_dtype
 from deployments.wav2lip.spec import SPEC
 from deployments.wav2lip.video import Frame
 from tests.benchmarks import report
+from tests.benchmarks.clock import Clock, measured
 
 SIZE = (854, 480)
 SECONDS = 5
 COLUMNS = ("stage", "wall s", "CPU s", "CPU s of ffmpeg")
-
-
-@dataclass
-class Clock:
-    """Seconds that passed, and that processors worked."""
-
-    wall: float = 0.0
-    #: Of this process, all threads.
-    own: float = 0.0
-    #: Of processes that ended meanwhile.
-    children: float = 0.0
-
-
-@contextmanager
-def measured(into: Clock) -> Iterator[None]:
-    """Add what the body took."""
-    wall, own, children = time.perf_counter(), time.process_time(), _children()
-    yield
-    into.wall += time.perf_counter() - wall
-    into.own += time.process_time() - own
-    into.children += _children() - children
-
-
-#: What the sandbox said about programs that ended there: they are not children of this process.
-_told: dict[int, tuple[bytes | None, sandbox.Ended]] = {}
-_plain = sandbox._ended
-
-
-def _noted(told: bytes | None) -> sandbox.Ended:
-    ended = _plain(told)
-    # The same answer is read more than once.
-    _told[id(told)] = told, ended
-    return ended
-
-
-sandbox._ended = _noted
-
-
-def _children() -> float:
-    return sum(ended.cpu_s for _, ended in _told.values())
 
 
 def talking_head(path: Path, seconds: float, fps: int = 25, size: tuple[int, int] = SIZE) -> Path:
@@ -179,7 +138,7 @@ def speed() -> None:
             rest = Clock(
                 run.wall - sum(each.clock.wall for each in parts_timed),
                 run.own - sum(each.clock.own for each in parts_timed),
-                run.children,
+                run.programs,
             )
             rows = [
                 ("prepare: probe, sound, mel", prepare),
@@ -194,7 +153,7 @@ def speed() -> None:
         assert best is not None
         print(f"best of 3, {SIZE[0]} x {SIZE[1]}, {frames} frames{'wall s':>21}{'CPU s':>9}{'ffmpeg s':>10}")
         for name, clock in best[1]:
-            print(f"  {name:<50}{clock.wall:>7.2f}{clock.own:>9.2f}{clock.children:>10.2f}")
+            print(f"  {name:<50}{clock.wall:>7.2f}{clock.own:>9.2f}{clock.programs:>10.2f}")
         print(f"  {'whole job':<50}{best[0]:>7.2f}   ({SECONDS / best[0]:.2f} x real time)")
         keep(device, f"{SIZE[0]} x {SIZE[1]}, {frames} frames, {said}", *best)
         print(f"  peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB\n")
@@ -223,14 +182,14 @@ def speed() -> None:
 def _worked(rows: Sequence[tuple[str, Clock]]) -> tuple[float, float]:
     """Of ``prepare`` and ``run``, the first row and the last."""
     ends = rows[0][1], rows[-1][1]
-    return sum(clock.own for clock in ends), sum(clock.children for clock in ends)
+    return sum(clock.own for clock in ends), sum(clock.programs for clock in ends)
 
 
 def keep(device: torch.device, said: str, whole: float, rows: Sequence[tuple[str, Clock]]) -> None:
     """Among the results."""
     result = {"what": said, "whole_s": round(whole, 3), "stages": {name: asdict(clock) for name, clock in rows}}
     cells = [
-        (name, f"{clock.wall:.2f}", f"{clock.own:.2f}", f"{clock.children:.2f}")
+        (name, f"{clock.wall:.2f}", f"{clock.own:.2f}", f"{clock.programs:.2f}")
         for name, clock in [*rows, ("whole job", Clock(whole, *_worked(rows)))]
     ]
     lines = [f"Best of 3 warm jobs in one process: {said}.", "", *report.table(COLUMNS, cells)]
@@ -250,7 +209,7 @@ def parts(room: Path, clip: Path) -> None:
         clock = Clock()
         with measured(clock):
             call()
-        print(f"  {name:<20}{clock.own + clock.children:6.2f}")
+        print(f"  {name:<20}{clock.own + clock.programs:6.2f}")
     print()
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from deployments import replica as replica_module
 from deployments import run as run_module
 from deployments import transfer as transfer_module
 from deployments.contract import (
+    ANY_SIZE,
+    Ability,
+    EngineAbility,
     Failure,
     FileFacts,
     Lease,
@@ -49,6 +53,7 @@ class Head:
         self.verdicts: dict[str, Verdict] = {}
         self.deaf: set[type] = set()
         self.refused: list[Report] = []
+        self.able_said: list[Ability] = []
         #: Makes links anew.
         self.fresh: Callable[[Task], Task] = lambda task: task
         self.renewed = 0
@@ -61,6 +66,10 @@ class Head:
             raise ConnectionError("nobody there")
         self.reports.append(report)
         return self.verdicts.get(report.lease.job_id, Verdict.GO_ON)
+
+    async def able(self, ability: Ability) -> None:
+        self.able_said.append(ability)
+        self._heard.set()
 
     async def renew(self, task: Task) -> Task:
         self.renewed += 1
@@ -177,6 +186,28 @@ async def test_a_job_from_start_to_video(
     assert not any(workdir.exists() for workdir in engine.workdirs)
     assert (await replica.stats())["runs"] == 1
     await replica.check_health()
+
+
+async def test_it_says_what_it_can_make_when_it_is_looked_at(replica: Replica, head: Head) -> None:
+    await replica.check_health()
+    await head.until(lambda: bool(head.able_said))
+    await replica.check_health()
+    (said,) = head.able_said
+    assert (said.deployment, said.model, said.random_weights) == ("scripted", "scripted", False)
+    assert said.variants == {"": ANY_SIZE}
+
+
+async def test_what_is_beyond_it_is_given_back_unstarted_once_that_was_said(
+    engine: ScriptedEngine, head: Head, task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "scripted", replace(spec_of(engine), size=lambda params: len(params.name)))
+    engine.can = EngineAbility(variants={"": 3})
+    replica = Replica("scripted", reporter=head, deployment="scripted-40gb")
+    await within(replica.generate(task("long")))
+    assert (head.reports, engine.events) == ([], [])
+    assert [said.deployment for said in head.able_said] == ["scripted-40gb"]
+    await within(replica.generate(task("abc")))
+    assert isinstance(head.last("abc"), Outcome)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, seed, settings
@@ -20,6 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deployments.contract import Lease, Progress, Started, Verdict
+from deployments.failure_code import FailureCode
 from serve_app.jobs import metrics
 from serve_app.jobs.ending import IDLE_STAGES
 from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyReused
@@ -55,6 +56,8 @@ FAULTS = st.sampled_from(
     [("worker_lost", True), ("timed_out", True), ("out_of_memory", True), ("no_face_found", False)]
 )
 LATE = ["start", "progress", "complete", "hold", "postpone", "fail", "stopped", "admit", "renew"]
+#: Another deployment of one of the models.
+SMALLER = "ltx2-40gb"
 #: Seconds for which new orders are tried.
 BUDGET_S = 5.0
 
@@ -68,6 +71,8 @@ class Expected:
     number: int
     status: Status = Status.QUEUED
     model: str | None = None
+    #: Where it is not the model's first.
+    assigned: str | None = None
     key: str = ""
     user: str | None = None
     priority: int = 0
@@ -94,6 +99,10 @@ class Expected:
     code: str | None = None
 
     @property
+    def deployment(self) -> str | None:
+        return self.assigned or self.model
+
+    @property
     def claimable(self) -> bool:
         return self.status is Status.QUEUED and self.lease is None and not self.backing_off
 
@@ -111,7 +120,8 @@ LOOK = f"""
                        'status', status, 'attempt', attempt, 'faults', faults, 'lease', lease_token,
                        'admitted', inputs IS NOT NULL, 'progress', progress,
                        'cancelling', cancel_requested_at IS NOT NULL, 'started', started_at IS NOT NULL,
-                       'code', error_code, 'alone', alone, 'held', outcome IS NOT NULL)), '{{}}') FROM jobs) AS jobs,
+                       'code', error_code, 'alone', alone, 'held', outcome IS NOT NULL,
+                       'deployment', deployment)), '{{}}') FROM jobs) AS jobs,
            (SELECT coalesce(json_object_agg(labels, value), '{{}}') FROM counters
              WHERE name = '{metrics.ENDED}') AS ended,
            (SELECT coalesce(json_agg(json_build_array(job_id, url) ORDER BY job_id, url), '[]')
@@ -125,12 +135,12 @@ LOOK = f"""
            (SELECT coalesce(json_agg(json_build_array(queue, owner, priority, since)), '[]') FROM (
                SELECT queue, owner, priority, since FROM turns WHERE since IS NOT NULL
                EXCEPT (
-               SELECT DISTINCT ON (1, 2) CASE WHEN inputs IS NULL THEN '' ELSE model END, owner,
+               SELECT DISTINCT ON (1, 2) CASE WHEN inputs IS NULL THEN '' ELSE deployment END, owner,
                       priority, created_at
                  FROM jobs WHERE status = 'queued' AND lease_token IS NULL AND not_before <= now()
                 ORDER BY 1, 2, priority DESC, created_at)) wrong) AS wrong_lines,
            (SELECT count(*) FROM turns WHERE since IS NOT NULL) AS lines,
-           (SELECT count(DISTINCT (CASE WHEN inputs IS NULL THEN '' ELSE model END, owner)) FROM jobs
+           (SELECT count(DISTINCT (CASE WHEN inputs IS NULL THEN '' ELSE deployment END, owner)) FROM jobs
              WHERE status = 'queued' AND lease_token IS NULL AND not_before <= now()) AS waiting
 """
 
@@ -372,16 +382,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(execute(self.engine, "UPDATE api_keys SET running_jobs = :limit WHERE id = 'key_1'", limit=limit))
         self.most = {} if limit is None else {"key_1": limit}
 
-    @rule(model=st.sampled_from(MODELS), window=st.integers(1, 5))
-    def claim_to_run(self, model, window):
+    @rule(deployment=st.sampled_from([*MODELS, SMALLER]), window=st.integers(1, 5))
+    def claim_to_run(self, deployment, window):
         """Two dispatchers at once: together they take what one would, each job once, within the window."""
-        in_flight = [job for job in self.jobs.values() if job.lease and job.admitted and job.model == model]
+        in_flight = [job for job in self.jobs.values() if job.lease and job.admitted and job.deployment == deployment]
         room = max(0, window - len(in_flight))
-        ready = [job for job in self.jobs.values() if job.claimable and job.admitted and job.model == model]
-        expected = self.by_turns(model, ready, in_flight, room)
+        ready = [job for job in self.jobs.values() if job.claimable and job.admitted and job.deployment == deployment]
+        expected = self.by_turns(deployment, ready, in_flight, room)
 
         async def both():
-            return await asyncio.gather(*(self.store.claim_to_run(model, window) for _ in range(2)))
+            return await asyncio.gather(*(self.store.claim_to_run(deployment, window) for _ in range(2)))
 
         first, second = map(jobs_of, self.do(both()))
         assert not (first and second)
@@ -410,8 +420,33 @@ class StoreMachine(RuleBasedStateMachine):
         job.backing_off = True
         self.pin_back_off(job)
 
-    @rule(model=st.sampled_from(MODELS))
-    def to_the_gpu(self, model):
+    @precondition(lambda self: any(job.model == "ltx2" for job in self.having(Status.QUEUED)))
+    @rule(data=st.data(), deployment=st.sampled_from(["ltx2", SMALLER]), outdated=st.booleans())
+    def move(self, data, deployment, outdated):
+        """Another class is to make it; what was read of it before somebody took it moves nothing."""
+        job = self.pick(data, [job for job in self.having(Status.QUEUED) if job.model == "ltx2"])
+        read = self.do(self.store.get(job.id))
+        if outdated:
+            read = replace(read, lease_token="another claim's" if read.lease_token is None else None)
+        self.do(self.store.move(read, deployment))
+        if not outdated:
+            self.drop_lease(job)
+            job.assigned = deployment
+
+    @precondition(lambda self: self.having(Status.QUEUED))
+    @rule(data=st.data(), outdated=st.booleans())
+    def refuse(self, data, outdated):
+        """No class can make it."""
+        job = self.pick(data, self.having(Status.QUEUED))
+        read = self.do(self.store.get(job.id))
+        if outdated:
+            read = replace(read, lease_token="another claim's")
+        self.do(self.store.refuse(read, FailureCode.REQUEST_TOO_LARGE, "It is too large."))
+        if not outdated:
+            self.end(job, Status.FAILED, "request_too_large")
+
+    @rule(deployment=st.sampled_from([*MODELS, SMALLER]))
+    def to_the_gpu(self, deployment):
         """Everything that can run, runs. By single steps alone, chance would seldom get as far as a second attempt."""
         for job in self.having(Status.QUEUED):
             if job.backing_off:
@@ -420,7 +455,7 @@ class StoreMachine(RuleBasedStateMachine):
         for job in self.having(Status.QUEUED, leased=True):
             if not job.admitted:
                 self.let_in(job)
-        self.claim_to_run(model=model, window=100)
+        self.claim_to_run(deployment=deployment, window=100)
         for job in self.in_handle():
             self.begin(job)
 
@@ -493,7 +528,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.fault(job, *fault)
             if job.status in TERMINAL:
                 break
-            self.to_the_gpu(model=job.model)
+            self.to_the_gpu(deployment=job.deployment)
 
     @precondition(lambda self: any(job.cancelling for job in self.at_work()))
     @rule(data=st.data())
@@ -646,6 +681,7 @@ class StoreMachine(RuleBasedStateMachine):
                 "code": job.code,
                 "alone": job.alone,
                 "held": job.held,
+                "deployment": job.deployment,
             }
             self.check_history(job, Status(found["status"]), found["progress"], found["attempt"])
 

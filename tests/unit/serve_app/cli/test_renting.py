@@ -10,6 +10,10 @@ from structlog.testing import capture_logs
 from cluster.autoscaler.configuration import ClusterConfig, NodeTypeConfig
 from cluster.fleet.caps import Caps
 from cluster.head.renting import RentingOptions
+from cluster.node.machine import Gpus, host_labels
+from cluster.vast.node_type import NODE_TYPES
+from deployments.ltx2.memory import paper
+from deployments.ltx2.versions import Version
 from serve_app.cli import renting as module
 from serve_app.cli.renting import IMAGE, IMAGE_PYTHON, RentingSettings, deployments_of, python_fault, renting
 from serve_app.cli.terminal import UsageProblem
@@ -180,3 +184,17 @@ def test_a_head_on_another_python_than_its_nodes_says_so(monkeypatch: pytest.Mon
     # Of another image nobody here knows.
     assert python_fault("mine@sha256:0") is None
     assert IMAGE_PYTHON == "3.12"
+
+
+@pytest.mark.parametrize(("name", "gib", "reports_mb"), [("gpu_a100", 80, 81_000), ("gpu_40gb", 40, 40_200)])
+def test_what_is_rented_for_a_class_has_what_the_plans_for_its_cards_need(
+    name: str, gib: int, reports_mb: float
+) -> None:
+    node, said = NODE_TYPES[name], CLUSTER.node_types[name].labels
+    assert node.gpu_ram_mb[0] <= reports_mb
+    assert Gpus((node.gpu_names[0],), reports_mb / 1024).labels["gpu-memory"] == said["gpu-memory"] == str(gib)
+    for version in Version:
+        if version is not Version.LTX_VIDEO:
+            assert paper(version, 4096, gib).host < node.cpu_ram_mb * 1e6
+    labels = host_labels(node.cpu_ram_mb * 1e6 / 1024**3)
+    assert int(labels["host-memory"]) >= int(said["host-memory"])

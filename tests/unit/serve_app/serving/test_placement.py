@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.serving.placement import Node, why_no_node_fits
+from serve_app.serving.placement import Node, could_take, why_no_node_fits
 
 LAPTOP = Node(total={"CPU": 2.0, "memory": 8 * 2**30}, free={"CPU": 1.0, "memory": 8 * 2**30}, labels={})
 HEAD = Node(total={"CPU": 0.0}, free={}, labels={"role": "head"})
@@ -45,3 +45,9 @@ def test_what_is_missing_is_named(needs: dict, labels: dict, nodes: list[Node], 
 def test_selectors_mean_what_they_mean_to_ray(want: str, fits: bool) -> None:
     free = Node(total={"CPU": 1}, free={"CPU": 1}, labels={"gpu-class": "a100"})
     assert (why_no_node_fits({"CPU": 1}, {"gpu-class": want}, [free]) is None) == fits
+
+
+def test_a_node_is_one_for_a_replica_although_another_has_it() -> None:
+    needs = {"CPU": 1, "GPU": 1}
+    assert [could_take(needs, {"gpu-class": "a100"}, node) for node in (A100, RTX, HEAD)] == [True, False, False]
+    assert not could_take({**needs, "memory": 2**40}, {}, A100)
