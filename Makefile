@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -53,6 +53,9 @@ fleet-scenarios: $(STAMP)  ## 500 random fleets on virtual time; make unit has 2
 
 api-check: $(STAMP)  ## The API against its OpenAPI schema: 100 requests a route; make parts has 3
 	API_CHECK_EXAMPLES=100 $(PYTEST) --timeout=3600 -o faulthandler_timeout=3700 tests/parts/serve_app/api/test_conformance.py
+
+memory-table: $(STAMP)  ## What LTX-2 needs of a card, counted on none, against its plan; writes docs/memory.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/memory.py
 
 bench-wav2lip: $(STAMP)  ## Stage times, generator against eager fp32, memory of a long clip
 	$(BIN)/python tests/benchmarks/wav2lip.py

@@ -64,7 +64,6 @@ class LTX2Engine:
         assert plan is not None  # A folder is loaded by a plan.
         #: What of the checkpoint is where, and how large clips can be.
         self.plan: Plan = plan
-        log.info("ltx2_memory", arrangement=plan.arrangement, plan=str(plan))
         log.info("ltx2_loaded", checkpoint=str(self._pipeline.checkpoint.version), recipes=recipes, default=recipes[0])
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         warm_up = replace(_WARM_UP, recipe=recipes[0])

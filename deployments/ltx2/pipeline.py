@@ -23,7 +23,7 @@ from deployments.faults import Fault
 from deployments.ltx2 import checkpoint, placement, speed, upsampler
 from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
 from deployments.ltx2.memory import Plan
-from deployments.ltx2.options import SpeedOptions
+from deployments.ltx2.options import COMPILE, FP8, SpeedOptions
 from deployments.ltx2.picture import widened
 from deployments.ltx2.placement import Placement
 from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
@@ -134,8 +134,22 @@ class Pipeline:
         self._with_image, self._without = _callable(pipe, facts)
 
     def speed_up(self, options: SpeedOptions) -> None:
-        """See :func:`deployments.ltx2.speed.apply`."""
+        """See :func:`speed.apply`. Raises :class:`CheckpointError` for what the plan has no room for, too."""
+        if self.plan:
+            self._require_room(self.plan, options)
         speed.apply(self._pipe, options)
+
+    def _require_room(self, plan: Plan, options: SpeedOptions) -> None:
+        if plan.off_card("transformer") and (options.fp8 or options.compiled):
+            raise CheckpointError(
+                f"{FP8} and {COMPILE} are for a card that holds the transformer as it is; this one holds it "
+                f"{plan.arrangement} (docs/memory.md): leave them out here"
+            )
+        for bucket in options.compiled:
+            if not plan.fits(self.recipes[0], bucket.width, bucket.height, bucket.frames):
+                raise CheckpointError(
+                    f"{COMPILE}: {bucket.width}x{bucket.height}x{bucket.frames} does not fit this card's memory"
+                )
 
     def require(self, name: RecipeName) -> None:
         """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""

@@ -45,8 +45,7 @@ class FixedSizes:
     def __init__(self, function: Function, examples: Sequence[Tensor], sizes: Sequence[int], record: Record) -> None:
         self._function = function
         self._recorded: dict[int, tuple[Sequence[Tensor], Replay, Tensor]] = {}
-        # The largest first: the smaller ones' memory is found in what it left.
-        for size in sorted(sizes, reverse=True):
+        for size in sizes:
             inputs = [one.new_zeros((size, *one.shape[1:])) for one in examples]
             try:
                 self._recorded[size] = (inputs, *record(function, inputs))

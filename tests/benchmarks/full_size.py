@@ -42,7 +42,7 @@ VERSIONS = (Version.LTX_2_0, Version.LTX_2_3, Version.LTX_2_5)
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """How many layers, and tokens of a prompt; all widths stay. As published by default."""
+    """How many layers there are, and other things of which a thin model has less; all widths stay. As published."""
 
     transformer: int = 48
     text: int = 48
@@ -52,11 +52,13 @@ class Depth:
     connectors: int | None = None
     #: What a prompt is padded to, a multiple of 128.
     tokens: int = 1024
+    #: Of Gemma 3.
+    vocabulary: int = 262_208
 
 
 FULL = Depth()
-#: One layer of each, and short prompts: fits a laptop (7 GiB in bfloat16), and a minute there makes a small clip.
-THIN = Depth(transformer=1, text=1, vision=1, connectors=1, tokens=128)
+#: Fits a laptop (10 GiB in float32), and a minute there makes a small clip.
+THIN = Depth(transformer=1, text=1, vision=1, connectors=1, tokens=128, vocabulary=512)
 
 _GEMMA: dict[str, Any] = {
     "hidden_size": 3840,
@@ -209,7 +211,12 @@ def _gemma3(depth: Depth) -> Any:
     """Gemma 3 12B."""
     return Gemma3ForConditionalGeneration(
         Gemma3Config(
-            text_config={**_GEMMA, "num_hidden_layers": depth.text, "query_pre_attn_scalar": 256},
+            text_config={
+                **_GEMMA,
+                "num_hidden_layers": depth.text,
+                "query_pre_attn_scalar": 256,
+                "vocab_size": depth.vocabulary,
+            },
             vision_config={**_SIGLIP, "num_hidden_layers": depth.vision},
             mm_tokens_per_image=256,
             boi_token_index=255999,

@@ -7,7 +7,7 @@
   all recipes at the usual size; ``--recipes fast standard`` take ten minutes. On 80 GB nothing else may be there.
 - ``paper``: FLOPs and bytes of each stage against the peaks of cards. Two minutes.
 
-``--thin`` runs ``card`` on a CPU: one layer of everything at full width, about 8 GiB. It shows that the code runs.
+``--thin`` runs ``card`` on a CPU: one layer of everything at full width, about 11 GiB. It shows that the code runs.
 Figures and a table go to ``tests/benchmarks/results/ltx2.{json,md}``; a part that is not measured stays as it is.
 """
 

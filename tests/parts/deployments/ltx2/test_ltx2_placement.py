@@ -12,15 +12,17 @@ import torch
 from deployments.faults import OutOfMemory
 from deployments.ltx2 import placement
 from deployments.ltx2.activations import TILES
-from deployments.ltx2.memory import ArrangementName, Plan
+from deployments.ltx2.memory import LARGEST, ArrangementName, Plan
+from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import RecipeName
 from deployments.ltx2.versions import Version
 from deployments.stage import Stage
+from deployments.weights import CheckpointError
 
 CPU = torch.device("cpu")
 MakeShot = Callable[..., Shot]
-Planned = Callable[[ArrangementName], Any]
+Planned = Callable[..., Pipeline]
 
 
 def no_step(stage: Stage, fraction: float) -> None:
@@ -153,6 +155,28 @@ def test_a_job_that_needs_the_room_has_the_text_encoder_moved_out(
     # The prompt is known, so nothing has to come back.
     assert same(pipeline.render(shot(recipe="fast"), no_step), clip)
     assert moves == [*back, ("encoder", "cpu"), ("connectors", "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("options", "largest", "said"),
+    [
+        (SpeedOptions(fp8=True), LARGEST, "LTX2_FP8 and LTX2_COMPILE are for a card that holds the transformer"),
+        (SpeedOptions(compiled=(Bucket(1024, 576, 121),)), 10**6, "1024x576x121 does not fit this card's memory"),
+    ],
+)
+def test_a_speed_option_that_the_plan_has_no_room_for_ends_the_start(
+    options: SpeedOptions,
+    largest: int,
+    said: str,
+    pipeline_of: Callable[[Version], Pipeline],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = pipeline_of(Version.LTX_2_3)
+    assert pipeline.plan is not None
+    arrangement: ArrangementName = "fp8" if options.fp8 else "text streamed"
+    monkeypatch.setattr(pipeline, "plan", replace(pipeline.plan, arrangement=arrangement, largest={"fast": largest}))
+    with pytest.raises(CheckpointError, match=said):
+        pipeline.speed_up(options)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "standard"])

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from deployments.media import codec
-from deployments.media.mp4 import X264, Mp4Encoder
+from deployments.media.mp4 import X264, Mp4Encoder, VideoCodec
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_the_card_encodes_what_it_can(width: int, height: int, cuda: bool, on_ca
 
 def test_a_card_is_tried_once_and_what_was_found_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     # Neither this machine nor any other has this one.
-    monkeypatch.setattr(codec, "NVENC", codec.VideoCodec(("-c:v", "no_such_encoder"), on_card=True))
+    monkeypatch.setattr(codec, "NVENC", VideoCodec(("-c:v", "no_such_encoder"), on_card=True))
     codec.probe.cache_clear()
     with capture_logs() as logs:
         assert [codec.probe(cuda=True) for _ in range(2)] == [False, False]
