@@ -189,10 +189,8 @@ def deployments_of(wanted: Mapping[str, Any], node_types: Mapping[str, NodeTypeC
             if fitting:
                 found[fitting[0]].append(deployment["name"])
             elif deployment["name"] in MODELS:
+                # Of another class than its model's largest it is for nodes that join by hand.
                 raise UsageProblem(f"{deployment['name']}: no node type has the labels that its label_selector names")
-            else:
-                # Another class of a model that has a larger one: it is for nodes that join by hand.
-                log.info("fleet.class_not_rented", deployment=deployment["name"])
     return dict(found)
 
 

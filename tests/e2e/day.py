@@ -74,7 +74,7 @@ class Day:
 
     def doctor(self) -> dict[str, str]:
         """The state of each part."""
-        return {each["part"]: each["state"] for each in self.command("doctor", status=(0, 2))}
+        return {each["part"]: each["state"] for each in self.command("doctor", *self.cluster.flags, status=(0, 2))}
 
     def command(self, *words: str, status: Sequence[int] = (0,)) -> Any:
         """A command in the head's shell; the JSON that it prints."""
