@@ -87,6 +87,8 @@ class ModelSpec:
     #: What sizes are, in words for refusals, and the field that is to be made smaller.
     size_unit: str = "size"
     size_field: str = ""
+    #: In words for refusals, what of parameters like these fits into a size.
+    fitting: Callable[[Any, int], str] = lambda params, most: f"the largest size is {most:,}"
     #: Which of the model's ways to make a video these parameters ask for; ``""``: its default. And the field that says.
     variant: Callable[[Any], str] = lambda params: ""
     variant_field: str = ""

@@ -16,15 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deployments.contract import EngineAbility, MediaFacts
+from deployments.contract import ANY_SIZE, EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
-from deployments.failure_code import FailureCode
-from deployments.faults import Fault, about_input
+from deployments.faults import about_input
 from deployments.ltx2 import checkpoint, picture, speed
 from deployments.ltx2.memory import Plan
 from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
-from deployments.ltx2.recipes import RecipeName, num_frames
+from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
 from deployments.media.codec import probe, video_codec
 from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
@@ -71,17 +70,15 @@ class LTX2Engine:
         speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
-        """Read and fit the image, if there is one, and settle everything the client left open.
+        """Read and fit the image, if there is one, and settle what the client left open. Raises ``Fault`` about it.
 
-        Raises ``Fault`` about the image, or when there is no such recipe.
+        What is beyond :meth:`ability` is not asked.
         """
         wish = LTX2Params.model_validate(params)
         recipe = wish.recipe or self._pipeline.recipes[0]
-        self._pipeline.require(recipe)
         width, height = RANDOM_SIZE if self.random_weights else DEFAULT_SIZE
         width, height = wish.width or width, wish.height or height
         frames = num_frames(wish.duration, wish.fps)
-        self._require_room(recipe, width, height, frames)
         image: Image.Image | None = None
         if given := inputs.get("image"):
             with about_input("image"):
@@ -98,17 +95,6 @@ class LTX2Engine:
             recipe=recipe,
             # 32 bits: the seed comes back as a JSON number, which JavaScript reads exactly to 53.
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
-        )
-
-    def _require_room(self, recipe: RecipeName, width: int, height: int, frames: int) -> None:
-        """Raise ``Fault('request_too_large')`` for a clip that the device has no memory for."""
-        if recipe not in self.plan.largest or self.plan.fits(recipe, width, height, frames):
-            return
-        most = self.plan.frames(recipe, width, height)
-        raise Fault(
-            FailureCode.REQUEST_TOO_LARGE,
-            f"{frames} frames of {width}x{height} do not fit the memory of this worker; "
-            + (f"at most {most} of this size do: ask for a shorter or smaller video." if most else "ask for less."),
         )
 
     def run(self, prepared: Shot, step: Step) -> Footage:
@@ -149,7 +135,10 @@ class LTX2Engine:
         """See :class:`deployments.engine.Engine`."""
         return EngineAbility(
             weights=str(self._pipeline.checkpoint.version),
-            variants={name: size for name, size in self.plan.largest.items() if size},
+            # Of noise the head reckons with larger clips than are made (RANDOM_SIZE), and the plan is a rough bound.
+            variants={
+                name: ANY_SIZE if self.random_weights else size for name, size in self.plan.largest.items() if size
+            },
             default_variant=self._pipeline.recipes[0],
             plan=str(self.plan),
         )

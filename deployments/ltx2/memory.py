@@ -80,11 +80,6 @@ class Plan:
         """Whether this clip can be made."""
         return size_of(recipe, width, height, frames) <= self.largest.get(recipe, 0)
 
-    def frames(self, recipe: RecipeName, width: int, height: int) -> int:
-        """How many of this size fit, 8k+1; 0: none do."""
-        made_width, made_height = canvas(recipe, width, height)
-        return max(0, self.largest.get(recipe, 0) // (made_width * made_height * 8) * 8 - 7)
-
     def tile(self, recipe: RecipeName, width: int, height: int, frames: int) -> int | None:
         """Side of the largest tiles in which it can be decoded; None: at once, which takes the least time."""
         kept = self.kept(parked=self.parked(recipe, width, height, frames))

@@ -151,15 +151,6 @@ class Pipeline:
                     f"{COMPILE}: {bucket.width}x{bucket.height}x{bucket.frames} does not fit this card's memory"
                 )
 
-    def require(self, name: RecipeName) -> None:
-        """Raise ``Fault('recipe_unavailable')`` if there is no such recipe, before anything is spent on it."""
-        if name not in self.recipes:
-            raise Fault(
-                FailureCode.RECIPE_UNAVAILABLE,
-                f"This service's checkpoint has no parts for the recipe {name}: ask for {' or '.join(self.recipes)}. "
-                "Its operator can add a latent upsampler (LTX2_UPSAMPLER).",
-            )
-
     def render(self, shot: Shot, step: Step) -> Clip:
         """Make the clip, reporting its three stages. What ``step`` raises passes through.
 

@@ -16,11 +16,11 @@ from deployments.ltx2.recipes import RecipeName, canvas, num_frames
 #: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
 UPSAMPLER_VARIABLE = "LTX2_UPSAMPLER"
 DEFAULT_PROMPT = "A smooth cinematic video"
-#: Five seconds at 1920x1088 and 24 fps. Activations grow with width x height x frames; more does not fit 80 GB.
+#: Longest on offer: five seconds at 1920x1088 and 24 fps. What of that a card has the memory for is in ``memory.py``.
 MAX_VIDEO_PIXELS = 1920 * 1088 * 121
 #: Width and height where the client names none.
 DEFAULT_SIZE = (1024, 576)
-#: How many times as long as ``fast`` a recipe takes at the same size: 1.55, 2.6 and 38.8 PFLOP of denoising for five
+#: How many times as long as ``fast`` a recipe takes at the same size: 1.54, 2.57 and 37.6 PFLOP of denoising for five
 #: seconds of 1024x576 with LTX-2.3. Two stages do 8 of their 11 forwards on a quarter of the tokens.
 EFFORT: Mapping[RecipeName, float] = MappingProxyType({"fast": 1.0, "standard": 1.7, "quality": 25.0})
 DEFAULT_NEGATIVE_PROMPT = "blurry, low quality, distorted"
@@ -87,7 +87,7 @@ class LTX2Params(Params):
         wide, high = width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
         if wide * high * frames > MAX_VIDEO_PIXELS:
             most = MAX_VIDEO_PIXELS // (wide * high)
-            raise ValueError(f"{frames} frames of {wide}x{high} do not fit a GPU; at most {most} of this size do")
+            raise ValueError(f"{frames} frames of {wide}x{high} are more than is made; at most {most} of this size are")
         return height
 
 
@@ -95,6 +95,16 @@ def size(params: LTX2Params) -> int:
     """As the memory plan counts it; where no recipe is named, as for ``fast``, which may make a little more to cut."""
     width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
     return size_of(params.recipe or "fast", width, height, num_frames(params.duration, params.fps))
+
+
+def fitting(params: LTX2Params, most: int) -> str:
+    """The longest clip of this width and height whose :func:`size` is ``most``."""
+    width, height = params.width or DEFAULT_SIZE[0], params.height or DEFAULT_SIZE[1]
+    lengths = (seconds for seconds in range(10, 0, -1) if size(params.model_copy(update={"duration": seconds})) <= most)
+    seconds = next(lengths, None)
+    if seconds is None:
+        return f"not even a second of {width}x{height} at {params.fps} frames a second fits: ask for a smaller one"
+    return f"at most {seconds} s of {width}x{height} at {params.fps} frames a second do"
 
 
 def effort(params: LTX2Params) -> float:
@@ -131,12 +141,13 @@ SPEC = ModelSpec(
         ),
     ),
     timeout_s=1800,
-    # By `fast` on an A100: 10 s for 1.55 PFLOP of denoising, and about 5 s for text, decoding and copying.
+    # By `fast` on an A100: 10 s for 1.54 PFLOP of denoising, and about 5 s for text, decoding and copying.
     expected_run_s=15,
     effort=effort,
     size=size,
     size_unit="width x height x (frames + 7)",
-    size_field="width",
+    size_field="duration",
+    fitting=fitting,
     variant=lambda params: params.recipe or "",
     variant_field="recipe",
     on_paper=on_paper,

@@ -209,7 +209,15 @@ class RequestTooLarge(VideoApiError):
 
     status = 422
     code = "request_too_large"
-    remedy = "Ask for a smaller or shorter video, or for another `recipe`: `detail` says what the largest is."
+    remedy = "Ask for a smaller or shorter video, or for another `recipe`: `detail` says what fits."
+
+
+class RecipeUnavailable(VideoApiError):
+    """No GPU here makes videos by this `recipe`."""
+
+    status = 422
+    code = "recipe_unavailable"
+    remedy = "Leave `recipe` out, or ask for one that `GET /api/v1/models` lists. `fast` needs a latent upsampler."
 
 
 class UploadMissing(VideoApiError):

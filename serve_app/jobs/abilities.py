@@ -67,8 +67,11 @@ class Abilities:
         # Nobody has written anything down yet, e.g. in a service that was just made.
         return new if found is None else replace(new, deployment=assign(found, new.variant, new.size))
 
-    async def place(self, job: Job) -> str | None:
-        """The deployment at which a job that waits should be. None: none can make it."""
+    async def place(self, job: Job) -> str:
+        """The deployment at which a job that waits should be.
+
+        Raises :class:`~serve_app.jobs.assignment.TooLarge`: none can make it.
+        """
         found = (await self._known.get()).get(job.model)
         spec = MODELS.get(job.model)
         if found is None or spec is None:
@@ -144,12 +147,15 @@ class Abilities:
 
 
 def _candidate(row: Any) -> Candidate:
-    sizes: Mapping[str, int] | None = None
+    sizes: Mapping[str, int] | None
     default, on_paper = "", MODELS[row.model].on_paper
-    if (ability := _ability(row)) is not None:
-        sizes, default = ability.variants, ability.default_variant
-    elif row.gib is not None and on_paper is not None:
-        sizes = _on_paper(on_paper, row.gib)
+    paper = None if row.gib is None or on_paper is None else _on_paper(on_paper, row.gib)
+    if (ability := _ability(row)) is None:
+        sizes = paper
+    else:
+        default = ability.default_variant
+        # A card larger than its class can do more than the next of the class may.
+        sizes = {name: min(size, (paper or {}).get(name, size)) for name, size in ability.variants.items()}
     return Candidate(deployment=row.deployment, gib=row.gib, sizes=sizes, default_variant=default, had=row.had)
 
 

@@ -12,7 +12,7 @@ from deployments.contract import ANY_SIZE
 
 
 class TooLarge(Exception):
-    """No GPU that there is, or could be rented, can make it."""
+    """No GPU that there is, or could be rented, can make it: its memory is too small, or none makes this variant."""
 
     def __init__(self, variant: str, size: int, most: Mapping[str, int]) -> None:
         super().__init__(variant, size)
@@ -20,6 +20,11 @@ class TooLarge(Exception):
         self.size = size
         #: By variant the largest that can be made; ``""`` is the default one.
         self.most = most
+
+    @property
+    def unavailable(self) -> bool:
+        """Not a matter of size."""
+        return not self.most[self.variant]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +69,24 @@ def assign(candidates: Sequence[Candidate], variant: str, size: int) -> str:
     counting = at_hand(candidates)
     found = smallest(counting, variant, size)
     if found is None:
-        names = {variant, *(name for candidate in counting for name in candidate.sizes or ())}
-        raise TooLarge(variant, size, {name: max(each.most(name) for each in counting) for name in names})
+        raise _too_large(counting, variant, size)
     return found
 
 
-def reassign(candidates: Sequence[Candidate], now: str, variant: str, size: int) -> str | None:
+def reassign(candidates: Sequence[Candidate], now: str, variant: str, size: int) -> str:
     """Of a job that waits for the deployment ``now``: where it stays if it can be made there. Otherwise another is
-    looked for, first among those at hand. None: there is none, whatever joins."""
+    looked for, first among those at hand. Raises :class:`TooLarge` if there is none, whatever joins."""
     counting = at_hand(candidates)
     for among in (counting, candidates):
         stays = [candidate for candidate in among if candidate.deployment == now]
         if (found := smallest(stays, variant, size) or smallest(among, variant, size)) is not None:
             return found
-    return None
+    raise _too_large(candidates, variant, size)
+
+
+def _too_large(candidates: Sequence[Candidate], variant: str, size: int) -> TooLarge:
+    names = {variant, *(name for candidate in candidates for name in candidate.sizes or ())}
+    return TooLarge(variant, size, {name: max(each.most(name) for each in candidates) for name in names})
 
 
 def _memory(candidate: Candidate) -> float:

@@ -18,6 +18,7 @@ from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
+from serve_app.jobs.assignment import TooLarge
 from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
@@ -26,6 +27,7 @@ from serve_app.jobs.job import Claim, Job
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.readiness import Readiness
+from serve_app.jobs.refusal import refusal
 from serve_app.jobs.reports import vetted
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
@@ -345,18 +347,17 @@ class Dispatcher:
     async def _stays(self, job: Job) -> bool:
         """Whether a job that no replica works on is where it should be. If not it goes there, or ends if that is
         nowhere."""
-        place = await self._abilities.place(job)
+        try:
+            place = await self._abilities.place(job)
+        except TooLarge as error:
+            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
+            code = FailureCode.RECIPE_UNAVAILABLE if error.unavailable else FailureCode.REQUEST_TOO_LARGE
+            await self._store.refuse(job, code, refusal(job.model, job.params, error))
+            return False
         if place == job.deployment:
             return True
         log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
-        if place is None:
-            message = (
-                "No GPU here can make this video with these parameters. Ask for a smaller or shorter one, or leave more"
-                " to the defaults."
-            )
-            await self._store.refuse(job, FailureCode.REQUEST_TOO_LARGE, message)
-        else:
-            await self._store.move(job, place)
+        await self._store.move(job, place)
         return False
 
     async def _move_astray(self) -> int:

@@ -64,10 +64,14 @@ async def test_each_job_is_for_the_smallest_class_that_can_make_it(
     [
         (
             LARGER,
-            "width",
-            "267,386,880 (width x height x (frames + 7)) with recipe standard is more than any GPU",
+            "duration",
+            "No GPU here has the memory for this video with recipe standard; at most 4 s of 1920x1088 at 24 frames a second do.",
         ),
-        ({**BODY, "recipe": "quality"}, "width", "the largest is 10. recipe standard would fit."),
+        (
+            {**BODY, "recipe": "quality"},
+            "duration",
+            "not even a second of 1024x576 at 24 frames a second fits: ask for a smaller one. With recipe standard it can be made.",
+        ),
     ],
 )
 async def test_what_no_class_can_make_is_refused_with_the_field_and_the_largest(
@@ -86,8 +90,8 @@ async def test_a_variant_that_no_class_has(client: httpx.AsyncClient, services: 
         found = (await reported(services.abilities))[name]
         await services.abilities.report(found.model_copy(update={"variants": {"standard": SIZES[1]}}))
     problem = (await client.post("/api/v1/generate", json={**BODY, "recipe": "quality"})).json()
-    assert problem["detail"] == "recipe: no GPU here makes videos with recipe quality. recipe standard would fit."
-    assert problem["param"] == "recipe"
+    said = "recipe: No GPU here makes videos with recipe quality. With recipe standard it can be made."
+    assert (problem["code"], problem["param"], problem["detail"]) == ("recipe_unavailable", "recipe", said)
 
 
 async def test_an_estimate_is_of_the_class_that_would_make_it(client: httpx.AsyncClient, services: Services) -> None:
