@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
+from deployments.contract import ANY_SIZE
 from deployments.engine import InputFile
 from deployments.faults import Fault
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length

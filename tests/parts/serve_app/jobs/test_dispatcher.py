@@ -876,7 +876,7 @@ async def test_what_no_class_can_make_fails_and_says_so(classes: House) -> None:
             await dispatcher.able(ability(name, SIZE - 1))
         job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "request_too_large", 0)
-    assert "smaller or shorter" in (job.error_message or "")
+    assert "No GPU here has the memory for this video; the largest size is" in (job.error_message or "")
     assert classes.workers.tasks == []
 
 

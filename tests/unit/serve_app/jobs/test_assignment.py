@@ -62,11 +62,12 @@ def test_who_waits_stays_where_he_can_be_served(
 ) -> None:
     # One whose deployment is not served any more waits, too.
     now = data.draw(st.sampled_from([*(each.deployment for each in found), "gone"]))
-    place = reassign(found, now, variant, size)
     able = {each.deployment: each for each in found if each.most(variant) >= size}
-    assert (place is None) == (not able)
-    if place is None:
+    if not able:
+        with pytest.raises(TooLarge):
+            reassign(found, now, variant, size)
         return
+    place = reassign(found, now, variant, size)
     assert place in able
     had = [each for each in found if each.had]
     if now in able and (able[now].had or not any(each in had for each in able.values())):
