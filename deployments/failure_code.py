@@ -53,7 +53,7 @@ class FailureCode(Explained):
     NOT_FINITE = "not_finite", "The model computed NaN; another seed or size may work."
     RECIPE_UNAVAILABLE = (
         "recipe_unavailable",
-        "LTX-2: the checkpoint has no parts for this `recipe`; `fast` needs a latent upsampler.",
+        "LTX-2: no checkpoint here has the parts for this `recipe`; `fast` needs a latent upsampler.",
     )
     ENCODE_FAILED = "encode_failed", "ffmpeg could not make the mp4."
 

@@ -24,8 +24,10 @@ def read(root: Path = Path("/")) -> HostMemory:
     total, free = kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024
     group = root / "sys/fs/cgroup"
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        # Files that were read and not lately used are given up for the asking.
-        used = int((group / "memory.current").read_text()) - _numbers(group / "memory.stat").get("inactive_file", 0)
+        # Files that were read are given up for the asking, weights among them.
+        kept = _numbers(group / "memory.stat")
+        files = kept.get("inactive_file", 0) + kept.get("active_file", 0)
+        used = int((group / "memory.current").read_text()) - files
         total, free = min(total, int(limit)), min(free, max(0, int(limit) - used))
     return HostMemory(total, free)
 

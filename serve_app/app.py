@@ -6,9 +6,9 @@ one per model of the registry and class of GPU memory, which the YAML gives GPUs
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments import logs
-from deployments.classes import Deployment, deployments
+from deployments.classes import CLASSES, Deployment, deployments
 from deployments.contract import SLOTS, Ability, Report, Task, Verdict
 from deployments.registry import MODELS
 from deployments.replica import DISPATCHER, Replica
@@ -50,10 +50,6 @@ MAX_IDLE_S = 300.0
 THREADS = 24
 
 
-#: GiB, as in ``deployments/classes.py``.
-Class = Literal[80, 48, 40, 24]
-
-
 class AppArgs(BaseModel):
     """``args`` in the Serve YAML. Secrets and addresses of others come from the environment."""
 
@@ -63,7 +59,7 @@ class AppArgs(BaseModel):
     #: Where the API listens, on ``PORT``.
     host: str = "127.0.0.1"
     #: By model the classes of GPU memory, in GiB, that have a deployment of it each; none: one deployment, on any node.
-    classes: Mapping[str, Sequence[Class]] = Field(default_factory=dict)
+    classes: Mapping[str, Sequence[int]] = Field(default_factory=dict)
     #: Most replicas by deployment; 1 where nothing is said.
     max_replicas: Mapping[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     #: Seconds without work after which a replica leaves, by deployment; MAX_IDLE_SECONDS goes before.
@@ -76,15 +72,18 @@ class AppArgs(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Self:
         _require_known("model", self.classes, MODELS)
+        _require_known("class", [gib for each in self.classes.values() for gib in each], CLASSES)
         names = [each.name for each in self.deployments]
         for given in (self.max_replicas, self.max_idle):
             _require_known("deployment", given, names)
         return self
 
 
-def _require_known(what: str, given: Collection[str], known: Collection[str]) -> None:
+def _require_known(what: str, given: Iterable[object], known: Collection[object]) -> None:
     if unknown := set(given) - set(known):
-        raise ValueError(f"no such {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise ValueError(
+            f"no such {what}: {', '.join(sorted(map(str, unknown)))}; there are {', '.join(map(str, known))}"
+        )
 
 
 class Api:

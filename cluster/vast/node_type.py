@@ -80,8 +80,8 @@ _OPTIONS: Mapping[str, tuple[str, type]] = MappingProxyType(
 
 
 #: LTX-2 with all of it in the GPU. A card of 80 GB reports between 81,000 and 81,920. The disk takes the 140 GiB of
-#: configs/cluster.yaml: 70 GB of weights, their parts while they load, and the image. Weights are mapped, not copied,
-#: into host memory, of which half of them has to fit. Weights of that size want a fast line.
+#: configs/cluster.yaml: 70 GB of weights, their parts while they load, and the image. Of host
+#: memory the plan takes up to 37 GiB (docs/memory.md). Weights of that size want a fast line.
 GPU_A100 = NodeType(
     name="gpu_a100",
     gpu_names=("A100 SXM4", "A100 PCIE", "A100X"),

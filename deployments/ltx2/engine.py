@@ -18,7 +18,7 @@ from PIL import Image
 
 from deployments.contract import ANY_SIZE, EngineAbility, MediaFacts
 from deployments.engine import InputFile, Rendered, Step
-from deployments.faults import about_input
+from deployments.faults import Fault, about_input
 from deployments.ltx2 import checkpoint, picture, speed
 from deployments.ltx2.memory import Plan
 from deployments.ltx2.options import Bucket, SpeedOptions
@@ -26,7 +26,7 @@ from deployments.ltx2.pipeline import Clip, Pipeline, Shot
 from deployments.ltx2.recipes import num_frames
 from deployments.ltx2.spec import DEFAULT_SIZE, SPEC, UPSAMPLER_VARIABLE, LTX2Params
 from deployments.media.codec import probe, video_codec
-from deployments.media.mp4 import Mp4Encoder, Sound, write_samples
+from deployments.media.mp4 import Mp4Encoder, Sound, VideoCodec, write_samples
 from deployments.weights import CheckpointError
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ class LTX2Engine:
         # Loads the device's kernels, and proves the checkpoint, before the replica reports ready.
         warm_up = replace(_WARM_UP, recipe=recipes[0])
         self._pipeline.render(warm_up, _no_step)
-        speed.warmed_up(options, lambda bucket: self._pipeline.render(_sized(warm_up, bucket), _no_step))
+        speed.warmed_up(options, lambda bucket: self._warm_up(_sized(warm_up, bucket)))
 
     def prepare(self, params: Mapping[str, Any], inputs: Mapping[str, InputFile], workdir: Path) -> Shot:
         """Read and fit the image, if there is one, and settle what the client left open. Raises ``Fault`` about it.
@@ -97,6 +97,11 @@ class LTX2Engine:
             seed=secrets.randbits(32) if wish.seed is None else wish.seed,
         )
 
+    def _warm_up(self, shot: Shot) -> None:
+        # Without an image the transformer is told one noise level instead of one a token, which is another shape.
+        for image in (shot.image, None):
+            self._pipeline.render(replace(shot, image=image), _no_step)
+
     def run(self, prepared: Shot, step: Step) -> Footage:
         """Make the clip on the device."""
         return Footage(shot=prepared, clip=self._pipeline.render(prepared, step))
@@ -106,15 +111,15 @@ class LTX2Engine:
         shot, clip = result.shot, result.clip
         rate = Fraction(shot.fps)
         path = workdir / "output.mp4"
-        with contextlib.ExitStack() as opened:
-            sound: Sound | None = None
-            if clip.audio is not None:
-                samples = workdir / "sound.f32"
-                write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
-                sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
-            codec = video_codec(shot.width, shot.height, cuda=torch.cuda.is_available())
-            with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound, codec=codec) as encoder:
-                encoder.write(clip.frames)
+        codec = video_codec(shot.width, shot.height, cuda=torch.cuda.is_available())
+        try:
+            _encode(result, path, codec)
+        except Fault as fault:
+            if not codec.on_card:
+                raise
+            # A card full of weights may have no room left for its encoder; the frames are here.
+            log.warning("card_did_not_encode", error=fault.message)
+            _encode(result, path, video_codec(shot.width, shot.height, cuda=False))
         return Rendered(
             path=path,
             media=MediaFacts(
@@ -150,6 +155,19 @@ class LTX2Engine:
             # On a dead context this raises, and the replica is about to be replaced anyway.
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
+
+
+def _encode(footage: Footage, path: Path, codec: VideoCodec) -> None:
+    shot, clip = footage.shot, footage.clip
+    rate = Fraction(shot.fps)
+    with contextlib.ExitStack() as opened:
+        sound: Sound | None = None
+        if clip.audio is not None:
+            samples = path.with_name("sound.f32")
+            write_samples(samples, fit_length(clip.audio, round(shot.frames * clip.rate / rate)))
+            sound = Sound(clip.rate, clip.audio.shape[0], opened.enter_context(samples.open("rb")))
+        with Mp4Encoder(path, width=shot.width, height=shot.height, fps=rate, audio=sound, codec=codec) as encoder:
+            encoder.write(clip.frames)
 
 
 def fit_length(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

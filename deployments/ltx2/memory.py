@@ -14,7 +14,7 @@ from deployments.contract import SLOTS
 from deployments.ltx2 import activations
 from deployments.ltx2.activations import TILES, TOKEN, Activations, size_of
 from deployments.ltx2.parts import PUBLISHED, Weights
-from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas
+from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas, recipes_of
 from deployments.ltx2.versions import VERSIONS, Version
 from deployments.weights import CheckpointError
 
@@ -217,7 +217,7 @@ def on_paper(gib: int) -> Mapping[str, int]:
 
 def paper(version: Version, width: int, gib: int) -> Plan:
     """The plan for a published checkpoint on a card sold as one of ``gib``. Raises :class:`CheckpointError`."""
-    recipes = RECIPE_NAMES if VERSIONS[version].two_stages else RECIPE_NAMES[1:]
+    recipes = recipes_of(two_stages=VERSIONS[version].two_stages)
     memory = Memory(card=int(gib * _USABLE * GIB), used=_CONTEXT, host=1024 * GIB)
     return plan(version, PUBLISHED[version, width], memory, width=width, recipes=recipes)
 

@@ -26,7 +26,7 @@ from deployments.ltx2.memory import Plan
 from deployments.ltx2.options import COMPILE, FP8, SpeedOptions
 from deployments.ltx2.picture import widened
 from deployments.ltx2.placement import Placement
-from deployments.ltx2.recipes import IMAGE_ARGUMENTS, RECIPE_NAMES, Pass, Recipe, RecipeName, canvas, expand
+from deployments.ltx2.recipes import IMAGE_ARGUMENTS, Pass, Recipe, RecipeName, canvas, expand, recipes_of
 from deployments.ltx2.schedule import scheduler_of
 from deployments.ltx2.spec import DEFAULT_NEGATIVE_PROMPT
 from deployments.ltx2.text import Text, apart
@@ -119,9 +119,7 @@ class Pipeline:
             )
         self.checkpoint = facts
         #: What it can make clips by; the first is meant where nobody names one.
-        self.recipes: tuple[RecipeName, ...] = tuple(
-            name for name in RECIPE_NAMES if name != "fast" or (upsampler is not None and facts.row.two_stages)
-        )
+        self.recipes = recipes_of(two_stages=facts.row.two_stages and upsampler is not None)
         #: What is where, and what is made at the most; None: as the pipeline was given.
         self.plan = plan
         self._device = accelerator.device()

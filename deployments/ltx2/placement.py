@@ -9,9 +9,9 @@ from diffusers.hooks import apply_group_offloading
 
 from deployments import host_memory
 from deployments.ltx2 import activations, memory, parts
-from deployments.ltx2.checkpoint import Checkpoint
+from deployments.ltx2.checkpoint import UPSAMPLER, Checkpoint
 from deployments.ltx2.memory import TEXT, Memory, Plan
-from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas
+from deployments.ltx2.recipes import RecipeName, canvas, recipes_of
 
 _HOST = torch.device("cpu")
 _EIGHT_BITS = torch.float8_e4m3fn
@@ -30,7 +30,7 @@ def planned(folder: Path, facts: Checkpoint, device: torch.device, joint: Path |
         parts.read(folder, 2 if device.type == "cuda" else 4, joint),
         free(device),
         width=parts.width_of(folder),
-        recipes=RECIPE_NAMES if joint else RECIPE_NAMES[1:],
+        recipes=recipes_of(two_stages=joint is not None),
     )
 
 
@@ -53,7 +53,7 @@ def load(make: Callable[..., Any], plan: Plan, device: torch.device) -> Any:
         if name in plan.weights and plan.off_card(name):
             others = dict.fromkeys((*plan.weights, "tokenizer"))
             others.pop(name)
-            others.pop("latent_upsampler", None)
+            others.pop(UPSAMPLER, None)
             taken[name] = getattr(make(device_map=_HOST.type, **others), name)
             if name == "transformer":
                 _store_in_eight_bits(taken[name])

@@ -111,6 +111,11 @@ class Recipe:
         return sum(part.steps * sum(part.items) for part in self.passes)
 
 
+def recipes_of(*, two_stages: bool) -> tuple[RecipeName, ...]:
+    """Those of a checkpoint whose version can be made in two stages, and that has an upsampler; or of another."""
+    return RECIPE_NAMES if two_stages else RECIPE_NAMES[1:]
+
+
 def num_frames(duration: int, fps: int) -> int:
     """Frames of a clip of ``duration`` seconds: one, and as many whole groups of 8 as fit into the duration."""
     return duration * fps // 8 * 8 + 1

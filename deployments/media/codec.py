@@ -1,11 +1,12 @@
 """How a video is encoded: on the card where it has an encoder, else by x264; always tagged as BT.709."""
 
+from dataclasses import replace
 from functools import cache
 
 import structlog
 
 from deployments.media.mp4 import X264, VideoCodec
-from deployments.sandbox.process import Limits, run
+from deployments.sandbox.process import run
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ def probe(*, cuda: bool) -> bool:
         return False
     frames = ["-f", "lavfi", "-i", "nullsrc=s=256x256", "-frames:v", "2"]
     trial = NVENC.program([*frames, *NVENC.options, "-f", "null", "-"])
-    finished = run(trial, Limits(cpu_s=30, memory=None, output=2**20), None, timeout_s=30)
+    finished = run(trial, replace(NVENC.limits, cpu_s=30, output=2**20), None, timeout_s=30)
     works = finished.status == 0
     said = finished.stderr.decode(errors="replace").strip().splitlines()
     log.info("video encoder probed", encoder="h264_nvenc" if works else "libx264", reason=None if works else said)

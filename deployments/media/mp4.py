@@ -6,7 +6,7 @@ The ffmpeg binary is the one that imageio-ffmpeg brings, so every machine encode
 import contextlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media.ffmpeg import ENCODE, program
-from deployments.sandbox.process import ENVIRONMENT, File, Program, start
+from deployments.sandbox.process import ENVIRONMENT, File, Limits, Program, start
 
 AAC = ("-c:a", "aac", "-b:a", "192k")
 #: What CUDA wants to know of the machine.
@@ -33,6 +33,11 @@ class VideoCodec:
     options: tuple[str, ...]
     #: By the card. Its driver does not work in the sandbox, and the encoder reads raw samples only.
     on_card: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        """What its ffmpeg may use. CUDA reserves more addresses than a machine has memory."""
+        return replace(ENCODE, memory=None) if self.on_card else ENCODE
 
     def program(self, arguments: list[str]) -> Program:
         """ffmpeg as it has to be run for this codec."""
@@ -99,7 +104,7 @@ class Mp4Encoder:
             frames = opened.enter_context(open(reading, "rb", buffering=0))
             self._frames = opened.enter_context(open(writing, "wb"))
             files = (read_again, written, self._log, frames, *((audio.file,) if audio else ()))
-            self._process = start(codec.program(arguments), ENCODE, files)
+            self._process = start(codec.program(arguments), codec.limits, files)
             for theirs in (written, read_again, frames):
                 theirs.close()
             opened.pop_all()

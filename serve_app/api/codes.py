@@ -129,6 +129,7 @@ _AFTER_FAILURE: Mapping[FailureCode, str] = {
     FailureCode.STORAGE_UNAVAILABLE: _AGAIN,
     FailureCode.OUTPUT_CORRUPT: _AGAIN,
     FailureCode.EXPIRED: "Submit it again; `expires_after` gives it longer to start.",
+    FailureCode.RECIPE_UNAVAILABLE: "Leave `recipe` out, or ask for one that `GET /api/v1/models` lists.",
     FailureCode.REQUEST_TOO_LARGE: "Ask for a smaller or shorter video.",
     FailureCode.MODEL_UNAVAILABLE: "Use another model, or tell the operator.",
     FailureCode.INTERNAL_ERROR: "Tell the operator the job's id.",

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from deployments.registry import MODELS
 from serve_app.api.auth import Reader
-from serve_app.api.errors import Forbidden, InvalidRequest, RequestTooLarge, Unauthorized
+from serve_app.api.errors import Forbidden, InvalidRequest, RecipeUnavailable, RequestTooLarge, Unauthorized
 from serve_app.api.placing import placed
 from serve_app.api.problems import documented
 from serve_app.api.schemas import EstimateView, ModelName
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
     "/estimate",
     operation_id="estimate",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, InvalidRequest, RequestTooLarge),
+    responses=documented(Unauthorized, Forbidden, InvalidRequest, RequestTooLarge, RecipeUnavailable),
 )
 async def estimate(
     request: Request,

@@ -19,6 +19,7 @@ from serve_app.api.errors import (
     JobNotFinished,
     JobNotFound,
     QueueFull,
+    RecipeUnavailable,
     RequestTooLarge,
     Unauthorized,
 )
@@ -199,6 +200,7 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
             IdempotencyInFlight,
             InvalidRequest,
             RequestTooLarge,
+            RecipeUnavailable,
             IdempotencyKeyReused,
             QueueFull,
             BudgetReached,

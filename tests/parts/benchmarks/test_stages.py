@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from deployments.ltx2 import checkpoint, tiny, upsampler
+from deployments.ltx2 import checkpoint, memory, tiny, upsampler
 from deployments.ltx2.checkpoint import Checkpoint
 from deployments.ltx2.pipeline import Pipeline
 from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName
@@ -70,6 +70,15 @@ def test_both_makers_make_the_same_clip_and_ours_reads_its_prompt_once(
     assert results["fast"]["ours"]["calls"]["text"] == 2
     # 8 steps and 3, by both.
     assert [results["fast"][maker]["calls"]["denoise"] for maker in ("diffusers", "ours")] == [11, 11]
+
+
+def test_beside_the_peak_stands_what_is_planned_for_the_card(small: Small, model: Model) -> None:
+    bench = bench_of(small, model)
+    assert bench._tiled("quality") is None
+    bench.memory = memory.paper(Version.LTX_2_3, 4096, 80)
+    planned = bench._tiled("quality")
+    assert planned is not None
+    assert 60 < planned < 80
 
 
 def test_what_is_measured_is_taken_off_the_models_again(small: Small, model: Model, tmp_path: Path) -> None:

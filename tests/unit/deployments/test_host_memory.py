@@ -14,7 +14,7 @@ def machine(root: Path, limit: str | None = None) -> Path:
     if limit is not None:
         (group / "memory.max").write_text(f"{limit}\n")
         (group / "memory.current").write_text(f"{90 * MIB}\n")
-        (group / "memory.stat").write_text(f"anon 5\ninactive_file {30 * MIB}\n")
+        (group / "memory.stat").write_text(f"anon 5\ninactive_file {20 * MIB}\nactive_file {10 * MIB}\n")
     return root
 
 

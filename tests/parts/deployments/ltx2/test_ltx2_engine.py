@@ -14,10 +14,12 @@ from structlog.testing import capture_logs
 from deployments.contract import ANY_SIZE
 from deployments.engine import InputFile
 from deployments.faults import Fault
+from deployments.ltx2 import engine as engine_module
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
 from deployments.media import poster
+from deployments.media.mp4 import VideoCodec
 
 
 def no_step(stage: str, fraction: float) -> None:
@@ -157,6 +159,22 @@ def test_the_upsampler_that_the_variable_names_makes_it_fast(
     monkeypatch.setenv("LTX2_MODEL_PATH", str(folder))
     monkeypatch.setenv("LTX2_UPSAMPLER", str(tmp_path / "apart"))
     assert LTX2Engine()._pipeline.recipes[0] == "fast"
+
+
+def test_a_card_that_does_not_encode_after_all_costs_no_video(
+    engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = engine_module.video_codec
+    broken = [VideoCodec(("-c:v", "no_such_encoder"), on_card=True)]
+    monkeypatch.setattr(
+        engine_module, "video_codec", lambda *size, cuda: broken.pop() if broken else usual(*size, cuda=cuda)
+    )
+    footage = engine.run(engine.prepare({"width": 64, "height": 64, "duration": 1}, {}, tmp_path), no_step)
+    with capture_logs() as logs:
+        made = engine.publish(footage, tmp_path)
+    assert [line["event"] for line in logs] == ["card_did_not_encode"]
+    with av.open(str(made.path)) as film:
+        assert film.streams.video[0].frames == made.media.frames
 
 
 def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ async def test_each_job_is_for_the_smallest_class_that_can_make_it(
         (
             LARGER,
             "duration",
-            "No GPU here has the memory for this video with recipe standard; at most 4 s of 1920x1088 at 24 frames a second "
-            "do.",
+            "No GPU here has the memory for this video with recipe standard; at most 4 s of 1920x1088 at 24 frames "
+            "a second do.",
         ),
         (
             {**BODY, "recipe": "quality"},
             "duration",
-            "not even a second of 1024x576 at 24 frames a second fits: ask for a smaller one. With recipe standard it can "
-            "be made.",
+            "not even a second of 1024x576 at 24 frames a second fits: ask for a smaller one. With recipe "
+            "standard it can be made.",
         ),
     ],
 )
