@@ -18,7 +18,7 @@ from deployments.ltx2 import engine as engine_module
 from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
-from deployments.media import poster
+from deployments.media import codec, poster
 from deployments.media.mp4 import VideoCodec
 
 
@@ -164,10 +164,11 @@ def test_the_upsampler_that_the_variable_names_makes_it_fast(
 def test_a_card_that_does_not_encode_after_all_costs_no_video(
     engine: LTX2Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = engine_module.video_codec
     broken = [VideoCodec(("-c:v", "no_such_encoder"), on_card=True)]
     monkeypatch.setattr(
-        engine_module, "video_codec", lambda *size, cuda: broken.pop() if broken else usual(*size, cuda=cuda)
+        engine_module,
+        "video_codec",
+        lambda *size, cuda: broken.pop() if broken else codec.video_codec(*size, cuda=cuda),
     )
     footage = engine.run(engine.prepare({"width": 64, "height": 64, "duration": 1}, {}, tmp_path), no_step)
     with capture_logs() as logs:
