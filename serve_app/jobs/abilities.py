@@ -64,6 +64,12 @@ class Abilities:
         self._seen: tuple[Set[Deployment], Set[str]] | None = None
         self._seen_at = 0.0
 
+    @property
+    def fresh(self) -> bool:
+        """Whether this process has written down lately which deployments are to be had. After an outage none seems to
+        be, until somebody has."""
+        return self._seen is not None and time.monotonic() - self._seen_at < 2 * REPEAT_S
+
     async def assigned(self, new: NewJob) -> NewJob:
         """With the deployment that is to make it. Raises :class:`~serve_app.jobs.assignment.TooLarge`."""
         found = (await self._known.get()).get(new.model)
@@ -71,7 +77,7 @@ class Abilities:
         return new if found is None else replace(new, deployment=assign(found, new.variant, new.size))
 
     async def place(self, job: Job) -> str:
-        """The deployment at which a job that waits should be.
+        """The deployment at which a job that waits should be. As long as nothing is :attr:`fresh`, nobody is away.
 
         Raises :class:`~serve_app.jobs.assignment.TooLarge`: none can make it.
         """
@@ -79,6 +85,8 @@ class Abilities:
         spec = MODELS.get(job.model)
         if found is None or spec is None:
             return job.deployment
+        if not self.fresh:
+            found = [replace(each, had=True) for each in found]
         try:
             params = spec.params.model_validate(job.params)
         except ValidationError:
@@ -137,8 +145,8 @@ class Abilities:
                 }
                 await db.execute(row.on_conflict_do_update(index_elements=["deployment"], set_=seen))
             await db.execute(_FORGET, {"served": [each.name for each in served]})
-        if self._seen != seeing:
-            self._known = self._anew()
+        # Also where it is the same: what was read since may be older.
+        self._known = self._anew()
         self._seen, self._seen_at = seeing, time.monotonic()
 
     def _anew(self) -> Shared[Mapping[str, Sequence[Candidate]]]:

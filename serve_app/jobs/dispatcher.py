@@ -363,6 +363,8 @@ class Dispatcher:
     async def _move_astray(self) -> int:
         """Jobs whose deployment is not served any more, or not to be had while another of their model is. Those that
         were claimed wait on a handle, perhaps for ever."""
+        if not self._abilities.fresh:
+            return 0
         moved = 0
         for model, allowed in (await self._abilities.here()).items():
             held = {lease: work.job for lease, work in self._works.items() if work.held and not work.intake}

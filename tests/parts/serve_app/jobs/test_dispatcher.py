@@ -876,7 +876,7 @@ async def test_what_no_class_can_make_fails_and_says_so(classes: House) -> None:
             await dispatcher.able(ability(name, SIZE - 1))
         job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "request_too_large", 0)
-    assert "No GPU here has the memory for this video; the largest size is" in (job.error_message or "")
+    assert "No GPU here has the memory for this video; at most" in (job.error_message or "")
     assert classes.workers.tasks == []
 
 
@@ -915,6 +915,24 @@ async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: Hou
         job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     # It was handed over to the one whose node is away: Serve says that none fits, until it comes.
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_after_an_outage_nobody_moves_before_it_was_seen_who_is_there(classes: House, claimed: bool) -> None:
+    """By then no class was seen for long, and only the largest would count."""
+    async with classes.dispatching():
+        await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    await execute(classes.engine, "UPDATE abilities SET had_at = now() - interval '1 hour'")
+    job_id = await classes.waiting("ltx2-40gb")
+    dispatcher = classes.dispatcher()
+    if claimed:
+        (claim,) = await classes.store.claim_to_run("ltx2-40gb", 1)
+        assert await dispatcher._stays(claim.job)
+    assert await dispatcher._move_astray() == 0
+    assert (await row(classes.engine, job_id))["deployment"] == "ltx2-40gb"
+    await dispatcher._look()
+    assert await dispatcher._move_astray() == 0
+    assert (await row(classes.engine, job_id))["deployment"] == "ltx2-40gb"
 
 
 async def nothing(_: Task) -> None:
