@@ -345,19 +345,19 @@ class Dispatcher:
         return started
 
     async def _stays(self, job: Job) -> bool:
-        """Whether a job that no replica works on is where it should be. If not it goes there, or ends if that is
-        nowhere."""
+        """Whether a job that no replica works on is left where it is. If that is not where it should be it goes there,
+        or ends if that is nowhere; but not if somebody has it since."""
         try:
             place = await self._abilities.place(job)
         except TooLarge as error:
-            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
             code = FailureCode.RECIPE_UNAVAILABLE if error.unavailable else FailureCode.REQUEST_TOO_LARGE
-            await self._store.refuse(job, code, refusal(job.model, job.params, error))
+            if not await self._store.refuse(job, code, refusal(job.model, job.params, error)):
+                return True
+            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
             return False
-        if place == job.deployment:
+        if place == job.deployment or not await self._store.move(job, place):
             return True
         log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
-        await self._store.move(job, place)
         return False
 
     async def _move_astray(self) -> int:

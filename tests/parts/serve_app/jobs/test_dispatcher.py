@@ -917,6 +917,24 @@ async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: Hou
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
 
 
+@pytest.mark.parametrize("able", [True, False])
+async def test_what_a_replica_takes_up_meanwhile_is_left_to_it(classes: House, able: bool) -> None:
+    """Its word comes after the look at the job, before the move or the refusal."""
+    dispatcher = classes.dispatcher()
+    await dispatcher._look()
+    job_id = await classes.waiting("ltx2-24gb")
+    (claim,) = await classes.store.claim_to_run("ltx2-24gb", 1)
+    for name in () if able else ("ltx2", "ltx2-40gb"):
+        await dispatcher.able(ability(name, SIZE - 1))
+    assert await classes.store.start(Started(lease=claim.lease)) is Verdict.GO_ON
+    assert await dispatcher._stays(claim.job)
+    found = await row(classes.engine, job_id)
+    assert (found["status"], found["deployment"], found["lease_token"]) == (
+        *("processing", "ltx2-24gb"),
+        claim.lease.token,
+    )
+
+
 @pytest.mark.parametrize("claimed", [False, True])
 async def test_after_an_outage_nobody_moves_before_it_was_seen_who_is_there(classes: House, claimed: bool) -> None:
     """By then no class was seen for long, and only the largest would count."""
