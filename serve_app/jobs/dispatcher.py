@@ -19,13 +19,13 @@ from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.assignment import TooLarge
-from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
 from serve_app.jobs.job import Claim, Job
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
+from serve_app.jobs.presence import Presence
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.refusal import refusal
 from serve_app.jobs.reports import vetted
@@ -106,6 +106,7 @@ class Dispatcher:
         self._windows = windows
         self._outlooks = outlooks
         self._abilities = abilities
+        self._presence = Presence()
         self._deployments = deployments
         #: By model, the last job that was looked at by :meth:`_move_astray`.
         self._looked_at: dict[str, str] = {}
@@ -445,8 +446,7 @@ class Dispatcher:
         health = await self._workers.health()
         closed = await self._readiness.look(health, troubles, outlooks)
         # Whose machines nobody offers now may be had later; until then a larger one makes their jobs.
-        rentable = {name for name, outlook in outlooks.items() if outlook.code not in {*HOPELESS, WaitCode.NO_MACHINE}}
-        had = {name for name, each in health.items() if (each.live or name in rentable) and self._readiness.open(name)}
+        had = self._presence.had(health, outlooks, {name for name in health if self._readiness.open(name)})
         await self._abilities.see([each for each in self._deployments if each.name in health], had)
         for name in closed:
             works = self._works.items()

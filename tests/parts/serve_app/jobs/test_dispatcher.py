@@ -908,6 +908,15 @@ async def test_a_class_that_does_not_start_leaves_its_jobs_to_another(classes: H
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
 
 
+async def test_who_waits_for_a_machine_that_may_not_be_rented_goes_where_a_node_is(classes: House) -> None:
+    classes.workers.away = {"ltx2-40gb"}
+    outlook = Outlook(start_s=300, code=WaitCode.CAP_REACHED, message="Two nodes are the most.")
+    await Outlooks(classes.engine).note("ltx2-40gb", outlook)
+    async with classes.dispatching():
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
 async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: House) -> None:
     classes.workers.away = {"ltx2"}
     async with classes.dispatching() as dispatcher:
