@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Double, cast, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Double, case, cast, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.classes import Deployment
@@ -139,8 +139,12 @@ class Abilities:
                     gib=each.gib,
                     had_at=func.now() if each.name in had else None,
                 )
+                # Said of GPUs of another class. Where a replica was heard first, nobody has said yet which it is.
+                changed = abilities.c.gib.is_distinct_from(row.excluded.gib)
+                void = changed & (abilities.c.gib.is_not(None) | abilities.c.had_at.is_not(None))
                 seen = {
                     "gib": row.excluded.gib,
+                    "said": case((void, cast({}, JSONB)), else_=abilities.c.said),
                     "had_at": func.coalesce(row.excluded.had_at, abilities.c.had_at),
                 }
                 await db.execute(row.on_conflict_do_update(index_elements=["deployment"], set_=seen))

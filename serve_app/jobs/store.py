@@ -37,6 +37,7 @@ from serve_app.jobs.owed import owe
 from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
+from serve_app.jobs.tally import LINES
 from serve_app.jobs.webhook_event import JobEvent
 
 #: Transactions in which a job is accepted at a time, and half as many of one user: while they wait for each other they
@@ -252,20 +253,24 @@ class JobStore:
             return await claim.claim_to_run(db, deployment, window, self.claim_s)
 
     async def elsewhere(self, allowed: Collection[str], model: str, after: str, limit: int) -> Sequence[Job]:
-        """Jobs of ``model`` that wait for other deployments than these, unclaimed; by id, those after ``after``."""
-        waiting = (
-            select(jobs)
-            .where(
-                jobs.c.status == Status.QUEUED,
-                jobs.c.lease_token.is_(None),
-                jobs.c.model == model,
-                jobs.c.deployment.not_in(allowed),
-                jobs.c.id > after,
-            )
-            .order_by(jobs.c.id)
-            .limit(limit)
-        )
+        """Jobs of ``model`` that wait for other deployments than these, unclaimed; by id, those after ``after``. Where
+        none wait no job is read."""
         async with self._engine.connect() as db:
+            others = [name for name in await db.scalars(LINES, {"model": model}) if name not in allowed]
+            if not others:
+                return []
+            waiting = (
+                select(jobs)
+                .where(
+                    jobs.c.status == Status.QUEUED,
+                    jobs.c.lease_token.is_(None),
+                    jobs.c.model == model,
+                    jobs.c.deployment.in_(others),
+                    jobs.c.id > after,
+                )
+                .order_by(jobs.c.id)
+                .limit(limit)
+            )
             return readable((await db.execute(waiting)).mappings())
 
     async def move(self, job: Job, deployment: str) -> bool:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.classes import deployments
@@ -145,6 +147,24 @@ async def test_the_largest_replica_of_a_deployment_counts_as_long_as_it_speaks(
     assert set(kept["said"]) == {"odd", "next"}
 
 
+async def test_what_was_said_of_another_class_is_void(abilities: Abilities) -> None:
+    async def known() -> set[str]:
+        return set(await reported(abilities))
+
+    # It speaks before anybody has looked.
+    await abilities.report(said("ltx2", 50))
+    await abilities.see(SERVED, BOTH)
+    assert await known() == {"ltx2"}
+    await abilities.see(deployments({"ltx2": [80, 40, 24]}), BOTH)
+    assert await known() == {"ltx2"}
+    await abilities.see(deployments({"ltx2": [48]}), BOTH)
+    assert await known() == set()
+    for classes in ({}, {"ltx2": [48]}):
+        await abilities.report(said("ltx2", 50))
+        await abilities.see(deployments(classes), BOTH)
+        assert await known() == set()
+
+
 async def test_looks_that_see_the_same_write_nothing(
     abilities: Abilities, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,3 +237,20 @@ async def test_who_waits_elsewhere_is_found_page_by_page(store: JobStore) -> Non
     assert [job.id for job in first] == astray[:2]
     assert [job.id for job in await store.elsewhere({"ltx2"}, "ltx2", first[-1].id, 2)] == astray[2:]
     assert await store.elsewhere({"ltx2"}, "wav2lip", "", 2) == []
+
+
+async def test_where_nobody_waits_elsewhere_no_job_is_read(store: JobStore, engine: AsyncEngine) -> None:
+    """It is asked all the time, and a whole queue may wait where it should. See ``test_cost.py``."""
+    await of(store, "ltx2", "ltx2-40gb")
+    asked: list[str] = []
+
+    def hear(*execution: Any) -> None:
+        asked.append(execution[2])
+
+    event.listen(engine.sync_engine, "before_cursor_execute", hear)
+    try:
+        assert await store.elsewhere({"ltx2", "ltx2-40gb"}, "ltx2", "", 2) == []
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", hear)
+    assert len(asked) == 1
+    assert "FROM jobs" not in asked[0]
