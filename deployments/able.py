@@ -16,7 +16,7 @@ from deployments.registry import MODELS
 
 log = structlog.get_logger()
 
-#: Seconds after which it is said again: what nobody says any more is believed for a day.
+#: Seconds after which it is said again: what nobody says any more is believed for two of them.
 REPEAT_S = 3600.0
 #: Seconds for one try.
 TRY_S = 15.0

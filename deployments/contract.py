@@ -185,6 +185,8 @@ class Ability(EngineAbility):
     deployment: str
     model: str
     random_weights: bool
+    #: Which of them says it. Their cards and hosts differ, so one's word is not the others'.
+    replica: str = ""
 
 
 Report = Started | Progress | Outcome | Failure | Stopped

@@ -82,9 +82,10 @@ class DispatcherReporter:
     """Reports by Serve handle. A dispatcher that restarts is waited for by the handle itself."""
 
     def __init__(self) -> None:
-        app = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        self._replica = context.replica_id.unique_id
         # Fetched by name here: binding it would make a cycle, since the dispatcher is bound to the models.
-        self._dispatcher = serve.get_deployment_handle(DISPATCHER, app)
+        self._dispatcher = serve.get_deployment_handle(DISPATCHER, context.app_name)
 
     async def report(self, report: Report) -> Verdict:
         return Verdict(await self._dispatcher.report.remote(report))
@@ -94,7 +95,7 @@ class DispatcherReporter:
         return renewed
 
     async def able(self, ability: Ability) -> None:
-        await self._dispatcher.able.remote(ability)
+        await self._dispatcher.able.remote(ability.model_copy(update={"replica": self._replica}))
 
 
 class Replica:

@@ -172,12 +172,15 @@ class Fleet:
         return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
 
     def waits(self) -> Mapping[str, Wait]:
-        """Why nothing is rented for a type, or for the first of its slots; nothing of one where nothing is in the way.
+        """Why nothing is rented for a type, or for the first of its slots; nothing of one where nothing is in the way,
+        or a node is on its way that can work when it comes.
 
         Never waits.
         """
         slots = {each.node_type: each.waiting for each in reversed(self._slots.all) if each.waiting is not None}
-        return {**slots, **self._closed(self._now())}
+        coming = {each.node_type for each in self._roll.rentals.values() if each.state.comes}
+        found = {**slots, **self._closed(self._now())}
+        return {name: wait for name, wait in found.items() if name not in coming or wait.reason is Reason.NO_WEIGHTS}
 
     @property
     def credit_usd(self) -> float | None:

@@ -31,6 +31,11 @@ class State(Explained):
     def works(self) -> bool:
         return self in (State.IDLE, State.BUSY)
 
+    @property
+    def comes(self) -> bool:
+        """It is rented, and has not worked yet."""
+        return State.LOADING.place <= self.place <= State.JOINING.place
+
     def may_become(self, other: "State") -> bool:
         """Whether a node in this state may say that it is in the other one."""
         if not State.LOADING.place <= self.place <= State.BUSY.place:

@@ -3,7 +3,7 @@
 ``job.py`` is the record, ``tables.py`` the schema (``migrations/``), ``database.py`` the way in, ``role.py`` the
 service's own role. ``claim.py`` says whose job is next and leases it, ``rows.py`` reads and renews under a lease,
 ``retry.py`` whether there is another attempt, ``reports.py`` what a worker may say, ``tasks.py`` what it is sent.
-``assignment.py`` says which deployment makes one, by ``abilities.py``.
+``assignment.py`` says which deployment makes one, by ``abilities.py``; ``presence.py`` which are to be had.
 ``accepting.py`` puts new ones on disk, ``idempotency.py`` once for each key, ``quota.py`` within a key's limits;
 ``reads.py`` is how clients see one, ``batches.py`` how many are asked for together, ``feed.py`` who watches which.
 ``dispatcher.py`` runs all loops over ``workers.py``; ``readiness.py`` and ``conditions.py`` know why jobs wait,

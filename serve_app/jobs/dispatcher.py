@@ -19,13 +19,13 @@ from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
 from serve_app.jobs.assignment import TooLarge
-from serve_app.jobs.conditions import HOPELESS, WaitCode
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
 from serve_app.jobs.job import Claim, Job
 from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
+from serve_app.jobs.presence import Presence
 from serve_app.jobs.readiness import Readiness
 from serve_app.jobs.refusal import refusal
 from serve_app.jobs.reports import vetted
@@ -106,6 +106,7 @@ class Dispatcher:
         self._windows = windows
         self._outlooks = outlooks
         self._abilities = abilities
+        self._presence = Presence()
         self._deployments = deployments
         #: By model, the last job that was looked at by :meth:`_move_astray`.
         self._looked_at: dict[str, str] = {}
@@ -345,24 +346,26 @@ class Dispatcher:
         return started
 
     async def _stays(self, job: Job) -> bool:
-        """Whether a job that no replica works on is where it should be. If not it goes there, or ends if that is
-        nowhere."""
+        """Whether a job that no replica works on is left where it is. If that is not where it should be it goes there,
+        or ends if that is nowhere; but not if somebody has it since."""
         try:
             place = await self._abilities.place(job)
         except TooLarge as error:
-            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
             code = FailureCode.RECIPE_UNAVAILABLE if error.unavailable else FailureCode.REQUEST_TOO_LARGE
-            await self._store.refuse(job, code, refusal(job.model, job.params, error))
+            if not await self._store.refuse(job, code, refusal(job.model, job.params, error)):
+                return True
+            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
             return False
-        if place == job.deployment:
+        if place == job.deployment or not await self._store.move(job, place):
             return True
         log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
-        await self._store.move(job, place)
         return False
 
     async def _move_astray(self) -> int:
         """Jobs whose deployment is not served any more, or not to be had while another of their model is. Those that
         were claimed wait on a handle, perhaps for ever."""
+        if not self._abilities.fresh:
+            return 0
         moved = 0
         for model, allowed in (await self._abilities.here()).items():
             held = {lease: work.job for lease, work in self._works.items() if work.held and not work.intake}
@@ -443,8 +446,7 @@ class Dispatcher:
         health = await self._workers.health()
         closed = await self._readiness.look(health, troubles, outlooks)
         # Whose machines nobody offers now may be had later; until then a larger one makes their jobs.
-        rentable = {name for name, outlook in outlooks.items() if outlook.code not in {*HOPELESS, WaitCode.NO_MACHINE}}
-        had = {name for name, each in health.items() if (each.live or name in rentable) and self._readiness.open(name)}
+        had = self._presence.had(health, outlooks, {name for name in health if self._readiness.open(name)})
         await self._abilities.see([each for each in self._deployments if each.name in health], had)
         for name in closed:
             works = self._works.items()

@@ -37,6 +37,7 @@ from serve_app.jobs.owed import owe
 from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
 from serve_app.jobs.tables import discarded_media, jobs, used_ids
+from serve_app.jobs.tally import LINES
 from serve_app.jobs.webhook_event import JobEvent
 
 #: Transactions in which a job is accepted at a time, and half as many of one user: while they wait for each other they
@@ -252,25 +253,29 @@ class JobStore:
             return await claim.claim_to_run(db, deployment, window, self.claim_s)
 
     async def elsewhere(self, allowed: Collection[str], model: str, after: str, limit: int) -> Sequence[Job]:
-        """Jobs of ``model`` that wait for other deployments than these, unclaimed; by id, those after ``after``."""
-        waiting = (
-            select(jobs)
-            .where(
-                jobs.c.status == Status.QUEUED,
-                jobs.c.lease_token.is_(None),
-                jobs.c.model == model,
-                jobs.c.deployment.not_in(allowed),
-                jobs.c.id > after,
-            )
-            .order_by(jobs.c.id)
-            .limit(limit)
-        )
+        """Jobs of ``model`` that wait for other deployments than these, unclaimed; by id, those after ``after``. Where
+        none wait no job is read."""
         async with self._engine.connect() as db:
+            others = [name for name in await db.scalars(LINES, {"model": model}) if name not in allowed]
+            if not others:
+                return []
+            waiting = (
+                select(jobs)
+                .where(
+                    jobs.c.status == Status.QUEUED,
+                    jobs.c.lease_token.is_(None),
+                    jobs.c.model == model,
+                    jobs.c.deployment.in_(others),
+                    jobs.c.id > after,
+                )
+                .order_by(jobs.c.id)
+                .limit(limit)
+            )
             return readable((await db.execute(waiting)).mappings())
 
-    async def move(self, job: Job, deployment: str) -> None:
+    async def move(self, job: Job, deployment: str) -> bool:
         """Into the line of another deployment, at once, as long as no replica works on it: nobody's fault and no
-        attempt. ``job`` as it was read: one that was claimed since, or claimed again, stays."""
+        attempt. ``job`` as it was read: one that was claimed since, or claimed again, stays. Whether it moved."""
         async with self._engine.begin() as db:
             # It changes two lines, as claims do.
             await claim.alone(db)
@@ -280,15 +285,20 @@ class JobStore:
                 & jobs.c.lease_token.is_not_distinct_from(job.lease_token)
             )
             stage = job.stage if job.lease_token is None else Stage.QUEUED
-            await db.execute(update(jobs).where(there).values(assigned=deployment, stage=stage, **NO_LEASE))
-            await notify(db, "work")
+            statement = update(jobs).where(there).values(assigned=deployment, stage=stage, **NO_LEASE)
+            moved = cast("CursorResult[Any]", await db.execute(statement)).rowcount == 1
+            if moved:
+                await notify(db, "work")
+        return moved
 
-    async def refuse(self, job: Job, code: FailureCode, message: str) -> None:
-        """``queued → failed``: no replica will ever take it. ``job`` as for :meth:`move`."""
+    async def refuse(self, job: Job, code: FailureCode, message: str) -> bool:
+        """``queued → failed``: no replica will ever take it. ``job`` as for :meth:`move`. Whether it ended."""
         async with self._engine.begin() as db:
             found = await lock(db, job.id)
-            if found is not None and (found.status, found.lease_token) == (Status.QUEUED, job.lease_token):
-                await self._ends.fail(db, found, code, message)
+            if found is None or (found.status, found.lease_token) != (Status.QUEUED, job.lease_token):
+                return False
+            await self._ends.fail(db, found, code, message)
+            return True
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         """Keep leases of jobs in intake or waiting on a Serve handle. Once started, the worker keeps its lease itself.

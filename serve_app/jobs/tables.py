@@ -442,10 +442,8 @@ abilities = Table(
     Column("gib", SmallInteger),
     #: When a node of it was last there, or could be rented.
     _timestamp("had_at"),
-    #: What a replica of it last said, an ``Ability``; null: none has yet.
-    Column("ability", JSONB(none_as_null=True)),
-    _timestamp("reported_at"),
-    CheckConstraint("(ability IS NULL) = (reported_at IS NULL)", name="abilities_are_dated"),
+    #: By replica what it last said, ``{"at": seconds since 1970, "ability": an Ability}``; of the latest ones.
+    Column("said", JSONB, nullable=False, server_default=text("'{}'")),
 )
 
 #: What the launcher says of each deployment for which it can rent machines. The service only reads it.

@@ -15,6 +15,9 @@ async def counts(engine: AsyncEngine) -> Mapping[str, Mapping[str, int]]:
     return found
 
 
+#: Deployments of a model for which jobs wait, claimed ones too.
+LINES = text("SELECT deployment FROM job_tally WHERE model = :model AND status = 'queued' GROUP BY 1 HAVING sum(n) > 0")
+
 #: The condition on ``jobs`` costs nothing and fails where the table is not there.
 COUNTS = text(
     """

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import structlog
 from PIL import Image
+from ray import serve
 
 from deployments import replica as replica_module
 from deployments import run as run_module
@@ -37,7 +40,7 @@ from deployments.engine import Step
 from deployments.failure_code import FailureCode
 from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.registry import MODELS
-from deployments.replica import Replica, Unhealthy
+from deployments.replica import DispatcherReporter, Replica, Unhealthy
 from tests.fakes.engines import VIDEO, Gate, ScriptedEngine, spec_of
 from tests.fakes.http_source import Answer, HttpSource, reply, stalled
 from tests.fakes.media import PICTURE, make
@@ -208,6 +211,17 @@ async def test_what_is_beyond_it_is_given_back_unstarted_once_that_was_said(
     assert [said.deployment for said in head.able_said] == ["scripted-40gb"]
     await within(replica.generate(task("abc")))
     assert isinstance(head.last("abc"), Outcome)
+
+
+async def test_the_head_hears_which_replica_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = AsyncMock()
+    context = SimpleNamespace(app_name="app", replica_id=SimpleNamespace(unique_id="r1"))
+    handles = {("dispatcher", "app"): SimpleNamespace(able=SimpleNamespace(remote=able))}
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda *of: handles[of])
+    said = Ability(deployment="ltx2", model="ltx2", random_weights=False)
+    await DispatcherReporter().able(said)
+    able.assert_awaited_once_with(said.model_copy(update={"replica": "r1"}))
 
 
 @pytest.fixture(scope="module")

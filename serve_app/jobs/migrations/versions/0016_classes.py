@@ -79,9 +79,7 @@ def upgrade() -> None:
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("gib", sa.SmallInteger(), nullable=True),
         sa.Column("had_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("ability", postgresql.JSONB(none_as_null=True), nullable=True),
-        sa.Column("reported_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("(ability IS NULL) = (reported_at IS NULL)", name="abilities_are_dated"),
+        sa.Column("said", postgresql.JSONB(), nullable=False, server_default=sa.text("'{}'")),
         sa.PrimaryKeyConstraint("deployment"),
     )
     for table in ("jobs", "runs"):

@@ -89,9 +89,9 @@ async def deployed(
     """A deployment as the dispatcher writes it down; a replica of it has said ``ability`` so many seconds ago."""
     await execute(
         engine,
-        "INSERT INTO abilities (deployment, model, gib, had_at, ability, reported_at)"
-        " SELECT :name, :model, :gib, now(), said,"
-        " CASE WHEN said IS NOT NULL THEN now() - make_interval(secs => :ago_s) END"
+        "INSERT INTO abilities (deployment, model, gib, had_at, said)"
+        " SELECT :name, :model, :gib, now(), CASE WHEN said IS NULL THEN '{}'::jsonb ELSE"
+        " jsonb_build_object('a', jsonb_build_object('at', extract(epoch FROM now()) - :ago_s, 'ability', said)) END"
         " FROM (SELECT CAST(:ability AS jsonb) AS said) AS replica",
         name=name,
         model=name.partition("-")[0],

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.classes import deployments
@@ -31,10 +33,22 @@ def abilities(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> Abilities
     return Abilities(engine)
 
 
-def said(deployment: str, most: int) -> Ability:
+def said(deployment: str, most: int, replica: str = "", variant: str = "fast") -> Ability:
     return Ability(
-        deployment=deployment, model="ltx2", random_weights=False, variants={"fast": most}, default_variant="fast"
+        deployment=deployment,
+        model="ltx2",
+        random_weights=False,
+        replica=replica,
+        variants={variant: most},
+        default_variant=variant,
     )
+
+
+async def as_if_said(engine: AsyncEngine, replica: str, ago_s: float) -> None:
+    """So long ago."""
+    at = "to_jsonb(extract(epoch FROM now()) - CAST(:ago_s AS float))"
+    change = f"UPDATE abilities SET said = jsonb_set(said, ARRAY[:replica, 'at'], {at}) WHERE said ? :replica"
+    await execute(engine, change, replica=replica, ago_s=ago_s)
 
 
 async def placed(abilities: Abilities, size: int, variant: str = "") -> str:
@@ -50,7 +64,9 @@ async def test_on_paper_goes_until_a_replica_speaks(abilities: Abilities, monkey
         *("ltx2-40gb", "ltx2"),
     ]
     await abilities.report(said("ltx2-40gb", 60))
-    assert [await placed(abilities, 60, name) for name in ("fast", "")] == ["ltx2-40gb", "ltx2-40gb"]
+    # A card that is larger than its class says no more than the class.
+    found = [await placed(abilities, *asked) for asked in ((40, "fast"), (40, ""), (41, "fast"))]
+    assert found == ["ltx2-40gb", "ltx2-40gb", "ltx2"]
     # It has no such recipe.
     assert await placed(abilities, 1, "quality") == "ltx2"
     # One that takes any node is not known by its class.
@@ -89,7 +105,7 @@ async def test_what_is_not_served_any_more_is_forgotten_and_old_words_are_not_be
     await abilities.see(SERVED, BOTH)
     await abilities.report(said("ltx2-40gb", 50))
     assert set(await reported(abilities)) == {"ltx2-40gb"}
-    await execute(engine, "UPDATE abilities SET reported_at = now() - interval '25 hours' WHERE ability IS NOT NULL")
+    await as_if_said(engine, "", abilities_module.REPORTED_S + 60)
     assert await reported(abilities) == {}
     assert await placed(abilities, 51) == "ltx2-40gb"
     await abilities.see(deployments({}), BOTH)
@@ -98,8 +114,55 @@ async def test_what_is_not_served_any_more_is_forgotten_and_old_words_are_not_be
         "wav2lip",
     ]
     # And what another version said of itself is passed over.
-    await execute(engine, """UPDATE abilities SET ability = '{"odd": 1}', reported_at = now()""")
+    await abilities.report(said("ltx2", 50))
+    await execute(engine, """UPDATE abilities SET said = jsonb_set(said, '{"", ability}', '{"odd": 1}')""")
     assert await placed(abilities, 10**9) == "ltx2"
+
+
+async def test_the_largest_replica_of_a_deployment_counts_as_long_as_it_speaks(
+    abilities: Abilities, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their cards and hosts differ: what one can make is not refused since another cannot."""
+    await abilities.see(deployments({}), BOTH)
+    await abilities.report(said("ltx2", 100, "large"))
+    await abilities.report(said("ltx2", 50, "small"))
+    await abilities.report(said("ltx2", 7, "odd", "quality"))
+    assert [await placed(abilities, *asked) for asked in ((100, "fast"), (7, "quality"), (7, ""))] == ["ltx2"] * 3
+    with pytest.raises(TooLarge) as refused:
+        await placed(abilities, 101, "fast")
+    # The default is the latest one's.
+    assert refused.value.most == {"fast": 100, "quality": 7}
+    assert (await reported(abilities))["ltx2"].replica == "odd"
+    # What it says next takes the place of what it said.
+    await abilities.report(said("ltx2", 60, "large"))
+    with pytest.raises(TooLarge):
+        await placed(abilities, 61, "fast")
+    await as_if_said(engine, "large", abilities_module.REPORTED_S + 60)
+    with pytest.raises(TooLarge):
+        await placed(abilities, 51, "fast")
+    # And so is forgotten who was replaced, and those that are too many.
+    monkeypatch.setattr(abilities_module, "MOST_REPLICAS", 2)
+    await abilities.report(said("ltx2", 50, "next"))
+    (kept,) = await fetch(engine, "SELECT said FROM abilities WHERE deployment = 'ltx2'")
+    assert set(kept["said"]) == {"odd", "next"}
+
+
+async def test_what_was_said_of_another_class_is_void(abilities: Abilities) -> None:
+    async def known() -> set[str]:
+        return set(await reported(abilities))
+
+    # It speaks before anybody has looked.
+    await abilities.report(said("ltx2", 50))
+    await abilities.see(SERVED, BOTH)
+    assert await known() == {"ltx2"}
+    await abilities.see(deployments({"ltx2": [80, 40, 24]}), BOTH)
+    assert await known() == {"ltx2"}
+    await abilities.see(deployments({"ltx2": [48]}), BOTH)
+    assert await known() == set()
+    for classes in ({}, {"ltx2": [48]}):
+        await abilities.report(said("ltx2", 50))
+        await abilities.see(deployments(classes), BOTH)
+        assert await known() == set()
 
 
 async def test_looks_that_see_the_same_write_nothing(
@@ -174,3 +237,20 @@ async def test_who_waits_elsewhere_is_found_page_by_page(store: JobStore) -> Non
     assert [job.id for job in first] == astray[:2]
     assert [job.id for job in await store.elsewhere({"ltx2"}, "ltx2", first[-1].id, 2)] == astray[2:]
     assert await store.elsewhere({"ltx2"}, "wav2lip", "", 2) == []
+
+
+async def test_where_nobody_waits_elsewhere_no_job_is_read(store: JobStore, engine: AsyncEngine) -> None:
+    """It is asked all the time, and a whole queue may wait where it should. See ``test_cost.py``."""
+    await of(store, "ltx2", "ltx2-40gb")
+    asked: list[str] = []
+
+    def hear(*execution: Any) -> None:
+        asked.append(execution[2])
+
+    event.listen(engine.sync_engine, "before_cursor_execute", hear)
+    try:
+        assert await store.elsewhere({"ltx2", "ltx2-40gb"}, "ltx2", "", 2) == []
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", hear)
+    assert len(asked) == 1
+    assert "FROM jobs" not in asked[0]

@@ -79,6 +79,7 @@ async def questions(engine: AsyncEngine) -> Mapping[str, tuple[TextClause, dict]
         "claim for intake": (CLAIM_FOR_INTAKE, {"limit": 8, "share": 4, "free": 32, "seconds": 30, "stage": ""}),
         "place": (text(f"SELECT ({ahead_of()}) FROM jobs j WHERE id = 'new'"), {}),
         "counts": (tally.COUNTS, {}),
+        "lines": (tally.LINES, {"model": "ltx2"}),
         "retention": (
             retention._FORGET,
             {"completed_s": 1e6, "count": 1000, "failed_s": 1e6, "batch": 200, "lately": 50},
@@ -99,6 +100,7 @@ async def test_cost_does_not_grow_with_the_number_of_jobs(
         # An index may have become a level deeper, and of few lines all are read where of more each is looked up.
         assert large[name] < 1.5 * small[name] + 50, name
     assert large["counts"] < 20
+    assert large["lines"] < 20
     # Of a batch of 200 rows each is found, deleted and written down.
     assert large["retention"] < 20 * 200
 

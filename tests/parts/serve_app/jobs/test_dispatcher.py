@@ -876,7 +876,7 @@ async def test_what_no_class_can_make_fails_and_says_so(classes: House) -> None:
             await dispatcher.able(ability(name, SIZE - 1))
         job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "request_too_large", 0)
-    assert "No GPU here has the memory for this video; the largest size is" in (job.error_message or "")
+    assert "No GPU here has the memory for this video; at most" in (job.error_message or "")
     assert classes.workers.tasks == []
 
 
@@ -908,6 +908,15 @@ async def test_a_class_that_does_not_start_leaves_its_jobs_to_another(classes: H
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
 
 
+async def test_who_waits_for_a_machine_that_may_not_be_rented_goes_where_a_node_is(classes: House) -> None:
+    classes.workers.away = {"ltx2-40gb"}
+    outlook = Outlook(start_s=300, code=WaitCode.CAP_REACHED, message="Two nodes are the most.")
+    await Outlooks(classes.engine).note("ltx2-40gb", outlook)
+    async with classes.dispatching():
+        job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
 async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: House) -> None:
     classes.workers.away = {"ltx2"}
     async with classes.dispatching() as dispatcher:
@@ -915,6 +924,42 @@ async def test_what_only_a_class_that_is_away_can_make_waits_for_it(classes: Hou
         job = await classes.until_ended(await classes.waiting("ltx2-40gb"))
     # It was handed over to the one whose node is away: Serve says that none fits, until it comes.
     assert (job.status, job.deployment) == (Status.COMPLETED, "ltx2")
+
+
+@pytest.mark.parametrize("able", [True, False])
+async def test_what_a_replica_takes_up_meanwhile_is_left_to_it(classes: House, able: bool) -> None:
+    """Its word comes after the look at the job, before the move or the refusal."""
+    dispatcher = classes.dispatcher()
+    await dispatcher._look()
+    job_id = await classes.waiting("ltx2-24gb")
+    (claim,) = await classes.store.claim_to_run("ltx2-24gb", 1)
+    for name in () if able else ("ltx2", "ltx2-40gb"):
+        await dispatcher.able(ability(name, SIZE - 1))
+    assert await classes.store.start(Started(lease=claim.lease)) is Verdict.GO_ON
+    assert await dispatcher._stays(claim.job)
+    found = await row(classes.engine, job_id)
+    assert (found["status"], found["deployment"], found["lease_token"]) == (
+        *("processing", "ltx2-24gb"),
+        claim.lease.token,
+    )
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_after_an_outage_nobody_moves_before_it_was_seen_who_is_there(classes: House, claimed: bool) -> None:
+    """By then no class was seen for long, and only the largest would count."""
+    async with classes.dispatching():
+        await classes.until_ended(await classes.waiting("ltx2-40gb"))
+    await execute(classes.engine, "UPDATE abilities SET had_at = now() - interval '1 hour'")
+    job_id = await classes.waiting("ltx2-40gb")
+    dispatcher = classes.dispatcher()
+    if claimed:
+        (claim,) = await classes.store.claim_to_run("ltx2-40gb", 1)
+        assert await dispatcher._stays(claim.job)
+    assert await dispatcher._move_astray() == 0
+    assert (await row(classes.engine, job_id))["deployment"] == "ltx2-40gb"
+    await dispatcher._look()
+    assert await dispatcher._move_astray() == 0
+    assert (await row(classes.engine, job_id))["deployment"] == "ltx2-40gb"
 
 
 async def nothing(_: Task) -> None:

@@ -428,7 +428,7 @@ class StoreMachine(RuleBasedStateMachine):
         read = self.do(self.store.get(job.id))
         if outdated:
             read = replace(read, lease_token="another claim's" if read.lease_token is None else None)
-        self.do(self.store.move(read, deployment))
+        assert self.do(self.store.move(read, deployment)) is not outdated
         if not outdated:
             self.drop_lease(job)
             job.assigned = deployment
@@ -441,7 +441,7 @@ class StoreMachine(RuleBasedStateMachine):
         read = self.do(self.store.get(job.id))
         if outdated:
             read = replace(read, lease_token="another claim's")
-        self.do(self.store.refuse(read, FailureCode.REQUEST_TOO_LARGE, "It is too large."))
+        assert self.do(self.store.refuse(read, FailureCode.REQUEST_TOO_LARGE, "It is too large.")) is not outdated
         if not outdated:
             self.end(job, Status.FAILED, "request_too_large")
 

@@ -142,6 +142,20 @@ async def test_a_refusal_pauses_whom_it_concerns(error: str, reason: Reason, alo
 
 
 @virtual
+async def test_a_type_waits_for_nothing_while_a_node_of_it_is_on_its_way() -> None:
+    """Who waits for a node gets this one, whatever is in the way of another."""
+    world = await both(one=5, other=0)
+    await world.passes(3)
+    assert {each.state.comes for each in world.rentals()} == {True}
+    waiting = [each.waiting for each in world.fleet.nodes() if each.state is None]
+    assert {wait.reason for wait in waiting if wait} == {Reason.NO_OFFER}
+    assert world.fleet.waits() == {}
+    # But it can do nothing without weights.
+    world.fleet.gate(TYPE, UNSET)
+    assert world.fleet.waits() == {TYPE: UNSET}
+
+
+@virtual
 async def test_why_a_type_waits_is_what_its_slots_wait_for_if_nothing_is_in_the_way_of_all() -> None:
     world = await both(one=5, other=0)
     await world.until_works(3)
