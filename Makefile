@@ -32,7 +32,7 @@ unit: $(STAMP)  ## Pure logic: no process, no database, no torch
 
 # Four workers on two cores: many of these tests wait for time-outs of others.
 parts: $(STAMP)  ## Each part on the real thing it works with: PostgreSQL, ffmpeg, torch, sockets, network namespaces
-	$(PYTEST) $(COVER) -n 4 --dist loadgroup tests/parts
+	$(PYTEST) $(COVER) -q -n 4 --dist loadgroup tests/parts
 
 # Apart from ``make test``, which it would make half as long again.
 coverage: export COVER := --cov --cov-append --cov-report=

@@ -174,7 +174,7 @@ def _candidate(row: Any) -> Candidate:
     if said := [ability for ability, _ in _said(row)]:
         default = said[0].default_variant
         # What one of them can make waits for that one: the others give it back.
-        names = {name for ability in said for name in ability.variants}
+        names = dict.fromkeys(name for ability in said for name in ability.variants)
         most = {name: max(ability.variants.get(name, 0) for ability in said) for name in names}
         # A card larger than its class can do more than the next of the class may.
         sizes = {name: min(size, (paper or {}).get(name, size)) for name, size in most.items()}
