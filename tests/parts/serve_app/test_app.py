@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from ray import serve
 
 from deployments.registry import MODELS
@@ -12,10 +13,13 @@ from serve_app.settings import ConfigurationError, Environment
 
 
 def replicas_of(environment: Environment) -> dict[str, dict[str, Any]]:
-    """Arguments of each model's replicas."""
+    """Arguments of each deployment's replicas, but which it is."""
     api = build(AppArgs(environment=environment))._bound_deployment
     (dispatcher,) = [arg._bound_deployment for arg in api.init_args if isinstance(arg, serve.Application)]
-    return {name: model._bound_deployment.init_kwargs for name, model in dispatcher.init_args[1].items()}
+    _, _, handles = dispatcher.init_args
+    found = {name: dict(handle._bound_deployment.init_kwargs) for name, handle in handles.items()}
+    assert [each.pop("deployment") for each in found.values()] == list(found)
+    return found
 
 
 @pytest.fixture
@@ -53,3 +57,14 @@ def test_on_one_machine_a_wrong_path_fails_the_deploy(monkeypatch: pytest.Monkey
 def test_a_head_does_not_look_for_what_its_nodes_have(production: pytest.MonkeyPatch) -> None:
     production.setenv("LTX2_MODEL_PATH", "/only/on/the/nodes")
     assert replicas_of("production").keys() == MODELS.keys()
+
+
+def test_a_class_is_a_deployment_of_its_own_and_has_to_be_one_that_there_is() -> None:
+    args = AppArgs(classes={"ltx2": [40, 80]}, max_replicas={"ltx2-40gb": 2})
+    assert [each.name for each in args.deployments] == ["ltx2", "ltx2-40gb", "wav2lip"]
+    for wrong, why in (
+        ({"classes": {"ltx2": [32]}}, "no such class: 32"),
+        ({"max_replicas": {"ltx2-40gb": 2}}, "ltx2-40gb"),
+    ):
+        with pytest.raises(ValidationError, match=why):
+            AppArgs.model_validate(wrong)
