@@ -58,7 +58,16 @@ class Head:
         self.said: list[dict[str, Any]] = []
         self.texts: list[str] = []
         self.depot = HeadDepot(describe=self._describe, folder=folder / "depot", wheelhouse=wheelhouse)
-        self.hub = Hub(IDENTITY, self.registry, host="127.0.0.1", port=0, depot=self.depot, on_report=self._hear)
+        self.hub = Hub(
+            IDENTITY,
+            self.registry,
+            host="127.0.0.1",
+            port=0,
+            # Those of the slots themselves are where the loopback mesh's programs are, in other workers.
+            listen_on=lambda slot: f"127.79.1.{slot.number}",
+            depot=self.depot,
+            on_report=self._hear,
+        )
 
     async def _describe(self, node: Node) -> Assignment:
         # The command ends with its explanation: that the node joins is tested where there is a cluster.
