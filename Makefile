@@ -42,8 +42,8 @@ coverage: $(STAMP)  ## Lines that neither unit nor parts run, in the tests' own 
 	$(BIN)/coverage report
 
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
-	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e/test_cluster.py
-	$(PYTEST) --timeout=600 -o faulthandler_timeout=700 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
 
 soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
 	PYTEST="$(PYTEST)" tests/soak
