@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.ltx2.versions import VERSIONS, Row
-from deployments.ltx2.versions import Version as Version
+from deployments.ltx2.versions import VERSIONS, Row, Version
 from deployments.weights import CheckpointError, is_pointer
 
 #: A file of this name at the top of a folder says that its weights are random and its output is noise.

@@ -77,7 +77,7 @@ class LTX2Params(Params):
 
     @field_validator("height")
     @classmethod
-    def _fits_a_gpu(cls, height: int | None, info: ValidationInfo) -> int | None:
+    def _is_on_offer(cls, height: int | None, info: ValidationInfo) -> int | None:
         # Absent where that field itself was wrong, which is reported anyway.
         if "width" not in info.data or not {"duration", "fps"} <= info.data.keys():
             return height

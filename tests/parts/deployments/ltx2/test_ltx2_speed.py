@@ -15,9 +15,9 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch._dynamo.utils import counters
 
 from deployments.ltx2 import engine, speed
-from deployments.ltx2.checkpoint import Version
 from deployments.ltx2.options import Bucket, SpeedOptions
 from deployments.ltx2.pipeline import Pipeline, Shot
+from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
 
