@@ -89,9 +89,13 @@ class Day:
         return [state for (state,) in self.query("SELECT state FROM rentals WHERE state <> 'ended'")]
 
     def empty(self) -> None:
-        """All is given back, and the books of it are closed."""
-        wait_until("no machine", lambda: self.market.vast.alive == [], 150)
-        wait_until("closed books", lambda: self.phases() == [], 120)
+        """All is given back, and the books of it are closed. Tells everything if not."""
+        try:
+            wait_until("no machine", lambda: self.market.vast.alive == [], 150)
+            wait_until("closed books", lambda: self.phases() == [], 120)
+        except AssertionError:
+            print(self.told())
+            raise
 
     def query(self, text: str, *values: object) -> list[Any]:
         with psycopg.connect(self.cluster.environment["DATABASE_URL"]) as db:
