@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -18,7 +18,7 @@ run: $(STAMP)  ## Keep the service up until Ctrl-C
 test: export TEST_SKIPS := $(CURDIR)/.pytest_cache/skips
 test: $(STAMP)  ## All tests; ends with what was skipped, and why
 	mkdir -p $(dir $(TEST_SKIPS)) && rm -f $(TEST_SKIPS)
-	timeout --foreground 2700 $(MAKE) --no-print-directory lint unit parts e2e
+	timeout --foreground 2700 $(MAKE) --no-print-directory checks parts e2e
 	$(BIN)/python -m tests.skips
 
 lint: $(STAMP)
@@ -26,6 +26,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Each has one core.
+checks: $(STAMP)
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
 
 unit: $(STAMP)  ## Pure logic: no process, no database, no torch
 	$(PYTEST) $(COVER) tests/unit

@@ -52,7 +52,8 @@ class Container:
         for number, place in enumerate(own):
             disk = self.folder / f"disk{number}"
             disk.mkdir(exist_ok=True)
-            mounts.append(f"mount --bind {disk} {place}")
+            # What stands in for a closed folder above it does not have it.
+            mounts += [f"mkdir -p {place}", f"mount --bind {disk} {place}"]
         contained = " && ".join([*mounts, f'exec setpriv --bounding-set {CAPABILITIES} "$@"'])
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
         inside = ["ip", "netns", "exec", self.network.name(self.machine), *namespaces]
