@@ -58,8 +58,6 @@ class WishLink:
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait(_TURN_S)
-            self._wanted.clear()
             try:
                 self._exchange()
             except (OSError, ValidationError) as error:
@@ -70,6 +68,8 @@ class WishLink:
             else:
                 self._silent = False
                 self._heard.set()
+            self._wanted.wait(_TURN_S)
+            self._wanted.clear()
 
     def _exchange(self) -> None:
         with self._lock:

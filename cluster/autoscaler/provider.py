@@ -1,7 +1,7 @@
 """What Ray's autoscaler loads as its provider of nodes: it passes on what is wanted, and shows what there is.
 
-Ray calls it from its loop and its threads; a constructor that raises would end the whole head. So nothing here waits
-for the launcher or fails without it.
+Ray calls it from its loop and its threads; a constructor that raises would end the whole head. So nothing here fails
+without the launcher, and only the constructor waits for it.
 """
 
 import threading
@@ -22,8 +22,9 @@ from ray.autoscaler.tags import (
 from cluster.autoscaler.configuration import HEAD_ID, HEAD_TYPE
 from cluster.autoscaler.link import WishLink
 
-#: Seconds for the first answer, once: nodes that a restarted head has adopted are to be there from the beginning.
-_FIRST_S = 2.0
+#: Seconds for the first answer, once. Nodes that a restarted head has adopted have to be there from the beginning: one
+#: that is in Ray and not in Ray's first list of its provider is taken for ended, and then never ended for being idle.
+_FIRST_S = 60.0
 
 Tags = dict[str, str]
 

@@ -155,9 +155,24 @@ async def test_without_a_launcher_all_stays_as_it_was_and_wishes_are_kept(fleet:
         path.parent.rmdir()
 
 
-async def test_a_provider_can_be_made_before_the_launcher_listens(tmp_path: Path) -> None:
-    ray = await provider(tmp_path / "nothing.sock")
-    assert ray.non_terminated_nodes({}) == [HEAD_ID]
+async def test_nodes_of_a_launcher_that_is_slow_to_answer_are_in_ray_s_first_list(fleet: Slots, tmp_path: Path) -> None:
+    """Ray would take one that it knows and that is not there for ended, and never end it again."""
+    late, asked = tmp_path / "late.sock", 0
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.transport.abort()
+
+    listening = await asyncio.start_unix_server(hang_up, late)
+    making = asyncio.create_task(provider(late))
+    await until(lambda: asked == 4 or making.done())
+    listening.close()
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        late.unlink(missing_ok=True)
+        late.symlink_to(server.path)
+        ray = await making
+    assert set(ray.non_terminated_nodes({})) == {HEAD_ID, "hand-1"}
 
 
 async def test_strangers_and_nonsense_are_hung_up_on(fleet: Slots) -> None:
