@@ -12,6 +12,7 @@ from deployments.ltx2 import checkpoint, options
 from deployments.ltx2.activations import size_of
 from deployments.ltx2.memory import on_paper
 from deployments.ltx2.recipes import RecipeName, canvas, num_frames
+from deployments.media.formats import names
 
 #: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
 UPSAMPLER_VARIABLE = "LTX2_UPSAMPLER"
@@ -135,7 +136,7 @@ SPEC = ModelSpec(
         InputSpec(
             name="image",
             kinds=("image",),
-            description="First frame: JPEG, PNG or WebP.",
+            description=f"First frame: {names('image')}.",
             max_bytes=32 * 1024 * 1024,
             optional=True,
         ),

@@ -19,6 +19,7 @@ _LIMITS = Limits(cpu_s=5, memory=1536 * 2**20, output=64 * 1024)
 _DECODE_LIMITS = Limits(cpu_s=10, memory=3 * 2**30, output=64 * 1024)
 _TIMEOUT_S = 40
 _DAMAGED = "The image can't be decoded. It may be damaged or cut short: export and upload it again."
+_CUT = "The image ends too early: the file is only a part of it. Upload it again."
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ async def judge(path: Path, format: Format, max_pixels: int = MAX_IMAGE_PIXELS) 
 
 
 def decode(path: Path, format: Format, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[Picture, bytearray]:
-    """The image at ``path`` and its first picture: RGB, uint8, row by row, ``width * height * 3`` bytes.
+    """The image at ``path`` and its first picture: sRGB, uint8, row by row, ``width * height * 3`` bytes.
 
-    Upright as its EXIF data says, transparency over black. Raises ``Fault`` as :func:`judge` does.
+    Upright as the file says, transparency over black. Raises ``Fault`` as :func:`judge` does.
     """
     with path.open("rb") as source, Stream(_call("decode", format, max_pixels), _DECODE_LIMITS, source) as stream:
         try:
@@ -64,7 +65,7 @@ def decode(path: Path, format: Format, max_pixels: int = MAX_IMAGE_PIXELS) -> tu
 
 
 def _call(function: str, format: Format, max_pixels: int) -> Call:
-    return Call(f"deployments.media.pillow:{function}", (format.pillow, max_pixels), packages=("PIL",))
+    return Call(f"deployments.media.pillow:{function}", (format.pillow, max_pixels), packages=("PIL", "pillow_heif"))
 
 
 def _check(ended: Ended, log: bytes) -> None:
@@ -87,6 +88,8 @@ def _picture(answer: bytes | bytearray, max_pixels: int) -> Picture:
         raise Fault(
             FailureCode.TOO_MANY_PIXELS, f"The image has more than {max_pixels / 1e6:g} megapixels. Send a smaller one."
         )
+    if unusable == "cut":
+        raise Fault(FailureCode.INVALID_MEDIA, _CUT)
     if unusable == "parts":
         raise Fault(
             FailureCode.INVALID_MEDIA,

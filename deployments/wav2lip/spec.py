@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from deployments.engine import InputSpec, ModelSpec, Params
+from deployments.media.formats import names
 from deployments.weights import check_file
 
 SyncMode = Literal["cut", "loop", "pingpong", "hold"]
@@ -125,14 +126,14 @@ SPEC = ModelSpec(
         InputSpec(
             name="video",
             kinds=("video", "image"),
-            description="The person: MP4, MOV, WebM or MKV, or a still JPEG, PNG or WebP.",
+            description=f"The person: {names('video')}, or a still {names('image')}.",
             max_bytes=1024**3,
             max_seconds=1200,
         ),
         InputSpec(
             name="audio",
             kinds=("audio", "video"),
-            description="What is to be said: WAV, MP3 or M4A, or a video whose sound is taken.",
+            description=f"What is to be said: {names('audio')}, or a video whose sound is taken.",
             max_bytes=512 * 1024**2,
             max_seconds=1200,
         ),

@@ -98,7 +98,9 @@ def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -
     # A pixel that is not square is widened or heightened, never shrunk.
     square = (width * aspect, Fraction(height)) if aspect > 1 else (Fraction(width), height / aspect)
     out_w, out_h = _output_size(*square, LARGEST_STILL if still else LARGEST_VIDEO, resize_factor)
-    filters = [] if still else [f"fps={fps}:eof_action=round"]
+    # What lies under transparent pixels was never meant to be seen: they are black, as in pictures.
+    filters = ["format=gbrap,premultiply=inplace=1"] if format.layered else []
+    filters += [] if still else [f"fps={fps}:eof_action=round"]
     if (out_w, out_h) == (width // 2 * 2, height // 2 * 2):
         # 4:2:0 needs even sizes; a line at the right or lower edge is cut off rather than the whole picture blurred.
         filters.append(f"crop={out_w}:{out_h}:0:0:exact=1")

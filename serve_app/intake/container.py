@@ -13,9 +13,10 @@ from pathlib import Path
 
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.media import ffmpeg, packets
-from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, MP3, WAV, Format
+from deployments.media import ffmpeg, formats, packets
+from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, Format
 from deployments.sandbox.process import Finished, Program, finish
+from serve_app.intake.tail import adts_is_cut, ogg_is_cut
 
 #: Ends of a program that used up its time: by our clock, or by the kernel's.
 _OVERDRAWN = (None, -signal.SIGKILL, -signal.SIGXCPU)
@@ -24,6 +25,8 @@ _TIMEOUT_S = 60
 _DECODED = ("-f", "framecrc", "pipe:1")
 #: As models want it: sound without a place in time, or of a rate that nobody can convert, is none.
 _RESAMPLED = ("-af", f"{ffmpeg.FROM_ZERO},aresample=16000", "-ac", "1")
+#: What ffmpeg says of their length is a guess by the bit rate, or has been measured already.
+_NO_LENGTH = (formats.MP3, formats.WAV, formats.AAC, formats.OGG)
 #: A file may end this much before its header says, relatively and in seconds: edit lists, a track a bit longer.
 _SHORT_RATIO = 0.05
 _SHORT_S = 0.25
@@ -52,6 +55,8 @@ class Container:
 
 async def measure(path: Path, media: Format) -> Container:
     """Measure the file. Raises :class:`Fault`: ``invalid_media`` or ``too_many_pixels``."""
+    if _is_cut(path, media):
+        raise _invalid("ends too early")
     listed = await _ffmpeg(path, media, "info", "-map", "0:V:0?", "-map", "0:a:0?", *packets.LISTED)
     # Half a million lines at worst.
     streams = await asyncio.to_thread(packets.read, listed.stdout)
@@ -68,7 +73,9 @@ async def measure(path: Path, media: Format) -> Container:
     # Sound that was cut off still plays.
     if picture and ffmpeg.cut_off(listed.stderr):
         raise _invalid("ends too early")
-    _check_complete(path, media, duration_s, _promised(log))
+    promised_s = None if media in _NO_LENGTH else _promised(log)
+    if promised_s is not None and promised_s - duration_s > max(_SHORT_S, _SHORT_RATIO * promised_s):
+        raise _invalid("ends too early")
     width = height = fps = None
     if picture:
         picture.require_rate()
@@ -88,9 +95,14 @@ async def _first_frame(path: Path, media: Format) -> tuple[int, int]:
     if size is None or "video" not in packets.read(decoded.stdout):
         raise _invalid("holds no picture that can be decoded")
     width, height = int(size[1]), int(size[2])
+    require_frame(width, height)
+    return width, height
+
+
+def require_frame(width: int, height: int) -> None:
+    """Raise ``Fault('too_many_pixels')`` for a video of larger frames than are taken."""
     if width * height > MAX_FRAME_PIXELS:
         raise Fault(FailureCode.TOO_MANY_PIXELS, f"The video is {width}x{height}. Send one of at most 4096x2304.")
-    return width, height
 
 
 async def _can_be_heard(path: Path, media: Format) -> bool:
@@ -118,20 +130,25 @@ def _about_input(log: str) -> str:
     return re.split(r"^(?:Stream mapping:|Output #0)", log, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def _check_complete(path: Path, media: Format, duration_s: float, promised_s: float | None) -> None:
-    """Refuse a file that ends before its header says. MP3 has no such header."""
-    if media == WAV:
-        with path.open("rb") as file:
-            head = file.read(8)
-        declared = int.from_bytes(head[4:8], "little")
-        # A recorder that writes to a pipe can't know: it leaves 0 or the maximum.
-        short = head[:4] == b"RIFF" and 0 < declared < 0xFFFF_FFFF and declared + 8 > path.stat().st_size + 1
-    elif media == MP3 or promised_s is None:
-        short = False
-    else:
-        short = promised_s - duration_s > max(_SHORT_S, _SHORT_RATIO * promised_s)
-    if short:
-        raise _invalid("ends too early")
+def _is_cut(path: Path, media: Format) -> bool:
+    """Whether the file stops before its header, its last page or its last frame says. MP3 says nothing."""
+    match media:
+        case formats.WAV:
+            return _wave_is_cut(path)
+        case formats.OGG:
+            return ogg_is_cut(path)
+        case formats.AAC:
+            return adts_is_cut(path)
+        case _:
+            return False
+
+
+def _wave_is_cut(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(8)
+    declared = int.from_bytes(head[4:8], "little")
+    # A recorder that writes to a pipe can't know: it leaves 0 or the maximum.
+    return head[:4] == b"RIFF" and 0 < declared < 0xFFFF_FFFF and declared + 8 > path.stat().st_size + 1
 
 
 async def _ffmpeg(path: Path, media: Format, level: str, *output: str) -> Finished:

@@ -9,9 +9,18 @@ from deployments.engine import InputSpec
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media import picture
-from deployments.media.formats import MAX_IMAGE_PIXELS, MP4, NOUNS, by_content_type, sound_only, wanted
-from serve_app.intake.container import measure
-from serve_app.intake.sniff import HEAD_BYTES, sniff
+from deployments.media.formats import (
+    MAX_IMAGE_PIXELS,
+    NOUNS,
+    Format,
+    by_content_type,
+    moving,
+    sound_only,
+    wanted,
+    with_picture,
+)
+from serve_app.intake.container import measure, require_frame
+from serve_app.intake.sniff import HEAD_BYTES, sniff, tag_bytes
 
 #: Seconds by which a clip may exceed its limit: encoders pad the last packet.
 _GRACE_S = 0.1
@@ -45,28 +54,32 @@ async def probe(
 
     Raises :class:`Fault`: ``unsupported_media``, ``invalid_media`` or ``too_many_pixels``.
     """
-    size, head = _glance(path)
-    media = sniff(head, kinds)
-    if media.kind == "image":
-        image = await picture.judge(path, media, max_image_pixels)
-        if image.animated and "image" in kinds and "video" in kinds:
-            # Where it could have been a video, one picture of many is not what was meant.
+    size, head, behind_tag = _glance(path)
+    media = sniff(head, kinds, behind_tag)
+    if media.kind != "image":
+        return await _measured(path, media, size)
+    image = await picture.judge(path, media, max_image_pixels)
+    if image.animated and "image" in kinds and "video" in kinds:
+        # Where it could be a video, one picture of many is not what is meant.
+        animation = moving(media)
+        if animation is None:
             what = f"This is an animated {media.name}, of which only a still one is taken."
             raise Fault(FailureCode.UNSUPPORTED_MEDIA, f"{what} Send {wanted(kinds)}.")
-        return MediaProbe(
-            kind="image",
-            content_type=media.content_type,
-            extension=media.extension,
-            size=size,
-            width=image.width,
-            height=image.height,
-        )
+        require_frame(image.width, image.height)
+        return await _measured(path, animation, size)
+    return MediaProbe(
+        kind="image",
+        content_type=media.content_type,
+        extension=media.extension,
+        size=size,
+        width=image.width,
+        height=image.height,
+    )
+
+
+async def _measured(path: Path, media: Format, size: int) -> MediaProbe:
     found = await measure(path, media)
-    if found.width is None:
-        media = sound_only(media)
-    elif media.kind == "audio":
-        # A film under a sound file's brand, as some converters write it.
-        media = MP4
+    media = sound_only(media) if found.width is None else with_picture(media)
     return MediaProbe(
         kind=media.kind,
         content_type=media.content_type,
@@ -80,9 +93,12 @@ async def probe(
     )
 
 
-def _glance(path: Path) -> tuple[int, bytes]:
+def _glance(path: Path) -> tuple[int, bytes, bytes]:
+    """The file's size, its first bytes, and those behind the tag that it may begin with."""
     with path.open("rb") as file:
-        return path.stat().st_size, file.read(HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
+        file.seek(tag_bytes(head))
+        return path.stat().st_size, head, file.read(HEAD_BYTES)
 
 
 def require(spec: InputSpec, probed: MediaProbe) -> None:

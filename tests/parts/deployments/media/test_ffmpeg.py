@@ -4,7 +4,21 @@ import pytest
 
 from deployments.faults import Fault
 from deployments.media import ffmpeg
-from deployments.media.formats import FORMATS, JPEG, MP3, MP4, WEBM_SOUND, Format, by_content_type, sound_only, wanted
+from deployments.media.formats import (
+    FORMATS,
+    JPEG,
+    MP3,
+    MP4,
+    OGG,
+    OGV,
+    WEBM_SOUND,
+    Format,
+    by_content_type,
+    moving,
+    sound_only,
+    wanted,
+    with_picture,
+)
 from deployments.sandbox.connection import SandboxError
 
 
@@ -28,13 +42,24 @@ def test_a_file_is_read_as_what_it_was_judged_to_be_and_by_descriptor() -> None:
 def test_a_container_without_a_picture_is_read_by_the_same_demuxer() -> None:
     for format in FORMATS:
         assert sound_only(format).demuxer == format.demuxer
-        assert format.kind != "video" or sound_only(format).kind == "audio"
+        assert with_picture(format).demuxer == format.demuxer
+        # An animation has no sound.
+        assert format.kind != "video" or format.layered or sound_only(format).kind == "audio"
     assert sound_only(MP4).content_type == "audio/mp4"
+    assert with_picture(OGG) is OGV
+
+
+def test_an_animation_is_a_video_of_another_content_type() -> None:
+    found = {format.content_type: moving(format) for format in FORMATS}
+    films = {name: film.content_type for name, film in found.items() if film}
+    assert films == {"image/gif": "video/x-gif", "image/webp": "video/x-webp"}
 
 
 def test_what_is_wanted_is_said_in_words() -> None:
-    assert wanted(("image",)) == "an image (JPEG, PNG or WebP)"
-    assert wanted(("audio", "video")) == "sound (WAV, MP3 or M4A) or a video (MP4, MOV, WebM or MKV)"
+    assert wanted(("image",)) == "an image (JPEG, PNG, WebP, HEIC, AVIF or GIF)"
+    assert wanted(("audio", "video")) == (
+        "sound (WAV, MP3, M4A, AAC, Ogg or FLAC) or a video (MP4, MOV, WebM, MKV, animated GIF or animated WebP)"
+    )
 
 
 def test_a_program_that_cannot_work_is_not_the_files_fault() -> None:

@@ -77,7 +77,7 @@ async def test_scans_cannot_hide(tmp_path: Path) -> None:
         b"\xff\x01",
     ):
         (tmp_path / "a.jpg").write_bytes(data[:-2] + (between + scan) * 101 + b"\xff\xd9")
-        assert parts.too_many((tmp_path / "a.jpg").open("rb"), "JPEG"), between
+        assert parts.complaint((tmp_path / "a.jpg").open("rb"), "JPEG") == "parts", between
     # What looks like one inside a segment is none.
     inside = b"\xff\xe1" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200
     (tmp_path / "b.jpg").write_bytes(data[:2] + inside + data[2:])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deployments.engine import InputSpec
 from deployments.faults import Fault
+from deployments.media.formats import wanted
 from deployments.media.packets import Packets
 from serve_app.intake import container
 from serve_app.intake.probe import MediaProbe, probe, require
@@ -119,6 +120,9 @@ async def test_films(tmp_path: Path, name: str, content_type: str) -> None:
         ("a.wav", "audio/wav"),
         ("a.mp3", "audio/mpeg"),
         ("a.m4a", "audio/mp4"),
+        ("a.aac", "audio/aac"),
+        ("a.ogg", "audio/ogg"),
+        ("a.flac", "audio/flac"),
     ],
 )
 async def test_sounds(tmp_path: Path, name: str, content_type: str) -> None:
@@ -226,22 +230,33 @@ VIDEO = InputSpec(name="video", kinds=("video", "image"), description="", max_by
 SOUND_OR_FILM = InputSpec(name="audio", kinds=("audio", "video"), description="", max_bytes=1, max_seconds=3)
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
-async def test_a_moving_picture_is_no_video(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), [("AVIF", "AVIF"), ("PNG", "PNG")])
+async def test_a_moving_picture_that_cannot_be_a_video(tmp_path: Path, kind: str, name: str) -> None:
     """It would be filmed as the still image that its first frame is, which nobody meant."""
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green")]
     path = tmp_path / "a"
     frames[0].save(path, kind, save_all=True, append_images=frames[1:])
     with pytest.raises(Fault) as caught:
         await probe(path, VIDEO.kinds)
-    name = {"WEBP": "WebP", "PNG": "PNG"}[kind]
     assert caught.value.code == "unsupported_media"
     assert caught.value.message == (
-        f"This is an animated {name}, of which only a still one is taken. "
-        "Send a video (MP4, MOV, WebM or MKV) or an image (JPEG, PNG or WebP)."
+        f"This is an animated {name}, of which only a still one is taken. Send {wanted(VIDEO.kinds)}."
     )
     # As the first picture of a film to be made it is as good as any.
     assert (await probe(path, ("image",))).width == 64
+
+
+@pytest.mark.parametrize(("kind", "content_type"), [("GIF", "video/x-gif"), ("WEBP", "video/x-webp")])
+async def test_an_animation_is_a_video_where_one_is_taken(tmp_path: Path, kind: str, content_type: str) -> None:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a", kind, save_all=True, append_images=frames[1:], duration=[40, 1000, 40])
+    found = await probe(tmp_path / "a", VIDEO.kinds)
+    assert (found.kind, found.content_type, found.width, found.height) == ("video", content_type, 64, 48)
+    assert (found.duration_s, found.has_audio) == (pytest.approx(1.08), False)
+    picture = await probe(tmp_path / "a", ("image",))
+    assert (picture.kind, picture.content_type) == ("image", f"image/{kind.lower()}")
+    frames[0].save(tmp_path / "b", kind)
+    assert (await probe(tmp_path / "b", VIDEO.kinds)).kind == "image"
 
 
 async def test_a_bomb_of_scans_costs_nothing(tmp_path: Path) -> None:
@@ -262,19 +277,17 @@ async def test_a_bomb_of_scans_costs_nothing(tmp_path: Path) -> None:
         (
             VIDEO,
             MediaProbe(kind="audio", content_type="audio/mpeg", extension="mp3", size=1, duration_s=1),
-            "The file holds sound but no picture. "
-            "Send a video (MP4, MOV, WebM or MKV) or an image (JPEG, PNG or WebP).",
+            f"The file holds sound but no picture. Send {wanted(VIDEO.kinds)}.",
         ),
         (
             SOUND_OR_FILM,
             MediaProbe(kind="image", content_type="image/webp", extension="webp", size=1),
-            "This is an image (WebP). Send sound (WAV, MP3 or M4A) or a video (MP4, MOV, WebM or MKV).",
+            f"This is an image (WebP). Send {wanted(SOUND_OR_FILM.kinds)}.",
         ),
         (
             SOUND_OR_FILM,
             MediaProbe(kind="video", content_type="video/mp4", extension="mp4", size=1, duration_s=1),
-            "The file holds no sound. Send sound (WAV, MP3 or M4A) or a video (MP4, MOV, WebM or MKV) with an audio "
-            "track.",
+            f"The file holds no sound. Send {wanted(SOUND_OR_FILM.kinds)} with an audio track.",
         ),
         (
             VIDEO,
