@@ -19,8 +19,8 @@ MAX_DATA_PARTS = 200_000
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 #: What begins a part of a GIF, and the extension that each of its frames has.
 _GIF_PICTURE, _GIF_EXTENSION, _GIF_CONTROL = 0x2C, 0x21, b"\xf9"
-#: Outer boxes of HEIC and AVIF.
-_BOXES = frozenset((b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"uuid"))
+#: Outermost boxes of HEIC and AVIF, and of MP4 and MOV.
+_BOXES = frozenset((b"ftyp", b"meta", b"mdat", b"moov", b"moof", b"free", b"skip", b"wide", b"uuid"))
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 
@@ -44,6 +44,12 @@ def complaint(file: BinaryIO, pillow_format: str) -> str | None:
                 return _gif_complaint(data)
             case _:
                 return _box_complaint(data)
+
+
+def boxes_are_cut(file: BinaryIO) -> bool:
+    """Whether an MP4, or another file of such boxes, ends before one of the outermost does."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _box_complaint(data) == "cut"
 
 
 def _too_many_segments(data: mmap.mmap) -> bool:
@@ -111,7 +117,7 @@ def _table_bytes(flags: bytes) -> int:
 
 
 def _box_complaint(data: mmap.mmap) -> str | None:
-    """The outer boxes of HEIC and AVIF: length, type, body; a length of 1 stands in 64 bits, 0 is all there is."""
+    """Boxes: length, type, body; a length of 1 stands in 64 bits, 0 is all there is."""
     at = 0
     for _ in range(MAX_PARTS):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]

@@ -15,6 +15,7 @@ from deployments.failure_code import FailureCode
 from deployments.faults import Fault
 from deployments.media import ffmpeg, formats, packets
 from deployments.media.formats import MAX_FPS, MAX_FRAME_PIXELS, Format
+from deployments.media.parts import boxes_are_cut
 from deployments.sandbox.process import Finished, Program, finish
 from serve_app.intake.tail import adts_is_cut, ogg_is_cut
 
@@ -63,7 +64,9 @@ async def measure(path: Path, media: Format) -> Container:
     log = listed.stderr.decode(errors="replace")
     picture, sound = streams.get("video"), streams.get("audio")
     if not picture and not sound:
-        raise _invalid("holds neither picture nor sound that can be read")
+        # Where an MP4's index stands at its end, half of it has none.
+        cut = media.demuxer == formats.MP4.demuxer and _boxes_are_cut(path)
+        raise _invalid("ends too early" if cut else "holds neither picture nor sound that can be read")
     if listed.status != 0:
         raise _invalid("can't be read to its end")
     # From the beginning, also for a picture that begins before it.
@@ -149,6 +152,11 @@ def _wave_is_cut(path: Path) -> bool:
     declared = int.from_bytes(head[4:8], "little")
     # A recorder that writes to a pipe can't know: it leaves 0 or the maximum.
     return head[:4] == b"RIFF" and 0 < declared < 0xFFFF_FFFF and declared + 8 > path.stat().st_size + 1
+
+
+def _boxes_are_cut(path: Path) -> bool:
+    with path.open("rb") as file:
+        return boxes_are_cut(file)
 
 
 async def _ffmpeg(path: Path, media: Format, level: str, *output: str) -> Finished:

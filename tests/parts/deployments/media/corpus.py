@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pillow_heif
 from PIL import Image
 
 from tests.fakes.media import make
@@ -32,16 +33,21 @@ _MADE: dict[str, tuple[str, ...]] = {
     "float.wav": (*_AUDIO, "-c:a", "pcm_f32le", "-ac", "2"),
     "rf64.wav": (*_AUDIO, "-rf64", "always"),
     "mp3inside.wav": (*_AUDIO, "-c:a", "libmp3lame", "-b:a", "32k"),
-    # Not taken; their bytes appear inside the others.
     "sound.flac": (*_AUDIO, "-c:a", "flac"),
     "sound.ogg": (*_AUDIO, "-c:a", "libopus"),
+    "vorbis.ogg": (*_AUDIO, "-c:a", "libvorbis"),
+    "film.ogv": (*_VIDEO, *_AUDIO, "-c:v", "libtheora", "-c:a", "libvorbis"),
     "sound.aac": (*_AUDIO, *_AAC),
+    # Not taken; their bytes appear inside the others.
     "film.avi": (*_VIDEO, "-c:v", "mjpeg"),
     "film.ts": (*_VIDEO, *_AUDIO, *_X264, *_AAC),
     "film.flv": (*_VIDEO, *_X264),
 }
-_LONG = ("film.mp4", "film.mkv", "film.webm", "sound.m4a", "sound.mp3", "sound.wav", "sound.flac", "film.mov")
-_TAKEN = tuple(name for name in _MADE if name.split(".")[1] not in ("flac", "ogg", "aac", "avi", "ts", "flv"))
+_LONG = (
+    *("film.mp4", "film.mkv", "film.webm", "film.mov", "film.ogv"),
+    *("sound.m4a", "sound.mp3", "sound.wav", "sound.flac", "sound.ogg", "sound.aac"),
+)
+_TAKEN = tuple(name for name in _MADE if name.split(".")[1] not in ("avi", "ts", "flv"))
 
 
 def write(folder: Path) -> list[Path]:
@@ -64,7 +70,8 @@ def _good(folder: Path) -> dict[str, bytes]:
         files[name] = make(folder / name, *arguments, "-fflags", "+bitexact", seconds=1).read_bytes()
         if name in _LONG:
             files[f"long-{name}"] = make(folder / f"long-{name}", *arguments, seconds=4).read_bytes()
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+    pillow_heif.register_heif_opener()
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "HEIF", "AVIF", "TIFF", "BMP"):
         buffer = io.BytesIO()
         Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(buffer, kind)
         files[f"still.{kind.lower()}"] = buffer.getvalue()
@@ -73,6 +80,9 @@ def _good(folder: Path) -> dict[str, bytes]:
         frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
         frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=40)
         files[f"moving.{kind.lower()}"] = buffer.getvalue()
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=[40, 5000, 40])
+        files[f"long-moving.{kind.lower()}"] = buffer.getvalue()
     return files
 
 
@@ -83,6 +93,8 @@ def _all(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     yield from _lying_boxes(good)
     yield from _lying_waves(good)
     yield from _lying_matroskas(good)
+    yield from _lying_pages(good)
+    yield from _lying_animations(good)
     yield from _swapped(good)
     yield from _chained(good)
     yield from _damaged(good)
@@ -115,7 +127,16 @@ def _id3_polyglots(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
             for kind in (2, 4):
                 hidden = (b"test" if kind == 2 else b"") + good[mp3]
                 yield f"id3-{flac}-{kind}-{mp3}", _id3(b"x") + _flac_around(good[flac], hidden, kind)
-    for name in (*_MADE, "still.jpeg", "still.png", "still.webp", "long-sound.wav", "long-film.mp4"):
+    for name in (
+        *_MADE,
+        "still.jpeg",
+        "still.png",
+        "still.heif",
+        "moving.gif",
+        "still.webp",
+        "long-sound.wav",
+        "long-film.mp4",
+    ):
         yield f"id3-{name}", _id3(b"x") + good[name]
         yield f"id3-in-{name}", _id3(good[name]) + good["bare.mp3"]
 
@@ -199,6 +220,50 @@ def _lying_matroskas(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
             yield f"clusters-{value:x}-{name}", bytes(changed)
 
 
+def _lying_pages(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Ogg: where the last page is said to end, and which stream one belongs to. Its checksum is mended."""
+    for name in ("sound.ogg", "vorbis.ogg", "long-sound.ogg", "film.ogv"):
+        data = good[name]
+        last, second = data.rindex(b"OggS"), data.index(b"OggS", 4)
+        for value in (0, 1, 48_000 * 3600, 2**63 - 1, 2**64 - 1):
+            yield f"granule-{value:x}-{name}", _with_page(data, last, 6, value.to_bytes(8, "little"))
+        for at, flags in ((second, 2), (last, 0), (last, 2)):
+            yield f"flags-{at}-{flags}-{name}", _with_page(data, at, 5, bytes([flags]))
+        yield f"serial-{name}", _with_page(data, last, 14, b"else")
+        yield f"order-{name}", data[:last] + data[second:last] + data[last:]
+
+
+def _with_page(data: bytes, at: int, place: int, value: bytes) -> bytes:
+    table = at + 27
+    end = table + data[table - 1]
+    end += sum(data[table:end])
+    page = bytearray(data[at:end])
+    page[place : place + len(value)] = value
+    page[22:26] = bytes(4)
+    check = 0
+    for byte in page:
+        check ^= byte << 24
+        for _ in range(8):
+            check = (check << 1 ^ 0x04C11DB7 if check & 0x80000000 else check << 1) & 0xFFFFFFFF
+    page[22:26] = check.to_bytes(4, "little")
+    return data[:at] + bytes(page) + data[end:]
+
+
+def _lying_animations(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Delays and sizes of GIF and WebP."""
+    gif, webp = good["moving.gif"], good["moving.webp"]
+    control, frame = gif.index(b"\x21\xf9"), webp.index(b"ANMF")
+    for value in (0, 1, 500, 0xFFFF):
+        yield f"delay-{value}.gif", gif[: control + 4] + value.to_bytes(2, "little") + gif[control + 6 :]
+        yield f"delay-{value}.webp", webp[: frame + 20] + value.to_bytes(3, "little") + webp[frame + 23 :]
+    for size in (1, 63, 1000, 4097, 0xFFFF):
+        yield f"canvas-{size}.gif", gif[:6] + size.to_bytes(2, "little") * 2 + gif[10:]
+        yield f"canvas-{size}.webp", webp[:24] + size.to_bytes(3, "little") * 2 + webp[30:]
+    yield "no-end.gif", gif[:-1]
+    yield "twice.gif", gif + gif
+    yield "spliced.gif", gif[:-1] + good["still.gif"][13:]
+
+
 def _swapped(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """The first bytes of one over another."""
     heads = (
@@ -248,7 +313,8 @@ def _damaged(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
         lambda data: _without(data, numbers),
         lambda data: _with_zeros(data, numbers),
     )
-    for name in (*_TAKEN, "still.jpeg", "still.png", "still.webp", "moving.png", "moving.webp"):
+    stills = ("still.jpeg", "still.png", "still.webp", "still.gif", "still.heif", "still.avif")
+    for name in (*_TAKEN, *stills, "moving.png", "moving.webp", "moving.gif"):
         for number, way in enumerate(ways):
             yield f"damaged-{number}-{name}", way(good[name])
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +26,7 @@ PARTS = 4
 def seconds_to_run(path: Path, spec: InputSpec, content_type: str) -> float:
     """What the replica would hand to the device. Raises ``Fault``."""
     file = InputFile(path, content_type)
-    if spec is VIDEO:
+    if spec.name == "video":
         source = video.probe(path, file.format(spec), spec)
         return float(source.frames / source.fps)
     with TemporaryDirectory() as workdir:
@@ -66,6 +67,10 @@ async def test_one_truth(files: list[Path], part: int) -> None:
         try:
             seconds = await asyncio.to_thread(seconds_to_run, path, spec, probed.content_type)
         except Fault as fault:
+            if "too small for a face" in fault.message:
+                # What a model wants to see in a picture is no matter of how the file is read.
+                counts[f"{spec.name}: too small"] += 1
+                return
             disagreements.append(f"{path.name} as {spec.name}: {probed.content_type}, but {fault.code} {fault.message}")
             return
         counts[f"{spec.name}: {probed.kind} to both"] += 1
@@ -84,16 +89,15 @@ async def test_one_truth(files: list[Path], part: int) -> None:
 
 
 async def test_the_file_of_two_lengths(files: list[Path]) -> None:
-    """FLAC of four seconds that carries an MP3 of one, behind a tag that both may have: judged and heard as MP3."""
+    """FLAC of four seconds that carries an MP3 of one, behind a tag that both may have: judged and heard as FLAC."""
     found = [path for path in files if "id3-long-sound.flac" in path.name and "bare.mp3" in path.name]
     assert found
     for path in found:
         probed = await probe(path)
-        assert (probed.kind, probed.content_type) == ("audio", "audio/mpeg")
-        assert probed.duration_s is not None
-        seconds = await asyncio.to_thread(seconds_to_run, path, AUDIO, probed.content_type)
-        assert seconds == pytest.approx(probed.duration_s, abs=0.2)
-        assert seconds < 2
+        assert (probed.kind, probed.content_type) == ("audio", "audio/flac")
+        assert probed.duration_s == pytest.approx(4, abs=0.2)
+        spec = replace(AUDIO, max_seconds=5)
+        assert await asyncio.to_thread(seconds_to_run, path, spec, probed.content_type) == pytest.approx(4, abs=0.2)
 
 
 async def test_a_replica_refuses_what_is_too_long_by_itself(files: list[Path]) -> None:
@@ -104,6 +108,11 @@ async def test_a_replica_refuses_what_is_too_long_by_itself(files: list[Path]) -
         ("long-film.mp4", AUDIO, "video/mp4"),
         ("long-film.mp4", VIDEO, "video/mp4"),
         ("long-film.mkv", VIDEO, "video/x-matroska"),
+        ("long-sound.flac", AUDIO, "audio/flac"),
+        ("long-sound.ogg", AUDIO, "audio/ogg"),
+        ("long-sound.aac", AUDIO, "audio/aac"),
+        ("long-moving.gif", VIDEO, "video/x-gif"),
+        ("long-moving.webp", VIDEO, "video/x-webp"),
     ):
         path = next(path for path in files if path.name[5:] == name)
         with pytest.raises(Fault, match="at most 2 s are allowed") as caught:
