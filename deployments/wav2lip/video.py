@@ -95,6 +95,10 @@ def probe(path: Path, format: Format, spec: InputSpec, resize_factor: int = 1) -
     # One frame is filmed like a still image.
     still = times.count == 1
     fps = STILL_FPS if still else _rate(declared, times)
+    if format.layered:
+        # Of an animation each frame may last as long as it likes, and few of them are enough: at their mean rate they
+        # would jump, and the mouth with them.
+        fps = max(fps, STILL_FPS)
     # A pixel that is not square is widened or heightened, never shrunk.
     square = (width * aspect, Fraction(height)) if aspect > 1 else (Fraction(width), height / aspect)
     out_w, out_h = _output_size(*square, LARGEST_STILL if still else LARGEST_VIDEO, resize_factor)

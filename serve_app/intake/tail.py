@@ -21,7 +21,8 @@ def ogg_is_cut(path: Path) -> bool:
     if table > len(tail):
         return True
     body = table + tail[table - 1]
-    return body + sum(tail[table:body]) > len(tail)
+    end = body + sum(tail[table:body])
+    return end > len(tail) or tail[end:] in (b"O", b"Og", b"Ogg")
 
 
 def adts_is_cut(path: Path) -> bool:

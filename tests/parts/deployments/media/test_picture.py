@@ -5,14 +5,18 @@ import struct
 import zlib
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from PIL import Image
 
 from deployments.faults import Fault
 from deployments.media import parts, picture
-from deployments.media.formats import JPEG, PNG, WEBP, Format
+from deployments.media.formats import AVIF, GIF, HEIC, JPEG, PNG, WEBP, Format
 from deployments.media.picture import Picture
 from deployments.sandbox.process import Limits, run
+from tests.fakes.profiles import DISPLAY_P3
+
+pillow_heif.register_heif_opener()
 
 
 async def both(path: Path, format: Format) -> Picture:
@@ -125,6 +129,63 @@ async def test_segments_and_frames_without_end(tmp_path: Path) -> None:
     assert (await refusal(tmp_path / "a.webp", WEBP)).code == "invalid_media"
 
 
+async def test_a_gif_of_a_million_comments(tmp_path: Path) -> None:
+    """Pillow puts them one behind the other, each time anew."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "GIF")
+    data = buffer.getvalue()
+    at = data.index(b"\x2c", 13 + 3 * 2)
+    for times, unusable in ((1_000_000, True), (100, False)):
+        (tmp_path / "a.gif").write_bytes(data[:at] + b"\x21\xfe\x01a\0" * times + data[at:])
+        if unusable:
+            assert "parts" in (await refusal(tmp_path / "a.gif", GIF)).message
+        else:
+            assert (await both(tmp_path / "a.gif", GIF)).width == 8
+
+
+@pytest.mark.parametrize("format", [HEIC, AVIF])
+async def test_boxes_without_end(tmp_path: Path, format: Format) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a", format.pillow)
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data + b"\0\0\0\x08free" * 100_000)
+    assert "parts" in (await refusal(tmp_path / "a", format)).message
+    (tmp_path / "a").write_bytes(data + b"\0\0\0\x08free" * 100)
+    assert (await both(tmp_path / "a", format)).width == 64
+    # Up to the end of the file, a length in 64 bits, and what is no box any more.
+    for more in (b"\0\0\0\0free" + bytes(99), b"\0\0\0\1free" + (24).to_bytes(8, "big") + bytes(8), b"\xff" * 500):
+        (tmp_path / "a").write_bytes(data + more)
+        assert (await both(tmp_path / "a", format)).width == 64
+
+
+async def test_a_small_part_of_a_large_heic_is_large(tmp_path: Path) -> None:
+    """What is shown of it is 64x48, what has to be decoded for that is more than anybody needs."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a", "HEIF")
+    data = (tmp_path / "a").read_bytes()
+    at = data.index(b"ispe") + 8
+    (tmp_path / "a").write_bytes(data[:at] + struct.pack(">II", 8000, 6251) + data[at + 8 :])
+    assert (await refusal(tmp_path / "a", HEIC)).code == "too_many_pixels"
+
+
+@pytest.mark.parametrize("format", [PNG, WEBP, HEIC, AVIF, GIF])
+async def test_part_of_a_file_says_so(tmp_path: Path, format: Format) -> None:
+    Image.effect_noise((64, 48), 50).convert("RGB").save(tmp_path / "a", format.pillow)
+    data = (tmp_path / "a").read_bytes()
+    for part in (0.3, 0.6, 0.95):
+        (tmp_path / "a").write_bytes(data[: int(len(data) * part)])
+        assert "ends too early" in (await refusal(tmp_path / "a", format)).message
+
+
+async def test_a_broken_profile_is_ignored(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (10, 200, 30))
+    good = DISPLAY_P3.profile()
+    grey = good.replace(b"mntrRGB ", b"mntrGRAY")
+    for profile in (b"no profile", good[:200], good.replace(b"rTRC", b"xxxx"), grey, bytes(5000)):
+        image.save(tmp_path / "a.png", icc_profile=profile)
+        assert (await both(tmp_path / "a.png", PNG)).width == 16
+        _, pixels = picture.decode(tmp_path / "a.png", PNG)
+        assert tuple(pixels[:3]) == (10, 200, 30)
+
+
 async def test_an_image_that_takes_too_long_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(cpu_s=1, memory=2**30, output=2**16)
     for name in ("_LIMITS", "_DECODE_LIMITS"):
@@ -134,7 +195,9 @@ async def test_an_image_that_takes_too_long_is_bad(tmp_path: Path, monkeypatch: 
     assert (await refusal(tmp_path / "a.jpg", JPEG)).code == "invalid_media"
 
 
-@pytest.mark.parametrize(("format", "moves"), [(PNG, True), (WEBP, True), (JPEG, False)])
+@pytest.mark.parametrize(
+    ("format", "moves"), [(PNG, True), (WEBP, True), (GIF, True), (AVIF, True), (JPEG, False), (HEIC, False)]
+)
 async def test_more_than_one_picture(tmp_path: Path, format: Format, moves: bool) -> None:
     frames = [Image.new("RGB", (32, 16), colour) for colour in ("red", "green", "blue")]
     path = tmp_path / f"a.{format.extension}"

@@ -3,16 +3,18 @@
 import dataclasses
 import os
 import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deployments.faults import Fault
 from deployments.wav2lip import video
-from deployments.wav2lip.video import read
+from deployments.wav2lip.video import Source, read
 from tests.fakes.sandboxed import left, running
 from tests.parts.deployments.wav2lip.clips import ffmpeg, film, greys, input_file, pattern, tone
 from tests.parts.deployments.wav2lip.clips import source as probe
@@ -109,6 +111,46 @@ def test_a_still_image_is_one_frame(tmp_path: Path, suffix: str) -> None:
     assert source.fps == 25
     (frame,) = read(source, 9)
     assert np.abs(frame.astype(int) - picture).max() <= 4
+
+
+def animation(path: Path, kind: str, pictures: list[Image.Image], milliseconds: list[int]) -> Source:
+    pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], duration=milliseconds, lossless=True)
+    return probe(path, content_type={"GIF": "video/x-gif", "WEBP": "video/x-webp"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_an_animation_is_a_video_whose_frames_last_as_long_as_they_say(tmp_path: Path, kind: str) -> None:
+    levels, milliseconds = (40, 90, 140, 190), [100, 700, 100, 300]
+    source = animation(tmp_path / "a", kind, [Image.new("RGB", (64, 48), (n, n, n)) for n in levels], milliseconds)
+    assert (source.width, source.height, source.still, source.fps, source.frames) == (64, 48, False, 25, 30)
+    shown = Counter(min(levels, key=lambda level: abs(level - frame.mean())) for frame in read(source, 100))
+    for level, lasts in zip(levels, milliseconds, strict=True):
+        assert abs(shown[level] - lasts / 40) <= 1, shown
+    # A fast one keeps its rate.
+    fast = animation(tmp_path / "b", kind, [Image.new("RGB", (64, 48), (n, n, n)) for n in levels], [20] * 4)
+    assert fast.fps == 50
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_what_is_transparent_in_an_animation_is_black(tmp_path: Path, kind: str) -> None:
+    pictures = []
+    for level in (100, 200):
+        picture = Image.new("RGBA", (64, 48), (255, 255, 255, 0))
+        picture.paste((level, level, level, 255), (32, 0, 64, 48))
+        pictures.append(picture)
+    first, *_, last = read(animation(tmp_path / "a", kind, pictures, [100, 100]), 100)
+    for frame, level in ((first, 100), (last, 200)):
+        assert frame[:, :30].max() <= 2
+        assert abs(frame[:, 34:].astype(int) - level).max() <= 2
+
+
+def test_frames_of_an_animation_may_change_a_part_of_the_one_before(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (64, 48), (40, 40, 40)), Image.new("RGB", (64, 48), (40, 40, 40))
+    second.paste((200, 200, 200), (0, 0, 16, 16))
+    for kind in ("GIF", "WEBP"):
+        *_, last = read(animation(tmp_path / kind, kind, [first, second], [100, 100]), 9)
+        assert abs(last[:14, :14].astype(int) - 200).max() <= 2
+        assert abs(last[20:, 20:].astype(int) - 40).max() <= 2
 
 
 def test_a_large_photograph_becomes_full_hd(tmp_path: Path) -> None:
