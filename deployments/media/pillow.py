@@ -96,7 +96,7 @@ def _opened(file: BinaryIO, pillow_format: str, max_pixels: int) -> Image.Image:
         raise _Unusable(why)
     # Pillow allocates a WebP's canvas when it opens one, and HEIC may show a small part of a large picture: so sizes
     # are read from the file.
-    if _SIZES.get(pillow_format, lambda _: 0)(file) > max_pixels:
+    if pillow_format in _SIZES and _SIZES[pillow_format](file) > max_pixels:
         raise _Unusable("pixels")
     file.seek(0)
     image = Image.open(file, formats=(pillow_format,))

@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import io
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -105,6 +106,18 @@ async def test_an_upload_that_changes_later_changes_nothing(
     await upload(storage, key, b"something else")
     await storage.get_file(image.key, tmp_path / "read", 2**20)
     assert (tmp_path / "read").read_bytes() == media["a.png"]
+
+
+async def test_an_animation_that_was_uploaded_as_a_picture_is_a_video_where_one_is_taken(
+    intake: Intake, storage: LocalStorage
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(buffer, "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48), "red")])
+    key = await upload(storage, "inputs/job/input.jpg", buffer.getvalue())
+    video = (await intake.admit("job", (VIDEO,), {}, {"video": key}))["video"]
+    assert (video.key, video.content_type) == ("inputs/job/verified/video.gif", "video/x-gif")
+    image = (await intake.admit("job", (IMAGE,), {}, {"image": key}))["image"]
+    assert (image.key, image.content_type) == ("inputs/job/verified/image.gif", "image/gif")
 
 
 async def test_an_optional_input_may_be_left_out(intake: Intake) -> None:
