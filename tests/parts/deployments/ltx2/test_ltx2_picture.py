@@ -1,7 +1,10 @@
+import io
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +12,9 @@ from PIL import Image, ImageDraw
 
 from deployments.faults import Fault
 from deployments.ltx2 import picture
-from deployments.media.formats import JPEG, PNG, WEBP, Format
+from deployments.media.formats import AVIF, GIF, HEIC, JPEG, PNG, WEBP, Format
+
+pillow_heif.register_heif_opener()
 
 
 def disc(width: int, height: int) -> Image.Image:
@@ -86,11 +91,18 @@ def test_every_pixel_format_becomes_rgb(image: Image.Image, colour: tuple[int, i
 
 
 def sample(path: Path, kind: str) -> bytes:
-    disc(200, 100).save(path, kind)
+    path.write_bytes(_sample(kind))
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("format", [JPEG, PNG, WEBP])
+@cache
+def _sample(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    disc(200, 100).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", [JPEG, PNG, WEBP, HEIC, AVIF, GIF])
 def test_a_cut_off_file_is_bad_media(format: Format, tmp_path: Path) -> None:
     path = tmp_path / "image"
     data = sample(path, format.pillow)
@@ -109,7 +121,7 @@ def test_other_formats_are_not_even_tried(kind: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in caught.value.message
 
 
-@given(data=st.binary(max_size=200), format=st.sampled_from([JPEG, PNG, WEBP]), at=st.floats(0, 1))
+@given(data=st.binary(max_size=200), format=st.sampled_from([JPEG, PNG, WEBP, HEIC, AVIF, GIF]), at=st.floats(0, 1))
 @settings(max_examples=80)
 def test_garbage_is_read_or_refused_but_never_an_accident(
     data: bytes, format: Format, at: float, tmp_path_factory: pytest.TempPathFactory

@@ -4,9 +4,12 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pillow_heif
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from deployments.faults import Fault
@@ -127,6 +130,20 @@ async def test_segments_and_frames_without_end(tmp_path: Path) -> None:
     )
     (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(body + frames)) + body + frames)
     assert (await refusal(tmp_path / "a.webp", WEBP)).code == "invalid_media"
+
+
+@given(
+    start=st.sampled_from([b"", b"GIF89a\1\0\1\0", b"GIF89a\1\0\1\0\xf7\0\0", b"\0\0\0\x18ftypheic", b"RIFF"]),
+    rest=st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b"\x2c", b"\x21\xf9", b"\0\0\0\1mdat", b"meta"]))),
+    format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "HEIF", "AVIF"]),
+)
+@settings(max_examples=300)
+def test_any_bytes_are_walked_over(start: bytes, rest: list[bytes], format: str) -> None:
+    with TemporaryFile() as file:
+        file.write(start + b"".join(rest) + b"x")
+        file.flush()
+        assert parts.complaint(file, format) in (None, "cut", "parts")
+        assert parts.boxes_are_cut(file) in (True, False)
 
 
 async def test_a_gif_of_a_million_comments(tmp_path: Path) -> None:
