@@ -111,5 +111,5 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --progress-bar off torch==2.13.0
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[local,gpu,demo,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
