@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from serve_app.cli.terminal import UsageProblem
@@ -28,6 +29,8 @@ class OfHead(TyperCommand):
         """What is missing here is said before what is wrong with the arguments, but ``--help`` is answered."""
         try:
             return super().parse_args(ctx, args)
+        except typer.Exit:
+            raise
         except Exception:
             self._require(ctx)
             raise
