@@ -26,9 +26,9 @@ class ClientInstall:
 
     #: Its programs, ``python`` and ``video-api`` among them.
     programs: Path
-    #: Names of the distributions in it, but for ours.
-    names: frozenset[str]
-    #: Bytes on the disk that httpx, rich and what they need do not have anyway; ours are compiled.
+    #: Names of the distributions in it that neither ours is nor httpx, rich and what those need.
+    added: frozenset[str]
+    #: Bytes of these and ours on the disk, compiled.
     added_bytes: int
 
     def run(self, program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -53,9 +53,10 @@ def install_client(folder: Path) -> ClientInstall:
     pip += ["--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)]
     subprocess.run(pip, env=_environment(), check=True)
     beside = _closure(("httpx", "rich"))
-    sizes = [_size(metadata.distribution(name)) for name in wanted - beside]
+    added = frozenset(wanted - beside)
+    sizes = [_size(metadata.distribution(name)) for name in added]
     own = [path for package in _PACKAGES for path in (site / package).rglob("*") if path.is_file()]
-    return ClientInstall(folder / "bin", frozenset(wanted), sum(sizes) + sum(path.stat().st_size for path in own))
+    return ClientInstall(folder / "bin", added, sum(sizes) + sum(path.stat().st_size for path in own))
 
 
 def _environment() -> dict[str, str]:

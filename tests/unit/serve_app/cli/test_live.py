@@ -30,6 +30,9 @@ class Watched:
             raise answer
         return answer
 
+    def show(self, jobs: Any, why: str) -> None:
+        self.shown.append((jobs, why))
+
     def pause(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.now += seconds
