@@ -4,6 +4,8 @@ A shell shows whatever is printed while somebody types, so nothing is. Where the
 offered.
 """
 
+import contextlib
+import io
 import threading
 from collections.abc import Callable, Sequence
 
@@ -55,6 +57,7 @@ def _ask(ctx: typer.Context, incomplete: str, ask: Callable[[Client], Sequence[O
 
     # A thread, since not everything that may take long takes a time-out.
     asking = threading.Thread(target=work, daemon=True)
-    asking.start()
-    asking.join(PATIENCE_S)
+    with contextlib.redirect_stderr(io.StringIO()):
+        asking.start()
+        asking.join(PATIENCE_S)
     return [each for each in tuple(offers) if each[0].startswith(incomplete)]

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ PROGRAMS = {
 def test_each_extra_has_all_that_the_one_before_has() -> None:
     order = ("head", "gpu", "local", "demo", "dev")
     assert list(EXTRAS) == list(order)
-    for less, more in zip(order, order[1:], strict=False):
+    for less, more in pairwise(order):
         assert EXTRAS[more][0] == f"video-api[{less}]"
 
 

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from serve_app.cli import app
+from serve_app.cli import app, completion
 from tests.parts.serve_app.cli.invocation import Run
 from tests.parts.serve_app.cli.live_service import API_KEY, LiveService
 
 LIMIT_S = 60
+PROGRAM = f"""
+from serve_app.cli import completion, main
+
+completion.PATIENCE_S = {LIMIT_S}
+main()
+"""
 #: As a terminal does with what the script has answered at the Tab key.
 TAB = """
 eval "$(_VIDEO_API_COMPLETE=source_bash video-api)"
@@ -41,12 +47,18 @@ def offered(line: str, url: str, shell: str = "bash", key: str = API_KEY) -> lis
     return [line for line in done.stdout.splitlines() if line]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does many things answers later than somebody who types waits."""
+    monkeypatch.setattr(completion, "PATIENCE_S", LIMIT_S)
+
+
 @pytest.fixture
 def script(folder: Path) -> Path:
     """A folder with ``video-api`` in it."""
     program = folder / "bin" / "video-api"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom serve_app.cli import main\n\nmain()\n")
+    program.write_text(f"#!{sys.executable}\n{PROGRAM}")
     program.chmod(0o755)
     return program.parent
 
@@ -93,15 +105,20 @@ def test_zsh_and_fish_are_told_what_each_is(service: LiveService, shell: str, an
     assert offered("submit w", service.url, shell) == answer
 
 
-def test_where_nobody_can_be_asked_nothing_is_offered_and_nothing_said(service: LiveService, silent: str) -> None:
+def test_where_nobody_can_be_asked_nothing_is_offered_and_nothing_said(
+    service: LiveService, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert offered("submit ", "http://127.0.0.1:1") == []
-    assert offered("submit ", silent) == []
     assert offered("submit ", "nonsense") == []
     assert offered("wait ", "http://host:port") == []
     assert offered("wait ", service.url, key="wrong") == []
+    monkeypatch.setattr(completion, "PATIENCE_S", 0.1)
+    assert offered("submit ", silent) == []
 
 
 def test_bash_completes_by_the_script_that_is_shown(service: LiveService, script: Path) -> None:
+    # A command would warn of it.
+    Path(".env").write_text("this is = no 'variable\n")
     environment = {
         **os.environ,
         "PATH": f"{script}:{os.environ['PATH']}",
