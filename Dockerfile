@@ -18,7 +18,7 @@ RUN pip install torch==2.13.0
 FROM gpu-libraries AS gpu
 COPY pyproject.toml constraints.txt ./
 # The dependencies alone, read from the one place that names them, so that a change of code doesn't install them again.
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['gpu'], sep='\n')" > wanted.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['head'], *(n for n in e['gpu'] if n != 'video-api[head]'), sep='\n')" > wanted.txt \
     && pip install -c constraints.txt -r wanted.txt && rm wanted.txt
 COPY deployments/ deployments/
 COPY serve_app/ serve_app/
@@ -33,7 +33,7 @@ CMD ["video-api", "node", "join", "--state", "/data"]
 
 FROM base AS head
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > wanted.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['head'], sep='\n')" > wanted.txt \
     && pip install -c constraints.txt -r wanted.txt && rm wanted.txt
 COPY deployments/ deployments/
 COPY serve_app/ serve_app/

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api clean tables constraints
+.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api bench-install clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -93,6 +93,9 @@ bench-fleet: $(STAMP)  ## $ a video, and waits, by how many nodes are wished for
 bench-api: $(STAMP)  ## Reads and creates a second, against bare uvicorn and psycopg; and what Serve's proxy costs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/api.py
 
+bench-install: $(STAMP)  ## What a client adds to httpx and rich, and how long it takes to start
+	$(BIN)/python tests/benchmarks/install.py
+
 bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what they can
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/neighbours.py
 
@@ -111,5 +114,5 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --progress-bar off torch==2.13.0
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[local,gpu,demo,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
 	touch $(STAMP)

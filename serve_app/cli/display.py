@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.cli.progress import duration
+from serve_app.cli.progress import duration, note_of, stage_of
 from serve_app.client import Job, KeyInfo, KeyUse, ModelInfo, VariantInfo
 
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
@@ -65,6 +65,23 @@ def jobs(found: Sequence[Job]) -> RenderableType:
             f"{each['progress']:.0f} %",
             moment(each["created_at"]),
             Text(each.get("user_id", "-")),
+        )
+    return table
+
+
+def running(found: Sequence[Job]) -> RenderableType:
+    """A line per job: what happens to it now."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("JOB", "MODEL", "NOW", "PROGRESS", "CREATED", ""):
+        table.add_column(heading, no_wrap=True)
+    for each in found:
+        table.add_row(
+            each["job_id"],
+            each.get("model", "-"),
+            Text(stage_of(each), style=_COLOURS.get(each["status"], "")),
+            f"{each['progress']:.0f} %",
+            moment(each["created_at"]),
+            Text(note_of(each), style="dim"),
         )
     return table
 

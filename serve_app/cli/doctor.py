@@ -16,7 +16,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from serve_app import redis
 from serve_app.cli import rent_checks
 from serve_app.cli.finding import Finding, Look, State
 from serve_app.cli.head import CLUSTER, CONFIG, settings_of_cluster
@@ -115,6 +114,8 @@ async def _database(settings: "Settings") -> Finding:
 
 
 async def _redis(settings: "Settings") -> Finding:
+    from serve_app import redis
+
     if not settings.redis_url:
         remedy = "Set REDIS_URL: then replicas on GPU nodes outlive a restart of the head."
         return Finding(State.UNSET, "REDIS_URL is not set", remedy)

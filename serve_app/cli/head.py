@@ -6,7 +6,6 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import structlog
 import typer
 from dotenv import load_dotenv
 
@@ -62,6 +61,8 @@ def head(
     pass_env: PassEnv = None,
 ) -> None:
     """Be the head of a cluster until SIGTERM: Ray, the nodes' way in and the service. Configured by the environment."""
+    import structlog
+
     from cluster.head.process import HeadOptions, run
     from cluster.isolation import close_launcher
     from cluster.process_one import run_as_init
@@ -145,6 +146,8 @@ def _application(settings: "Settings", wanted: dict[str, Any], names: set[str]) 
 
 def _tell(part: str, reason: str | None) -> None:
     """A change that the watch has seen, in the head's log."""
+    import structlog
+
     log = structlog.get_logger()
     if reason is None:
         log.info("part.up", part=part)
@@ -168,6 +171,8 @@ def environment_of_ray(settings: "Settings", database_url: str, names: set[str])
 
 def _ray_user(name: str) -> "RayUser | None":
     """The user for Ray's processes; None: this one. Says so, if that gives them more than they should have."""
+    import structlog
+
     from cluster.isolation import RayUser, Unsafe
 
     try:

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 
-from cluster.ray_process import RAY_FOLDER
 from serve_app import __version__
 from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed, weight_paths
 from serve_app.cli.terminal import UsageProblem
@@ -35,7 +33,9 @@ Labels = Annotated[
 Cpus = Annotated[int | None, typer.Option(min=1, help="Default: as many as there are.", show_default=False)]
 Disk = Annotated[float, typer.Option(min=0, help="GiB that must be left on the disk.")]
 State = Annotated[Path, typer.Option(help="Folder of credentials and weights.")]
-RayFolder = Annotated[Path, typer.Option(help="Ray's folder; a short path.")]
+RayFolder = Annotated[
+    Path | None, typer.Option(help="Ray's folder; a short path. Default: /tmp/ray", show_default=False)
+]
 Patience = Annotated[float, typer.Option(min=1, help="Seconds to wait for a head that is gone.")]
 Drain = Annotated[float, typer.Option(min=0, help="Seconds for jobs in progress after SIGTERM.")]
 EndCommand = Annotated[
@@ -61,7 +61,7 @@ def join(
     object_store_mb: ObjectStoreMb = 1024,
     disk: Disk = 1.0,
     state: State = Path(".data"),
-    temp_dir: RayFolder = RAY_FOLDER,
+    temp_dir: RayFolder = None,
     patience: Patience = 900.0,
     drain: Drain = 30.0,
     end_command: EndCommand = "",
@@ -76,11 +76,14 @@ def join(
     So may variables that name a model's other files, e.g. LTX2_UPSAMPLER.
     Exit codes: 0 told to end, 1 fault or head gone, 3 the head refused this node.
     """
+    import structlog
+
     from cluster.isolation import close_launcher
     from cluster.mesh.dialer import HubAddress
     from cluster.node.process import NodeOptions, run
     from cluster.node.weights import is_source
     from cluster.process_one import run_as_init
+    from cluster.ray_process import RAY_FOLDER
     from deployments.logs import configure
     from serve_app.preflight import weights_faults
 
@@ -105,7 +108,7 @@ def join(
         labels=_labels(label or []),
         cpus=cpus,
         object_store_bytes=object_store_mb << 20,
-        temp_dir=temp_dir,
+        temp_dir=temp_dir or RAY_FOLDER,
         disk_gib=disk,
         patience_s=patience,
         drain_s=drain,

@@ -29,7 +29,13 @@ _SAY_S = 10.0
 def showing_job(console: Console) -> Iterator[Callable[[Job], None]]:
     """What the body calls with each change of a job."""
     if not console.is_terminal:
-        yield _Lines(console)
+        lines = Lines()
+
+        def tell(job: Job) -> None:
+            if line := lines.of(job):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield tell
         return
     columns = (
         SpinnerColumn(),
@@ -107,19 +113,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class _Lines:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+class Lines:
+    """A job's changes as lines of text, as many as are worth one."""
+
+    def __init__(self) -> None:
         self._last: tuple[str, int] | None = None
 
-    def __call__(self, job: Job) -> None:
+    def of(self, job: Job) -> str:
+        """The next line; empty: nothing to tell."""
         now = (stage_of(job), int(job["progress"]) // _STEP)
         if now == self._last:
-            return
+            return ""
         self._last = now
         note = note_of(job)
-        line = f"{job['job_id']} {now[0]} {job['progress']:.0f}%" + (f" ({note})" if note else "")
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return f"{job['job_id']} {now[0]} {job['progress']:.0f}%" + (f" ({note})" if note else "")
 
 
 class _Steps:

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import mimetypes
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve_app.client import ApiError, Client, Created, ModelInfo, OnBytes, Unreachable
+from serve_app.cli.kind import HEAD_BYTES, chosen
+from serve_app.cli.piped import DASH, NothingPiped, piped
+from serve_app.client import ApiError, Client, Created, InputInfo, ModelInfo, OnBytes, Unreachable
 
 
 class InvalidArguments(Exception):
@@ -27,10 +29,11 @@ def request_video(
     Raises:
         InvalidArguments: a name is unknown or a file cannot be read; nothing was sent.
     """
-    files, fields = interpret(client.models(), model, values, without)
-    job_id: str | None = None
-    for kind, path in files.items():
-        job_id = client.upload(path, kind, job_id, on_bytes)
+    with piped() as read:
+        files, fields = interpret(client.models(), model, values, without, read)
+        job_id: str | None = None
+        for kind, path in files.items():
+            job_id = client.upload(path, kind, job_id, on_bytes)
     if job_id is None:
         return client.generate(model, **fields, **options)
     try:
@@ -42,11 +45,19 @@ def request_video(
         raise
 
 
+def _no_pipe(_: int) -> Path:
+    raise NothingPiped("nothing is piped in")
+
+
 def interpret(
-    models: Sequence[ModelInfo], name: str, values: Mapping[str, str], without: Collection[str] = ()
+    models: Sequence[ModelInfo],
+    name: str,
+    values: Mapping[str, str],
+    without: Collection[str] = (),
+    read: Callable[[int], Path] = _no_pipe,
 ) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
     """The files to upload by media kind, and the fields of the ``generate`` request. An optional input is given, or is
-    among those to do ``without``.
+    among those to do ``without``. One file may be ``-``, what is piped in: ``read`` is called with the most bytes.
 
     Raises:
         InvalidArguments
@@ -59,6 +70,9 @@ def interpret(
     files: dict[str, Path] = {}
     fields: dict[str, Any] = {}
     seen: set[str] = set()
+    dashes = [key for key, value in values.items() if value == DASH and key not in params]
+    if len(dashes) > 1:
+        raise InvalidArguments(f"only one input can be {DASH}, what is piped in: {', '.join(dashes)}")
     for key, value in values.items():
         # Who has read the HTTP documentation writes image_url=https://…
         item = inputs.get(key) or inputs.get(key.removesuffix("_url"))
@@ -74,7 +88,7 @@ def interpret(
         elif value.startswith(("http://", "https://")):
             fields[f"{item['name']}_url"] = value
         else:
-            path = _file(item["name"], value)
+            path = _file(item, value, read)
             kind = kind_of(path, item["kinds"])
             if kind in files:
                 raise InvalidArguments(f"{key}: only one {kind} can be uploaded per job; give the other as a URL")
@@ -114,13 +128,20 @@ def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> set[str
 
 
 def kind_of(path: Path, kinds: Sequence[str]) -> str:
-    """Which of ``kinds`` the file's name suggests. The service looks at the bytes and has the last word."""
+    """Which of ``kinds`` the file is by its first bytes, or else by its name. The service has the last word."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
     guessed = (mimetypes.guess_type(path.name, strict=False)[0] or "").partition("/")[0]
-    return guessed if guessed in kinds else kinds[0]
+    return chosen(head, guessed, kinds)
 
 
-def _file(name: str, value: str) -> Path:
+def _file(item: InputInfo, value: str, read: Callable[[int], Path]) -> Path:
+    if value == DASH:
+        try:
+            return read(item["max_bytes"])
+        except NothingPiped as problem:
+            raise InvalidArguments(f"{item['name']}={DASH}: {problem}") from None
     path = Path(value).expanduser()
     if not path.is_file():
-        raise InvalidArguments(f"{name}: {value} is neither a file nor an http(s) URL")
+        raise InvalidArguments(f"{item['name']}: {value} is neither a file nor an http(s) URL")
     return path

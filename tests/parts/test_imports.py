@@ -1,14 +1,22 @@
-"""The head's image has no GPU library: whatever runs on a head imports without any."""
+"""The head's image has no GPU library, and a client has nothing of a head: what they import is there without."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 #: What a head image does not have.
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "cv2", "librosa", "av")
 #: Imported in replicas only, so free to need them.
 REPLICA_ONLY = ("deployments.accelerator", "deployments.media.mp4")
+#: What a client does not have.
+SERVICE = (
+    *(*HEAVY, "PIL", "aiodns", "alembic", "boto3", "cryptography", "fastapi", "huggingface_hub", "imageio_ffmpeg"),
+    *("numpy", "prometheus_client", "psycopg", "pydantic", "pydantic_settings", "ray", "sqlalchemy", "starlette"),
+    *("standardwebhooks", "structlog", "uuid_utils", "uvicorn", "uvloop", "yaml"),
+)
 
 
 def modules(package: str) -> list[Path]:
@@ -42,5 +50,21 @@ print("imported", len({names!r}))
 def test_a_node_starts_without_the_head_s_database() -> None:
     """It has none, and the library would take half a second of its start and 25 MB of its memory."""
     program = "import sys; sys.modules['sqlalchemy'] = None; import cluster.node.process"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lacks", "statement"),
+    [
+        # Only httpx, and what that needs.
+        ((*SERVICE, "typer", "rich", "dotenv", "serve_app.cli", "cluster", "deployments"), "import serve_app.client"),
+        (SERVICE, "from serve_app.cli import app; app(['--help'])"),
+        (SERVICE, "from serve_app.cli import app; app(['submit', '--help'])"),
+        (SERVICE, "from serve_app.cli import app; app(['head', '--help'])"),
+    ],
+)
+def test_a_client_imports_nothing_of_a_service(lacks: tuple[str, ...], statement: str) -> None:
+    program = f"import sys; sys.modules.update(dict.fromkeys({lacks!r})); {statement}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

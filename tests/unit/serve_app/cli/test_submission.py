@@ -69,3 +69,26 @@ def test_two_files_of_one_kind_need_a_url(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidArguments, match="only one video"):
         interpret([DUB], "dub", {"face": str(clip), "voice": str(clip)})
+
+
+def test_one_input_may_be_piped_in_and_its_bytes_say_what_it_is(tmp_path: Path) -> None:
+    asked = []
+
+    def read(max_bytes: int) -> Path:
+        asked.append(max_bytes)
+        path = tmp_path / "piped"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+        return path
+
+    voice = tmp_path / "voice.wav"
+    voice.touch()
+    files, _ = interpret([DUB], "dub", {"face": "-", "voice": str(voice)}, (), read)
+
+    assert files == {"image": tmp_path / "piped", "audio": voice}
+    assert asked == [1]
+    with pytest.raises(InvalidArguments, match="only one input can be -, what is piped in: face, voice"):
+        interpret([DUB], "dub", {"face": "-", "voice": "-"}, (), read)
+    with pytest.raises(InvalidArguments, match="face=-: nothing is piped in"):
+        interpret([DUB], "dub", {"face": "-"})
+    # A parameter may well be a dash.
+    assert interpret([{**DUB, "inputs": []}], "dub", {"pads": "-"})[1] == {"pads": "-"}  # type: ignore[typeddict-item]

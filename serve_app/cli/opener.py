@@ -1,0 +1,65 @@
+"""What shows a video on this machine: the program that ``BROWSER`` names, or the platform's own."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+from serve_app.cli.terminal import UsageProblem
+
+#: Programs that open a file or a URL with whatever the user has chosen for it.
+_PROGRAMS = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
+#: Seconds in which an opener that can't open anything says so. A player may be the opener itself, and play on.
+_SAID_S = 5.0
+
+#: Shows what a path or a URL names. Returns what went wrong, or nothing.
+Open = Callable[[str], str]
+
+
+def opener(environment: Mapping[str, str] = os.environ) -> Open:
+    """Raises UsageProblem where nothing here can open anything."""
+    for named in environment.get("BROWSER", "").split(os.pathsep):
+        words = shlex.split(named)
+        if words and shutil.which(words[0]):
+            return _Program(words)
+    if sys.platform == "win32":
+        return _start
+    for program in _PROGRAMS:
+        if shutil.which(program):
+            return _Program([program])
+    raise UsageProblem(
+        f"--open: nothing here can open a video: there is no {_PROGRAMS[0]}, and BROWSER names no program."
+        " Leave it out; -o PATH saves the video"
+    )
+
+
+class _Program:
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+
+    def __call__(self, target: str) -> str:
+        # As in other programs, ``%s`` is where it goes, or else the end.
+        given = [word.replace("%s", target) for word in self._words]
+        command = given if given != self._words else [*given, target]
+        quiet = subprocess.DEVNULL
+        try:
+            # A session of its own: Ctrl-C in this terminal is not for a player.
+            program = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        except OSError as error:
+            return str(error)
+        try:
+            status = program.wait(_SAID_S)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"{self._words[0]} ended with status {status}" if status else ""
+
+
+def _start(target: str) -> str:
+    if sys.platform == "win32":
+        try:
+            os.startfile(target)  # noqa: S606
+        except OSError as error:
+            return str(error)
+    return ""
