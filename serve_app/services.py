@@ -50,8 +50,8 @@ class Services:
     cluster: ClusterState
     #: Reads of those who watch: what readers ask for must not delay changes.
     watching: JobReads
-    #: Of retries, which copy a job's inputs.
-    copies: FairSlots = field(default_factory=lambda: FairSlots(4, 1))
+    #: Of what is stored while a request waits: copies of a job's inputs for a retry, and what came with it.
+    copies: FairSlots = field(default_factory=lambda: FairSlots(8, 4))
 
     @property
     def conditions(self) -> Conditions:

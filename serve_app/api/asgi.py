@@ -27,6 +27,7 @@ from serve_app.api import (
     problems,
     webhook_events,
     webhooks,
+    wish,
 )
 from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
@@ -102,8 +103,8 @@ def _publish(app: FastAPI) -> None:
 
     def openapi() -> Response:
         schema = app.openapi()
-        # The error responses refer to it by name.
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        # Error responses, and what reads its body by itself, refer to them by name.
+        schema["components"]["schemas"] |= {"Problem": Problem.model_json_schema(), **wish.components()}
         return Response(json.dumps(schema, ensure_ascii=False, separators=(",", ":")), media_type="application/json")
 
     makers: dict[str, Callable[[], Response]] = {

@@ -14,8 +14,8 @@ from serve_app.access.caller import Caller
 from serve_app.access.caller import Scope as Right
 from serve_app.api import generate, jobs
 from serve_app.api.auth import caller_of
-from serve_app.api.messages import Replayed
 from serve_app.api.problems import failed
+from serve_app.api.spool import arrived
 from serve_app.services import Services
 
 _JOB = re.compile(r"/api/v1/jobs/([0-9a-f-]{36})")
@@ -55,12 +55,11 @@ class Direct:
         answer = None
         headers = Headers(scope=scope)
         plain = headers.get("content-type") == "application/json" and not any(name in headers for name in _ASKING_MORE)
-        if caller.may(Right.GENERATE) and plain:
-            # The gate has all of it.
-            body = (await receive())["body"]
+        # The gate has all of it.
+        body = arrived(scope)
+        if caller.may(Right.GENERATE) and plain and body is not None and isinstance(body.content, bytes):
             try:
-                answer = await generate.create(body, caller, self._services)
+                answer = await generate.create(body.content, caller, self._services)
             except Exception as error:
                 answer = failed(error, self._services.settings.base_url)
-            receive = Replayed(body, receive)
         await (answer or self._app)(scope, receive, send)

@@ -5,16 +5,20 @@ Pure ASGI, in front of FastAPI, which would read and parse a body before it asks
 1. The key or secret, from the headers. A stranger's body is never read. Then how fast the key asks.
 2. The size, from ``content-length``, and again while the body comes in.
 3. The body, whole and within its time, before the handler runs, whatever the method: a slow sender holds a buffer and
-   nothing else, and is not answered before he has asked.
+   nothing else, and is not answered before he has asked. A large one, where the route takes such, is laid on disk
+   (``api/spool.py``); there is room for so many bytes, and for so many of one key.
 4. The answer, within its time: a database that hangs is answered with 503.
 
-Routes that read or write a stream say so with :func:`streams`, those that tell as things go with :func:`live`.
+Routes that read or write a stream say so with :func:`streams`, those that tell as things go with :func:`live`, those
+that take large bodies with :func:`large`.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from re import Pattern
 
 import structlog
@@ -37,7 +41,8 @@ from serve_app.api.errors import (
 from serve_app.api.messages import Paced, Replayed, Sender, promised, telling
 from serve_app.api.prefer import grant, wait_s
 from serve_app.api.problems import answer
-from serve_app.api.streaming import DECLARED, Live, Streams
+from serve_app.api.spool import Arrived, Spool, show
+from serve_app.api.streaming import DECLARED, LARGEST, Live, Streams
 from serve_app.settings import Settings
 
 log = structlog.get_logger()
@@ -52,6 +57,12 @@ class GateLimits:
     body_s: float = 15.0
     #: From the whole request to the beginning of the answer.
     answer_s: float = 9.0
+    #: The time in which a large body has to be here, and bytes of all of them at a time. Its sender keeps to the pace
+    #: below.
+    large_s: float = 300.0
+    large_bytes: int = 512 * 1024**2
+    #: As ``answer_s``, where the body was a large one: what is in it goes to the store first.
+    large_answer_s: float = 30.0
     #: A stream's sender has to send so much in each span of so long.
     pace_bytes: int = 64 * 1024
     pace_s: float = 30.0
@@ -65,7 +76,7 @@ class GateLimits:
     #: time with the requests above; and those of one key.
     live: int = 512
     live_of_key: int = 20
-    #: Of the requests, and of the streams that clients may have, one key's share.
+    #: Of the requests, of large bodies, and of the streams that clients may have, one key's share.
     key_share: float = 0.5
 
 
@@ -94,8 +105,17 @@ class Gate:
         self._ring = ring
         self._rates = Rates()
         self._limits = limits or GateLimits()
-        self._routes: list[tuple[Pattern[str], set[str], Streams | Live | None]] = [
-            (route.path_regex, route.methods or set(), getattr(route.endpoint, DECLARED, None))
+        self._spool = Spool(
+            settings.data_dir / "arriving", most=self._limits.large_bytes, key_share=self._limits.key_share
+        )
+        #: With what each declares, and how large its bodies may be.
+        self._routes: list[tuple[Pattern[str], set[str], Streams | Live | None, int]] = [
+            (
+                route.path_regex,
+                route.methods or set(),
+                getattr(route.endpoint, DECLARED, None),
+                getattr(route.endpoint, LARGEST, self._limits.body_bytes),
+            )
             for router in routers
             for route in router.routes
             if isinstance(route, APIRoute)
@@ -124,14 +144,16 @@ class Gate:
                 send = telling(standing.headers, send)
                 if not standing.allowed:
                     raise RateLimited(f"The key may ask {standing.limit} times a minute. Wait {standing.wait_s} s.")
-            known, declared = self._route(scope)
-            if not isinstance(declared, Streams):
-                # Where there is no route nobody reads a body: the server throws it away once there is an answer.
-                body = await self._whole_body(scope, receive) if known else b""
-                if body is not None:
-                    await self._answer(scope, Replayed(body, receive), send, declared)
-            else:
+            known, declared, largest = self._route(scope)
+            if isinstance(declared, Streams):
                 await self._stream(scope, receive, send, declared)
+                return
+            async with AsyncExitStack() as held:
+                # Where there is no route nobody reads a body: the server throws it away once there is an answer.
+                body = await self._whole_body(scope, receive, largest, held) if known else b""
+                if body is not None:
+                    show(scope, Arrived(body, self._spool))
+                    await self._answer(scope, receive, send, declared, body)
         except VideoApiError as error:
             await answer(error, self._settings.base_url)(scope, receive, send)
 
@@ -142,22 +164,29 @@ class Gate:
             return None
         return self._rates.take(caller.key_id, caller.limits.requests_per_minute)
 
-    def _route(self, scope: Scope) -> tuple[bool, Streams | Live | None]:
-        """Whether there is one, and what it declares."""
-        for path, methods, declared in self._routes:
+    def _route(self, scope: Scope) -> tuple[bool, Streams | Live | None, int]:
+        """Whether there is one, what it declares, and bytes of its bodies."""
+        for path, methods, declared, largest in self._routes:
             if scope["method"] in methods and path.match(scope["path"]):
-                return True, declared
-        return False, None
+                return True, declared, largest
+        return False, None, 0
 
-    async def _whole_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The request's body, empty where the method gives it no meaning; None if the client has left.
+    async def _whole_body(
+        self, scope: Scope, receive: Receive, largest: int, held: AsyncExitStack
+    ) -> bytes | Path | None:
+        """The request's body, empty where the method gives it no meaning; None if the client has left. A large one is
+        in a file, which is there until ``held`` ends.
 
-        Raises PayloadTooLarge or RequestTimeout.
+        Raises PayloadTooLarge, RequestTimeout, RateLimited or Unavailable.
         """
         meant = scope["method"] in _WITH_BODY
-        too_large = PayloadTooLarge(f"The body is larger than the {self._limits.body_bytes / 1024:g} KiB allowed.")
-        if promised(scope) > self._limits.body_bytes:
+        allowed = f"{largest / 1000**2:g} MB" if largest > self._limits.body_bytes else f"{largest / 1024:g} KiB"
+        too_large = PayloadTooLarge(f"The body is larger than the {allowed} allowed.")
+        if promised(scope) > largest:
             raise too_large
+        small = self._limits.body_bytes
+        if promised(scope) > small:
+            return await self._large_body(scope, receive, largest, held)
         body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(self._limits.body_s):
@@ -169,11 +198,25 @@ class Gate:
                     body += piece if meant else b""
                     size += len(piece)
                     more = message.get("more_body", False)
-                    if size > self._limits.body_bytes:
+                    if size > largest:
                         raise too_large
+                    if size > small:
+                        break
         except TimeoutError:
             raise RequestTimeout from None
-        return bytes(body)
+        if size <= small:
+            return bytes(body)
+        return await self._large_body(scope, Replayed(bytes(body), receive, more=more), largest, held)
+
+    async def _large_body(self, scope: Scope, receive: Receive, largest: int, held: AsyncExitStack) -> Path | None:
+        # Who does not say how much it is may send as much as anybody.
+        held.enter_context(self._spool.room(promised(scope) or largest, _key_of(scope)))
+        paced = Paced(receive, largest, pace_bytes=self._limits.pace_bytes, pace_s=self._limits.pace_s)
+        try:
+            async with asyncio.timeout(self._limits.large_s):
+                return await held.enter_async_context(self._spool.body(paced))
+        except TimeoutError:
+            raise RequestTimeout from None
 
     def _live_place(self, scope: Scope, why: Live | None) -> tuple[str, int] | None:
         """The key for which a live place is to be held, and the seconds for which the answer may be; None: none is.
@@ -190,7 +233,10 @@ class Gate:
             raise TooManyStreams(headers={"retry-after": "5"})
         return None
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, why: Live | None) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, why: Live | None, body: bytes | Path) -> None:
+        # A handler that takes large bodies knows where they are.
+        receive = Replayed(body if isinstance(body, bytes) else b"", receive)
+        answer_s = self._limits.answer_s if isinstance(body, bytes) else self._limits.large_answer_s
         stranger, key_id = is_stranger(scope), _key_of(scope)
         living, held_s = self._live_place(scope, why) or (None, 0)
         sender = Sender(send)
@@ -212,9 +258,7 @@ class Gate:
             self._live[living] += 1
             handling.add_done_callback(lambda _: self._lived(living))
         try:
-            await asyncio.wait(
-                {handling, sender.begun}, timeout=self._limits.answer_s + held_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({handling, sender.begun}, timeout=answer_s + held_s, return_when=asyncio.FIRST_COMPLETED)
             if handling.done() or sender.begun.done():
                 # Once begun, an answer ends with its reader: the server cuts one who does not read.
                 await handling
@@ -226,7 +270,7 @@ class Gate:
         sender.close()
         self._abandoned.add(handling)
         handling.cancel()
-        log.error("request_abandoned", path=scope["path"], seconds=self._limits.answer_s + held_s)
+        log.error("request_abandoned", path=scope["path"], seconds=answer_s + held_s)
         raise Unavailable(headers={"retry-after": "5"})
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:

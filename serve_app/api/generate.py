@@ -1,15 +1,16 @@
 """``POST /api/v1/generate``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request, Response
-from pydantic import TypeAdapter, ValidationError
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
 
 from deployments.engine import InputSpec
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
+from serve_app.api import wish
+from serve_app.api.attached import MAX_BYTES, stored
 from serve_app.api.auth import Maker
 from serve_app.api.errors import (
     BudgetReached,
@@ -29,13 +30,14 @@ from serve_app.api.errors import (
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
+from serve_app.api.limits import require_place
 from serve_app.api.links import TO_THE_JOB
 from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import Created, GenerateOptions, GenerateRequest, JobView, new_job
-from serve_app.api.streaming import Live, live
+from serve_app.api.schemas import Created, GenerateOptions, JobView, new_job
+from serve_app.api.streaming import Live, large, live
 from serve_app.api.submission import accept
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.services import Services, ServicesOf
@@ -47,14 +49,11 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
 MAX_RETRY_S = 30
 
 
-_BODY: TypeAdapter[Any] = TypeAdapter(GenerateRequest)
-
-
 async def create(body: bytes, caller: Caller, services: Services) -> Response | None:
     """The answer of :func:`generate` where no input is uploaded and nothing is asked beside it. None: it is not so, or
     the body is not valid."""
     try:
-        request: GenerateOptions = _BODY.validate_json(body)
+        request: GenerateOptions = wish.BODY.validate_json(body)
     except ValidationError:
         return None
     if request.job_id is not None or not all(_settled(request, item) for item in _inputs(request)):
@@ -80,6 +79,7 @@ def _again(created: Created) -> str:
     "/generate",
     status_code=201,
     operation_id="generate",
+    openapi_extra={"requestBody": wish.REQUEST_BODY},
     response_model_exclude_none=True,
     responses={
         201: {"links": TO_THE_JOB},
@@ -102,8 +102,8 @@ def _again(created: Created) -> str:
     },
 )
 @live(Live.WAIT)
+@large(max_bytes=MAX_BYTES)
 async def generate(
-    request: Annotated[GenerateRequest, Body()],
     caller: Maker,
     services: ServicesOf,
     wait_s: WaitGranted,
@@ -113,16 +113,21 @@ async def generate(
 ) -> Created | JobView:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state.
 
-    With `Prefer: wait=n` it is the job as it is when it has ended, or after n seconds.
+    Small files may come along, in a form or as data URIs in the JSON: 14 MB a request. With `Prefer: wait=n` the
+    answer is the job as it is when it has ended, or after n seconds.
     """
-    assert isinstance(request, GenerateOptions)
+    async with wish.read(connection) as wished:
+        request, files = wished.request, wished.files
 
-    async def prepare() -> NewJob:
-        uploads = await _uploads(request, caller, services)
-        return await placed(new_job(request, uploads, caller.key_id, current_request_id()), services)
+        async def prepare() -> NewJob:
+            uploads = await _uploads(request, files, caller, services)
+            new = await placed(new_job(request, uploads, caller.key_id, current_request_id()), services)
+            if files:
+                await require_place(new, caller, services)
+            return await stored(new, files, services)
 
-    once = keyed(key, caller, "generate", request.model_dump(mode="json", exclude_unset=True))
-    created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
+        once = keyed(key, caller, "generate", wished.asked)
+        created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
     if wait_s:
         response.headers.update(applied(wait_s))
         # A repetition waits as well, unless the job was deleted meanwhile.
@@ -146,10 +151,12 @@ def _settled(request: GenerateOptions, item: InputSpec) -> bool:
     return getattr(request, field) is not None or (item.optional and field in request.model_fields_set)
 
 
-async def _uploads(request: GenerateOptions, caller: Caller, services: Services) -> Mapping[str, str]:
-    """Storage key of each input that came by upload. Every input has to come one way or the other, or be left out on
-    purpose where it is optional. What was uploaded is used all the same: many clients send null for what they don't
-    set."""
+async def _uploads(
+    request: GenerateOptions, files: Collection[str], caller: Caller, services: Services
+) -> Mapping[str, str]:
+    """Storage key of each input that was uploaded before. Every input has to come in some way, among ``files`` too, or
+    be left out on purpose where it is optional. What was uploaded is used all the same: many clients send null for what
+    they don't set."""
     uploads = {}
     job = None if request.job_id is None else await services.store.get(request.job_id, of_key=caller.sees)
     if request.job_id is not None and job is None:
@@ -159,14 +166,14 @@ async def _uploads(request: GenerateOptions, caller: Caller, services: Services)
     inputs = _inputs(request)
     for item in inputs:
         field = f"{item.name}_url"
-        if getattr(request, field) is not None:
+        if item.name in files or getattr(request, field) is not None:
             continue
         if job is not None and (key := await _uploaded(job, item, inputs, services)):
             uploads[item.name] = key
         elif not _settled(request, item):
             hint = " Send null for a video without it." if item.optional else ""
             if job is None:
-                asked = "required, unless the file is uploaded first (presign/upload)."
+                asked = f"required, unless the file comes along ({item.name}) or was uploaded (presign/upload)."
                 raise InvalidRequest(f"{field}: {asked}{hint}", param=field)
             kinds = " or ".join(item.kinds)
             raise UploadMissing(f"{field}: no {kinds} was uploaded to this job yet.{hint}", param=field)

@@ -25,7 +25,7 @@ from serve_app.api.errors import (
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
-from serve_app.api.limits import quota_of, told
+from serve_app.api.limits import require_place
 from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE
 from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
@@ -218,10 +218,7 @@ async def retry_job(
         if job is None:
             raise JobNotFound
         new = await placed(again(job, current_request_id()), services)
-        # Before anything is copied; in the transaction that makes the job it is asked once more.
-        if (quota := await quota_of(caller, services)) is not None:
-            with told():
-                await services.store.require(quota, new)
+        await require_place(new, caller, services)
         async with services.copies.hold(new.owner):
             return await with_inputs(new, job, services.storage)
 

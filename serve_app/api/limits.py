@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from serve_app.access.caller import Caller
 from serve_app.api.errors import BudgetReached, QueueFull
+from serve_app.jobs.job import NewJob
 from serve_app.jobs.quota import NoBudget, NoPlace, Quota
 from serve_app.services import Services
 
@@ -24,6 +25,14 @@ async def quota_of(caller: Caller, services: Services) -> Quota | None:
         usd_per_day=limits.usd_per_day,
         unit_usd={} if limits.usd_per_day is None else await services.forecasts.unit_costs(),
     )
+
+
+async def require_place(new: NewJob, caller: Caller, services: Services) -> None:
+    """Raises QueueFull or BudgetReached where the caller's key has no room for ``new``: asked before anything is stored
+    for it. In the transaction that makes the job it is asked once more."""
+    if (quota := await quota_of(caller, services)) is not None:
+        with told():
+            await services.store.require(quota, new)
 
 
 @contextmanager

@@ -28,18 +28,19 @@ def promised(scope: Scope) -> int:
 
 
 class Replayed:
-    """A body that is here already, then whatever the connection says."""
+    """A body that is here already, or its beginning if there is ``more``, then whatever the connection says."""
 
-    def __init__(self, body: bytes, receive: Receive) -> None:
+    def __init__(self, body: bytes, receive: Receive, *, more: bool = False) -> None:
         self._body = body
         self._receive = receive
+        self._more = more
         self._said = False
 
     async def __call__(self) -> Message:
         if self._said:
             return await self._receive()
         self._said = True
-        return {"type": "http.request", "body": self._body, "more_body": False}
+        return {"type": "http.request", "body": self._body, "more_body": self._more}
 
 
 class Paced:

@@ -4,21 +4,18 @@ The new job needs nothing of the old one: what was uploaded, or fetched and foun
 what was never fetched is fetched from where it was said to be.
 """
 
-import asyncio
 import contextlib
 from dataclasses import replace
 
-import structlog
 from pydantic import ValidationError
 
 from deployments.registry import MODELS
 from serve_app.api.errors import InputsGone, InvalidRequest, JobNotFailed
+from serve_app.api.inputs import storing
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.storage import keys
-from serve_app.storage.base import ObjectMissing, Storage, StorageError
-
-log = structlog.get_logger()
+from serve_app.storage.base import ObjectMissing, Storage
 
 
 def again(job: Job, request_id: str) -> NewJob:
@@ -64,7 +61,7 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
     """
     sources: dict[str, str] = {}
     uploads: dict[str, str] = {}
-    try:
+    async with storing(new, storage):
         for item in MODELS[new.model].inputs:
             if item.optional and item.name not in of.sources and item.name not in of.uploads:
                 continue
@@ -75,21 +72,7 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
                 sources[item.name] = of.sources[item.name]
             else:
                 raise InputsGone
-    except BaseException:
-        # Also when its client is given up: a copy may take longer than an answer.
-        await asyncio.shield(discard(new, storage))
-        raise
     return replace(new, sources=sources, uploads=uploads)
-
-
-async def discard(new: NewJob, storage: Storage) -> None:
-    """Delete what was copied for a job that is not to be."""
-    try:
-        for prefix in keys.prefixes(new.folder):
-            await storage.delete_prefix(prefix)
-    except StorageError as error:
-        # It belongs to no job, so `Orphans` finds it.
-        log.warning("copies_not_deleted", job_id=new.id, error=error.message)
 
 
 def _kept(job: Job, name: str) -> tuple[str, ...]:

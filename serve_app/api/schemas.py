@@ -22,6 +22,7 @@ from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.api.labels import Metadata
+from serve_app.api.source import Source
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
@@ -76,10 +77,12 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
     }
     for item in spec.inputs:
         kinds = " or ".join(item.kinds)
-        text = f"{item.description} An http(s) URL; leave it out when you uploaded the {kinds} to `job_id`."
+        text = (
+            f"{item.description} An http(s) URL or a data URI; leave it out when you uploaded the {kinds} to `job_id`."
+        )
         if item.optional:
             text += " `null` with nothing uploaded asks for a video without it."
-        fields[f"{item.name}_url"] = (HttpUrl | None, Field(None, description=text))
+        fields[f"{item.name}_url"] = (Source | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
     uploaded: dict[str, Any] = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}

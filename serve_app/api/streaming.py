@@ -1,4 +1,4 @@
-"""What routes declare whose request or answer takes its time: the gate asks."""
+"""What routes declare whose request or answer is large or takes its time: the gate asks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Where a handler has what it declares.
 DECLARED = "__streams__"
+#: Where it has how large its body may be.
+LARGEST = "__largest__"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,16 @@ def live(why: Live) -> Callable[[F], F]:
 
     def declare(handler: F) -> F:
         setattr(handler, DECLARED, why)
+        return handler
+
+    return declare
+
+
+def large(*, max_bytes: int) -> Callable[[F], F]:
+    """Declare that a request's body may be so large. It lies on disk when the handler is called (``api/spool.py``)."""
+
+    def declare(handler: F) -> F:
+        setattr(handler, LARGEST, max_bytes)
         return handler
 
     return declare

@@ -1,6 +1,5 @@
 """From a wish to a job on disk, and the answer that says so: of ``generate``, and of a retry."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,8 +11,8 @@ from serve_app.access.caller import Caller
 from serve_app.api.errors import JobNotUploading, VideoApiError
 from serve_app.api.estimate import foreseen
 from serve_app.api.idempotency import REPLAYED, answer_once
+from serve_app.api.inputs import discard
 from serve_app.api.limits import quota_of, told
-from serve_app.api.retries import discard
 from serve_app.api.schemas import Created
 from serve_app.jobs.forecast import CostRange
 from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyInFlight, KeyReused
@@ -37,7 +36,7 @@ async def accept(
     with that key together. ``response`` gets what its headers have to say."""
     if once is None:
         new, created, quota = await _weighed(prepare, caller, services)
-        async with _copies_discarded(new, services):
+        async with _discarded(new, services):
             with told():
                 job = await services.store.submit(new, job_id, of_key=caller.sees, quota=quota)
         if job is None:
@@ -52,13 +51,13 @@ async def accept(
             def answer(job: Job) -> Answer:
                 return Answer(201, created(job).model_dump_json(exclude_none=True))
 
-            async with _copies_discarded(new, services):
+            async with _discarded(new, services):
                 with told():
                     found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
             if found is None:
                 raise JobNotUploading(param="job_id")
-            if found[0] is None and new.retry_of is not None:
-                # Another one was faster: what was copied for this one is nobody's.
+            if found[0] is None:
+                # Another one was faster: what was stored for this one is nobody's.
                 await discard(new, services.storage)
             return found
 
@@ -72,13 +71,12 @@ async def accept(
 
 
 @asynccontextmanager
-async def _copies_discarded(new: NewJob, services: Services) -> AsyncIterator[None]:
-    """What was copied for a job that is refused is nobody's. After any other error the job may be there."""
+async def _discarded(new: NewJob, services: Services) -> AsyncIterator[None]:
+    """What was stored for a job that is refused is nobody's. After any other error the job may be there."""
     try:
         yield
     except (VideoApiError, KeyInFlight, KeyReused):
-        if new.retry_of is not None:
-            await asyncio.shield(discard(new, services.storage))
+        await discard(new, services.storage)
         raise
 
 
@@ -87,9 +85,13 @@ async def _weighed(
 ) -> tuple[NewJob, Callable[[Job], Created], Quota | None]:
     """The job to be, what to say once it is, and what its key may have."""
     new = await prepare()
-    # Before: once the job is on disk, nothing may come between it and the answer.
-    eta, cost = await foreseen(new.deployment or new.model, new.effort, services)
-    return new, partial(_created, eta, cost), await quota_of(caller, services)
+    try:
+        # Before: once the job is on disk, nothing may come between it and the answer.
+        eta, cost = await foreseen(new.deployment or new.model, new.effort, services)
+        return new, partial(_created, eta, cost), await quota_of(caller, services)
+    except BaseException:
+        await discard(new, services.storage)
+        raise
 
 
 def _created(eta: float | None, cost: CostRange | None, job: Job) -> Created:

@@ -3,7 +3,7 @@
 ::
 
     inputs/{job}/{nonce}/input.jpg              as a client uploaded it
-    inputs/{job}/{nonce}/copied/image           of the job that this one retries
+    inputs/{job}/{nonce}/copied/image           as it came with the request, or of the job that this one retries
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
     outputs/{job}/{nonce}/{attempt}/poster.webp
@@ -49,7 +49,7 @@ def upload(folder: str, kind: MediaKind) -> str:
 
 
 def copied(folder: str, name: str) -> str:
-    """What a retry takes along of the job before it. Nobody has a link to it."""
+    """What came with the job's request, or a retry takes along of the job before it. Nobody has a link to it."""
     return f"inputs/{folder}/copied/{name}"
 
 

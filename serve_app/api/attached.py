@@ -1,0 +1,367 @@
+"""Bytes that come with a request: parts of a form, and data URIs in its JSON.
+
+They are taken apart in a thread and lie on disk while they are needed; nothing of them is kept in memory, and none of
+it gets beyond this module but as a file. What else a request says is as small as that of one without them. Of what a
+client says about them nothing is believed: intake looks at the bytes.
+"""
+
+import asyncio
+import binascii
+import hashlib
+import json
+import mmap
+import re
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from serve_app.api.auth import caller_of
+from serve_app.api.errors import InvalidRequest, PayloadTooLarge
+from serve_app.api.inputs import storing
+from serve_app.api.spool import Spool, arrived
+from serve_app.jobs.job import NewJob
+from serve_app.services import Services
+from serve_app.storage import keys
+
+#: Bytes of a request with what comes with it: a file of 10 MiB in base64.
+MAX_BYTES = 14_000_000
+#: Files that may come with a request: more than any has a name for.
+MAX_FILES = 8
+#: Parts of a form, the headers of one and their bytes.
+MAX_PARTS, MAX_HEADERS, MAX_HEADER_BYTES = 100, 8, 4096
+#: Bytes of a form's texts together: as much as a request without files.
+MAX_TEXT_BYTES = 64 * 1024
+#: A data URI that is longer is taken out of the JSON before that is parsed: no other text may be as long.
+_LONG = 64 * 1024
+#: Bytes of JSON without them; the shorter ones are still in it.
+_MAX_JSON_BYTES = 256 * 1024
+_CHUNK = 64 * 1024
+
+#: A JSON string. Found one after the other from the beginning, so none begins in the middle of another.
+#: It matches at each quote, also where the text ends within: looking on from the next would take its square in time.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?+(?:"|\Z)', re.DOTALL)
+_SCHEME = re.compile(r"data:", re.IGNORECASE)
+_HEAD = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
+_ESCAPED = re.compile(rb"(?:[!-$&-~]++|%[0-9A-Fa-f]{2})*+")
+_BLANKS = b" \t\r\n\f"
+
+
+@dataclass(frozen=True)
+class AttachedFile:
+    """What came with a request, on disk while it is read."""
+
+    path: Path
+    #: Bytes.
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form's parts by name: texts, and files."""
+
+    fields: Mapping[str, str]
+    files: Mapping[str, AttachedFile]
+
+
+class _LongText:
+    """In place of a text that is longer than any may be: whatever is asked for, it is not this."""
+
+
+@dataclass
+class _Shelf:
+    """The files of one request, in a folder that is made for the first of them."""
+
+    spool: Spool
+    opened: ExitStack = field(default_factory=ExitStack)
+    _folder: Path | None = None
+    _count: int = 0
+
+    def next(self) -> Path:
+        self._count += 1
+        if self._count > MAX_FILES:
+            raise InvalidRequest(f"A request takes {MAX_FILES} files at most.")
+        if self._folder is None:
+            self._folder = self.opened.enter_context(self.spool.folder())
+        return self._folder / str(self._count)
+
+    def put(self, data: bytes) -> AttachedFile:
+        path = self.next()
+        path.write_bytes(data)
+        return AttachedFile(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def is_data_uri(text: object) -> bool:
+    return isinstance(text, str) and _SCHEME.match(text) is not None
+
+
+def data_uri(text: str, param: str) -> bytes:
+    """The bytes of a data URI (RFC 2397). Raises InvalidRequest about the field ``param``."""
+    head = _HEAD.match(text)
+    if head is None:
+        raise _malformed(param, "there is no comma before the data")
+    if not text.isascii():
+        raise _malformed(param, "it has characters that are not ASCII")
+    data = text[head.end() :].encode()
+    if not head[1].lower().replace(" ", "").endswith(";base64"):
+        return _unescaped(data, param)
+    if b"%" in data:
+        data = _unescaped(data, param)
+    data = data.translate(None, _BLANKS)
+    try:
+        # Many leave the padding out.
+        return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
+    except binascii.Error:
+        raise _malformed(param, "its base64 is wrong or cut short") from None
+
+
+def _unescaped(data: bytes, param: str) -> bytes:
+    if not _ESCAPED.fullmatch(data):
+        raise _malformed(param, "write every byte that is not printable as % and two hexadecimal digits")
+    # Quoted-printable is the same with another sign, and decoded at once. urllib makes an object of each escape.
+    return binascii.a2b_qp(data.replace(b"=", b"=3D").replace(b"%", b"="))
+
+
+def _malformed(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: This is no valid data URI: {why}.", param=param)
+
+
+@asynccontextmanager
+async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[Any]:
+    """The request's body as JSON values. Where an object's member is in ``uris`` and a data URI, there is an
+    :class:`AttachedFile` in its place.
+
+    Raises InvalidRequest or PayloadTooLarge.
+    """
+    async with _shelf(request) as shelf:
+        here = arrived(request.scope)
+        content = b"" if here is None else here.content
+        if isinstance(content, bytes) and not re.search(rb"data:", content, re.IGNORECASE):
+            yield _parse(content, uris, shelf)
+        else:
+            async with shelf.spool.slots.hold(_owner(request)):
+                value = await asyncio.to_thread(_parse, content, uris, shelf)
+            yield value
+
+
+def _parse(content: bytes | Path, uris: Collection[str], shelf: _Shelf) -> Any:
+    with _mapped(content) as body:
+        text, cut = _shortened(body)
+
+        def settle(found: dict[str, Any]) -> dict[str, Any]:
+            return {name: one(name, value) for name, value in found.items()}
+
+        def one(name: str, value: Any) -> Any:
+            place = cut.get(value) if isinstance(value, str) else None
+            if name in uris and (place is not None or is_data_uri(value)):
+                whole = value if place is None else json.loads(body[place])
+                return shelf.put(data_uri(whole, name))
+            return value if place is None else _LongText()
+
+        try:
+            return json.loads(text, object_hook=settle)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("JSON decode error: the body is no valid JSON.") from None
+
+
+def _shortened(body: bytes | mmap.mmap) -> tuple[bytes, Mapping[str, slice]]:
+    """The JSON without its long data URIs, and where each of them is by what stands in its place. Raises
+    PayloadTooLarge if there is too much else."""
+    kept, cut, begin, size = bytearray(), dict[str, slice](), 0, len(body)
+    # Nobody can guess it, and no name or text may be as long and be taken for one of ours.
+    sign = secrets.token_hex(48)
+    for found in _STRING.finditer(body):
+        first, last = found.span()
+        if len(kept) + first - begin > _MAX_JSON_BYTES:
+            break
+        if last - first > _LONG and body[first + 1 : first + 6].lower() == b"data:":
+            name = f"{sign}{len(cut)}"
+            cut[name] = slice(first, last)
+            kept += body[begin:first] + f'"{name}"'.encode()
+            begin = last
+    if len(kept) + size - begin > _MAX_JSON_BYTES:
+        raise PayloadTooLarge("The JSON is too large, not counting data URIs.")
+    return bytes(kept + body[begin:]), cut
+
+
+@asynccontextmanager
+async def read_form(request: Request, uris: Collection[str] = ()) -> AsyncIterator[Form]:
+    """The request's ``multipart/form-data``. A text whose name is in ``uris`` and that is a data URI is a file.
+
+    Raises InvalidRequest or PayloadTooLarge.
+    """
+    async with _shelf(request) as shelf:
+        here = arrived(request.scope)
+        content = b"" if here is None else here.content
+        async with shelf.spool.slots.hold(_owner(request)):
+            form = await asyncio.to_thread(_take_apart, content, request.headers.get("content-type", ""), uris, shelf)
+        yield form
+
+
+def _take_apart(content: bytes | Path, content_type: str, uris: Collection[str], shelf: _Shelf) -> Form:
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise InvalidRequest("The form's Content-Type names no boundary. Leave that header to your HTTP library.")
+    with _mapped(content) as body, _Parts(shelf) as parts:
+        try:
+            parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": parts.begin,
+                    "on_header_field": parts.header_name,
+                    "on_header_value": parts.header_value,
+                    "on_header_end": parts.header_end,
+                    "on_headers_finished": parts.headers_end,
+                    "on_part_data": parts.data,
+                    "on_part_end": parts.end,
+                    "on_end": parts.complete,
+                },
+                max_header_count=MAX_HEADERS,
+                max_header_size=MAX_HEADER_BYTES,
+            )
+            for at in range(0, len(body), _CHUNK):
+                parser.write(body[at : at + _CHUNK])
+        except FormParserError as error:
+            raise InvalidRequest("The form can't be read: its boundary or the headers of a part are wrong.") from error
+        if not parts.whole:
+            raise InvalidRequest("The form ends before its last boundary: it was cut short.")
+        fields, files = dict(parts.fields), dict(parts.files)
+    for name in [name for name, text in fields.items() if name in uris and is_data_uri(text)]:
+        files[name] = shelf.put(data_uri(fields.pop(name), name))
+    return Form(fields, files)
+
+
+class _Parts:
+    """What the parser finds, one part after the other."""
+
+    def __init__(self, shelf: _Shelf) -> None:
+        self.fields: dict[str, str] = {}
+        self.files: dict[str, AttachedFile] = {}
+        self.whole = False
+        self._shelf = shelf
+        self._parts = self._text_bytes = 0
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._name = ""
+        self._text: bytearray | None = None
+        self._file: BinaryIO | None = None
+        self._named = False
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> "_Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise PayloadTooLarge(f"The form has more than {MAX_PARTS} parts.")
+        self._disposition = b""
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def header_end(self) -> None:
+        name, value = self._header
+        if name.strip().lower() == b"content-disposition":
+            self._disposition = bytes(value)
+        self._header = (bytearray(), bytearray())
+
+    def headers_end(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        self._name = options.get(b"name", b"").decode(errors="replace")
+        if not self._name:
+            raise InvalidRequest("A part of the form has no name: say Content-Disposition: form-data; name=….")
+        if self._name in self.fields or self._name in self.files:
+            raise InvalidRequest(f"{self._name}: is given twice.", param=self._name)
+        if b"filename" not in options:
+            self._text = bytearray()
+            return
+        self._named = bool(options[b"filename"])
+        self._hash = hashlib.sha256()
+        self._file = self._shelf.next().open("wb")
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._file is not None:
+            self._hash.update(piece)
+            self._file.write(piece)
+            return
+        assert self._text is not None
+        self._text_bytes += len(piece)
+        if self._text_bytes > MAX_TEXT_BYTES:
+            detail = f"{self._name}: the texts of a form may have {MAX_TEXT_BYTES // 1024} KiB. Send media as files."
+            raise PayloadTooLarge(detail, param=self._name)
+        self._text += piece
+
+    def end(self) -> None:
+        if self._file is not None:
+            with self._file as file:
+                size, path = file.tell(), Path(file.name)
+            # A browser sends a field without a file like this.
+            if size or self._named:
+                self.files[self._name] = AttachedFile(path, size, self._hash.hexdigest())
+        elif self._text is not None:
+            try:
+                self.fields[self._name] = self._text.decode()
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"{self._name}: is no UTF-8 text.", param=self._name) from None
+        self._file = self._text = None
+
+    def complete(self) -> None:
+        self.whole = True
+
+
+async def stored(new: NewJob, attached: Mapping[str, AttachedFile], services: Services) -> NewJob:
+    """``new`` with these files, by input name, as uploads of its own. What is left where that fails is deleted.
+
+    Raises StorageError.
+    """
+    if not attached:
+        return new
+    uploads = dict(new.uploads)
+    async with services.copies.hold(new.owner), storing(new, services.storage):
+        for name, file in attached.items():
+            uploads[name] = keys.copied(new.folder, name)
+            await services.storage.put_file(uploads[name], file.path, "application/octet-stream")
+    return replace(new, uploads=uploads)
+
+
+@asynccontextmanager
+async def _shelf(request: Request) -> AsyncIterator[_Shelf]:
+    here = arrived(request.scope)
+    # Without a gate there is no key either, and no route gets here.
+    assert here is not None
+    shelf = _Shelf(here.spool)
+    try:
+        yield shelf
+    finally:
+        await asyncio.to_thread(shelf.opened.close)
+
+
+@contextmanager
+def _mapped(content: bytes | Path) -> Iterator[bytes | mmap.mmap]:
+    """What is in a file without reading it into memory."""
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
+
+
+def _owner(request: Request) -> str:
+    caller = caller_of(request.scope)
+    return "" if caller is None else caller.key_id

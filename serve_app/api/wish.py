@@ -1,0 +1,186 @@
+"""What a request to ``generate`` asks for: its JSON, or the form that says the same in texts and files."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+
+from deployments.engine import ModelSpec
+from deployments.registry import MODELS
+from serve_app.api.attached import AttachedFile, read_form, read_json
+from serve_app.api.errors import InvalidRequest
+from serve_app.api.schemas import REQUESTS, GenerateOptions, GenerateRequest
+
+BODY: TypeAdapter[Any] = TypeAdapter(GenerateRequest)
+_PAIR = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+#: Fields that may hold a data URI.
+_URLS = frozenset(f"{item.name}_url" for spec in MODELS.values() for item in spec.inputs)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A valid request, and the files that came with it by the name of their input."""
+
+    request: GenerateOptions
+    files: Mapping[str, AttachedFile]
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """All of it as JSON values; of a file what is in it, in whichever way it came."""
+        files = {f"{name}_url": f"sha256:{file.sha256}" for name, file in self.files.items()}
+        return self.request.model_dump(mode="json", exclude_unset=True) | files
+
+
+@asynccontextmanager
+async def read(connection: Request) -> AsyncIterator[Wish]:
+    """What the request asks for. Its files are there until the block ends.
+
+    Raises:
+        InvalidRequest, PayloadTooLarge, RequestValidationError
+    """
+    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        async with read_form(connection, _URLS) as form:
+            value = _values(form.fields)
+            yield _valid(value, form.files)
+    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        async with read_json(connection, _URLS) as value:
+            files = {}
+            if isinstance(value, dict):
+                files = {name: given for name, given in value.items() if isinstance(given, AttachedFile)}
+                value = {name: given for name, given in value.items() if name not in files}
+            yield _valid(value, files)
+    else:
+        raise InvalidRequest("Send application/json, or multipart/form-data with files.")
+
+
+def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
+    try:
+        request: GenerateOptions = BODY.validate_python(value)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+    # A field of each member of the union.
+    model: str = request.model  # type: ignore[attr-defined]
+    inputs = {item.name for item in MODELS[model].inputs}
+    by_input: dict[str, AttachedFile] = {}
+    for field, file in files.items():
+        name = field.removesuffix("_url") if field in _URLS else field
+        if name not in inputs:
+            raise InvalidRequest(f"{field}: {model} takes no such file, but {' and '.join(inputs)}.", param=field)
+        if name in by_input or getattr(request, f"{name}_url") is not None:
+            raise InvalidRequest(f"{name}: is given twice: send the file or {name}_url.", param=name)
+        by_input[name] = file
+    if files and request.job_id is not None:
+        raise InvalidRequest("job_id: send the files, or upload them to `job_id`, and not both.", param="job_id")
+    return Wish(request, by_input)
+
+
+def _values(fields: Mapping[str, str]) -> dict[str, Any]:
+    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. ``metadata``
+    may come in pairs, ``metadata[shot]=12``. Nothing, where null is allowed, is null."""
+    properties = _properties(fields.get("model", ""))
+    values: dict[str, Any] = {}
+    pairs: dict[str, str] = {}
+    for name, text in fields.items():
+        if pair := _PAIR.fullmatch(name):
+            pairs[pair[1]] = text
+        else:
+            values[name] = _value(text, properties.get(name, {}))
+    if pairs and "metadata" in values:
+        raise InvalidRequest("metadata: is given twice.", param="metadata")
+    return values | ({"metadata": pairs} if pairs else {})
+
+
+def _value(text: str, schema: Mapping[str, Any]) -> Any:
+    types = {choice.get("type") for choice in _choices(schema)}
+    if not text and "null" in types:
+        return None
+    if "string" in types or not schema:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        # The schema says what is wrong with it.
+        return text
+
+
+def _choices(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield schema
+    for choice in schema.get("anyOf", ()):
+        yield from _choices(choice)
+
+
+@cache
+def _schemas() -> dict[str, Any]:
+    """Of all requests, by name, as OpenAPI has them."""
+    schema = BODY.json_schema(ref_template="#/components/schemas/{model}")
+    found: dict[str, Any] = schema["$defs"]
+    return found
+
+
+def _properties(model: str) -> Mapping[str, Any]:
+    if model not in REQUESTS:
+        return {}
+    properties: Mapping[str, Any] = _schemas()[REQUESTS[model].__name__]["properties"]
+    return properties
+
+
+def _form(spec: ModelSpec) -> dict[str, Any]:
+    """The form's schema: the fields of the JSON, of which none is null, and a file for each input."""
+    properties = {name: _not_null(schema) for name, schema in _properties(spec.name).items()}
+    given = []
+    for item in spec.inputs:
+        properties[item.name] = {"type": "string", "format": "binary", "description": item.description}
+        url = f"{item.name}_url"
+        if item.optional:
+            properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
+        given.append({"oneOf": [{"required": [item.name]}, {"required": [url]}]})
+    uploaded = {"required": ["job_id"], "properties": {item.name: False for item in spec.inputs}}
+    return {
+        "type": "object",
+        "title": f"{spec.name.title()}Form",
+        "description": f"{spec.description} The fields of the JSON: what is no text there is written as JSON, "
+        "`metadata` also as `metadata[name]=value`, and an empty field is null.",
+        "properties": properties,
+        "required": ["model"],
+        "additionalProperties": False,
+        "anyOf": [{"allOf": [*given, {"properties": {"job_id": False}}]}, uploaded],
+    }
+
+
+def _not_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
+    return {**rest, **choices[0]} if len(choices) == 1 else {**rest, **({"anyOf": choices} if choices else {})}
+
+
+def components() -> dict[str, Any]:
+    """The schemas of requests, by the names that :data:`REQUEST_BODY` has for them."""
+    return _schemas() | {f"{spec.name.title()}Form": _form(spec) for spec in MODELS.values()}
+
+
+def _one_of(suffix: str) -> dict[str, Any]:
+    names = {model: f"#/components/schemas/{model.title()}{suffix}" for model in MODELS}
+    if len(names) == 1:
+        return {"$ref": next(iter(names.values()))}
+    return {
+        "oneOf": [{"$ref": name} for name in names.values()],
+        "discriminator": {"propertyName": "model", "mapping": names},
+    }
+
+
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": _one_of("Request")},
+        "multipart/form-data": {"schema": _one_of("Form")},
+    },
+}
