@@ -12,7 +12,7 @@ import json
 import mmap
 import re
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,10 +65,11 @@ class AttachedFile:
 
 @dataclass(frozen=True)
 class Form:
-    """A form's parts by name: texts, and files."""
+    """A form's parts by name: texts, files, and texts that came several times."""
 
     fields: Mapping[str, str]
     files: Mapping[str, AttachedFile]
+    lists: Mapping[str, Sequence[str]]
 
 
 class _LongText:
@@ -115,11 +116,16 @@ def data_uri(text: str, param: str) -> bytes:
     if b"%" in data:
         data = _unescaped(data, param)
     data = data.translate(None, _BLANKS)
+    bare = data.rstrip(b"=")
+    padding = b"=" * (-len(bare) % 4)
+    wrong = _malformed(param, "its base64 is wrong or cut short")
+    # Many leave the padding out.
+    if data not in (bare, bare + padding):
+        raise wrong
     try:
-        # Many leave the padding out.
-        return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
+        return binascii.a2b_base64(bare + padding, strict_mode=True)
     except binascii.Error:
-        raise _malformed(param, "its base64 is wrong or cut short") from None
+        raise wrong from None
 
 
 def _unescaped(data: bytes, param: str) -> bytes:
@@ -192,8 +198,9 @@ def _shortened(body: bytes | mmap.mmap) -> tuple[bytes, Mapping[str, slice]]:
 
 
 @asynccontextmanager
-async def read_form(request: Request, uris: Collection[str] = ()) -> AsyncIterator[Form]:
-    """The request's ``multipart/form-data``. A text whose name is in ``uris`` and that is a data URI is a file.
+async def read_form(request: Request, files: Collection[str] = (), uris: Collection[str] = ()) -> AsyncIterator[Form]:
+    """The request's ``multipart/form-data``. A part is a file if it has a file's name, or its own is in ``files``; and
+    a text is one whose name is in ``uris`` and that is a data URI.
 
     Raises InvalidRequest or PayloadTooLarge.
     """
@@ -201,15 +208,18 @@ async def read_form(request: Request, uris: Collection[str] = ()) -> AsyncIterat
         here = arrived(request.scope)
         content = b"" if here is None else here.content
         async with shelf.spool.slots.hold(_owner(request)):
-            form = await asyncio.to_thread(_take_apart, content, request.headers.get("content-type", ""), uris, shelf)
+            kind = request.headers.get("content-type", "")
+            form = await asyncio.to_thread(_take_apart, content, kind, files, uris, shelf)
         yield form
 
 
-def _take_apart(content: bytes | Path, content_type: str, uris: Collection[str], shelf: _Shelf) -> Form:
+def _take_apart(
+    content: bytes | Path, content_type: str, files: Collection[str], uris: Collection[str], shelf: _Shelf
+) -> Form:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise InvalidRequest("The form's Content-Type names no boundary. Leave that header to your HTTP library.")
-    with _mapped(content) as body, _Parts(shelf) as parts:
+    with _mapped(content) as body, _Parts(files, shelf) as parts:
         try:
             parser = MultipartParser(
                 boundary,
@@ -232,19 +242,25 @@ def _take_apart(content: bytes | Path, content_type: str, uris: Collection[str],
             raise InvalidRequest("The form can't be read: its boundary or the headers of a part are wrong.") from error
         if not parts.whole:
             raise InvalidRequest("The form ends before its last boundary: it was cut short.")
-        fields, files = dict(parts.fields), dict(parts.files)
-    for name in [name for name, text in fields.items() if name in uris and is_data_uri(text)]:
-        files[name] = shelf.put(data_uri(fields.pop(name), name))
-    return Form(fields, files)
+    single = {name: texts[0] for name, texts in parts.texts.items() if len(texts) == 1}
+    found = {
+        name: shelf.put(data_uri(text, name)) for name, text in single.items() if name in uris and is_data_uri(text)
+    }
+    return Form(
+        fields={name: text for name, text in single.items() if name not in found},
+        files=parts.files | found,
+        lists={name: texts for name, texts in parts.texts.items() if len(texts) > 1},
+    )
 
 
 class _Parts:
     """What the parser finds, one part after the other."""
 
-    def __init__(self, shelf: _Shelf) -> None:
-        self.fields: dict[str, str] = {}
+    def __init__(self, file_names: Collection[str], shelf: _Shelf) -> None:
+        self.texts: dict[str, list[str]] = {}
         self.files: dict[str, AttachedFile] = {}
         self.whole = False
+        self._file_names = file_names
         self._shelf = shelf
         self._parts = self._text_bytes = 0
         self._header = (bytearray(), bytearray())
@@ -285,12 +301,13 @@ class _Parts:
         self._name = options.get(b"name", b"").decode(errors="replace")
         if not self._name:
             raise InvalidRequest("A part of the form has no name: say Content-Disposition: form-data; name=….")
-        if self._name in self.fields or self._name in self.files:
+        is_file = b"filename" in options or self._name in self._file_names
+        if self._name in self.files or (is_file and self._name in self.texts):
             raise InvalidRequest(f"{self._name}: is given twice.", param=self._name)
-        if b"filename" not in options:
+        if not is_file:
             self._text = bytearray()
             return
-        self._named = bool(options[b"filename"])
+        self._named = bool(options.get(b"filename"))
         self._hash = hashlib.sha256()
         self._file = self._shelf.next().open("wb")
 
@@ -316,7 +333,7 @@ class _Parts:
                 self.files[self._name] = AttachedFile(path, size, self._hash.hexdigest())
         elif self._text is not None:
             try:
-                self.fields[self._name] = self._text.decode()
+                self.texts.setdefault(self._name, []).append(self._text.decode())
             except UnicodeDecodeError:
                 raise InvalidRequest(f"{self._name}: is no UTF-8 text.", param=self._name) from None
         self._file = self._text = None
@@ -325,17 +342,21 @@ class _Parts:
         self.whole = True
 
 
-async def stored(new: NewJob, attached: Mapping[str, AttachedFile], services: Services) -> NewJob:
-    """``new`` with these files, by input name, as uploads of its own. What is left where that fails is deleted.
+async def stored(
+    new: NewJob, attached: Mapping[str, AttachedFile], services: Services, folder: str | None = None
+) -> NewJob:
+    """``new`` with these files, by input name, as uploads. They lie in its own folder, or in that of the job which was
+    opened for uploads before. What is left where that fails is deleted.
 
     Raises StorageError.
     """
     if not attached:
         return new
+    folder = folder or new.folder
     uploads = dict(new.uploads)
-    async with services.copies.hold(new.owner), storing(new, services.storage):
+    async with services.copies.hold(new.owner), storing(new, folder, services.storage):
         for name, file in attached.items():
-            uploads[name] = keys.copied(new.folder, name)
+            uploads[name] = keys.brought(folder, new.nonce, name)
             await services.storage.put_file(uploads[name], file.path, "application/octet-stream")
     return replace(new, uploads=uploads)
 
@@ -350,6 +371,7 @@ async def _shelf(request: Request) -> AsyncIterator[_Shelf]:
         yield shelf
     finally:
         await asyncio.to_thread(shelf.opened.close)
+        await here.release()
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class Gate:
                 # Where there is no route nobody reads a body: the server throws it away once there is an answer.
                 body = await self._whole_body(scope, receive, largest, held) if known else b""
                 if body is not None:
-                    show(scope, Arrived(body, self._spool))
+                    show(scope, Arrived(body, self._spool, held.aclose))
                     await self._answer(scope, receive, send, declared, body)
         except VideoApiError as error:
             await answer(error, self._settings.base_url)(scope, receive, send)

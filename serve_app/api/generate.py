@@ -120,11 +120,12 @@ async def generate(
         request, files = wished.request, wished.files
 
         async def prepare() -> NewJob:
-            uploads = await _uploads(request, files, caller, services)
+            opened = await _opened(request, caller, services)
+            uploads = await _uploads(request, files, opened, services)
             new = await placed(new_job(request, uploads, caller.key_id, current_request_id()), services)
             if files:
-                await require_place(new, caller, services)
-            return await stored(new, files, services)
+                await require_place(new, caller, services, opened=opened is not None)
+            return await stored(new, files, services, None if opened is None else opened.folder)
 
         once = keyed(key, caller, "generate", wished.asked)
         created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
@@ -151,18 +152,25 @@ def _settled(request: GenerateOptions, item: InputSpec) -> bool:
     return getattr(request, field) is not None or (item.optional and field in request.model_fields_set)
 
 
-async def _uploads(
-    request: GenerateOptions, files: Collection[str], caller: Caller, services: Services
-) -> Mapping[str, str]:
-    """Storage key of each input that was uploaded before. Every input has to come in some way, among ``files`` too, or
-    be left out on purpose where it is optional. What was uploaded is used all the same: many clients send null for what
-    they don't set."""
-    uploads = {}
-    job = None if request.job_id is None else await services.store.get(request.job_id, of_key=caller.sees)
-    if request.job_id is not None and job is None:
+async def _opened(request: GenerateOptions, caller: Caller, services: Services) -> Job | None:
+    """The job that was opened for uploads before, if it is named."""
+    if request.job_id is None:
+        return None
+    job = await services.store.get(request.job_id, of_key=caller.sees)
+    if job is None:
         raise JobNotFound("Job not found: job_id must come from presign/upload.", param="job_id")
-    if job is not None and job.status is not Status.UPLOADING:
+    if job.status is not Status.UPLOADING:
         raise JobNotUploading(param="job_id")
+    return job
+
+
+async def _uploads(
+    request: GenerateOptions, files: Collection[str], job: Job | None, services: Services
+) -> Mapping[str, str]:
+    """Storage key of each input that was uploaded to ``job`` before. Every input has to come in some way, among
+    ``files`` too, or be left out on purpose where it is optional. What was uploaded is used all the same: many clients
+    send null for what they don't set."""
+    uploads = {}
     inputs = _inputs(request)
     for item in inputs:
         field = f"{item.name}_url"

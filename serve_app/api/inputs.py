@@ -14,27 +14,27 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def storing(new: NewJob, storage: Storage) -> AsyncIterator[None]:
-    """What the block stores for ``new`` is deleted unless the block ends well."""
+async def storing(new: NewJob, folder: str, storage: Storage) -> AsyncIterator[None]:
+    """What the block stores for ``new`` in the job's ``folder`` is deleted unless the block ends well."""
     try:
         yield
     except BaseException:
         # Also when its client is given up: storing may take longer than an answer.
-        await asyncio.shield(_delete(new, storage))
+        await asyncio.shield(_delete(new, folder, storage))
         raise
 
 
 async def discard(new: NewJob, storage: Storage) -> None:
-    """Delete what lies in the store for a job that is not to be. What was put to a link is another job's, the one that
-    was opened for it."""
-    if any(keys.owner(key) == (new.id, new.nonce) for key in new.uploads.values()):
-        await asyncio.shield(_delete(new, storage))
+    """Delete what its request has brought for a job that is not to be. What was put to a link before stays: a later
+    request may want it."""
+    folders = {folder for key in new.uploads.values() if (folder := keys.brought_to(key, new.nonce)) is not None}
+    for folder in folders:
+        await asyncio.shield(_delete(new, folder, storage))
 
 
-async def _delete(new: NewJob, storage: Storage) -> None:
+async def _delete(new: NewJob, folder: str, storage: Storage) -> None:
     try:
-        for prefix in keys.prefixes(new.folder):
-            await storage.delete_prefix(prefix)
+        await storage.delete_prefix(keys.brought_by(folder, new.nonce))
     except StorageError as error:
-        # It belongs to no job, so `Orphans` finds it.
+        # Where it belongs to no job, `Orphans` finds it.
         log.warning("inputs_not_deleted", job_id=new.id, error=error.message)

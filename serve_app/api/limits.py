@@ -27,12 +27,12 @@ async def quota_of(caller: Caller, services: Services) -> Quota | None:
     )
 
 
-async def require_place(new: NewJob, caller: Caller, services: Services) -> None:
+async def require_place(new: NewJob, caller: Caller, services: Services, *, opened: bool = False) -> None:
     """Raises QueueFull or BudgetReached where the caller's key has no room for ``new``: asked before anything is stored
     for it. In the transaction that makes the job it is asked once more."""
     if (quota := await quota_of(caller, services)) is not None:
         with told():
-            await services.store.require(quota, new)
+            await services.store.require(quota, new, opened=opened)
 
 
 @contextmanager

@@ -61,11 +61,11 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
     """
     sources: dict[str, str] = {}
     uploads: dict[str, str] = {}
-    async with storing(new, storage):
+    async with storing(new, new.folder, storage):
         for item in MODELS[new.model].inputs:
             if item.optional and item.name not in of.sources and item.name not in of.uploads:
                 continue
-            target = keys.copied(new.folder, item.name)
+            target = keys.brought(new.folder, new.nonce, item.name)
             if await _copy(storage, _kept(of, item.name), target):
                 uploads[item.name] = target
             elif item.name in of.sources:

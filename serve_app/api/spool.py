@@ -6,7 +6,7 @@ beside them for as long: so twice as much at worst.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +118,8 @@ class Arrived:
     #: Itself, or the file that it is in if it is a large one.
     content: bytes | Path
     spool: Spool
+    #: Gives back what it takes on the disk, once it has been read: an answer may be waited for.
+    release: Callable[[], Awaitable[None]]
 
 
 def show(scope: Scope, arrived: Arrived) -> None:

@@ -39,9 +39,9 @@ async def accept(
         async with _discarded(new, services):
             with told():
                 job = await services.store.submit(new, job_id, of_key=caller.sees, quota=quota)
-        if job is None:
-            # It was there when the uploads were looked for.
-            raise JobNotUploading(param="job_id")
+            if job is None:
+                # It was there when the uploads were looked for.
+                raise JobNotUploading(param="job_id")
         found = created(job)
     else:
 
@@ -54,8 +54,8 @@ async def accept(
             async with _discarded(new, services):
                 with told():
                     found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
-            if found is None:
-                raise JobNotUploading(param="job_id")
+                if found is None:
+                    raise JobNotUploading(param="job_id")
             if found[0] is None:
                 # Another one was faster: what was stored for this one is nobody's.
                 await discard(new, services.storage)

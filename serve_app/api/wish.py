@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,14 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from serve_app.api.attached import AttachedFile, read_form, read_json
+from serve_app.api.attached import AttachedFile, Form, read_form, read_json
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.schemas import REQUESTS, GenerateOptions, GenerateRequest
 
 BODY: TypeAdapter[Any] = TypeAdapter(GenerateRequest)
 _PAIR = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-#: Fields that may hold a data URI.
-_URLS = frozenset(f"{item.name}_url" for spec in MODELS.values() for item in spec.inputs)
+#: Parts of a form that are files, and fields that may hold a data URI.
+_FILES = frozenset(item.name for spec in MODELS.values() for item in spec.inputs)
+_URLS = frozenset(f"{name}_url" for name in _FILES)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,8 @@ async def read(connection: Request) -> AsyncIterator[Wish]:
     """
     kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with read_form(connection, _URLS) as form:
-            value = _values(form.fields)
-            yield _valid(value, form.files)
+        async with read_form(connection, _FILES, _URLS) as form:
+            yield _valid(_values(form), form.files)
     elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         async with read_json(connection, _URLS) as value:
             files = {}
@@ -78,41 +78,51 @@ def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
         if name in by_input or getattr(request, f"{name}_url") is not None:
             raise InvalidRequest(f"{name}: is given twice: send the file or {name}_url.", param=name)
         by_input[name] = file
-    if files and request.job_id is not None:
-        raise InvalidRequest("job_id: send the files, or upload them to `job_id`, and not both.", param="job_id")
     return Wish(request, by_input)
 
 
-def _values(fields: Mapping[str, str]) -> dict[str, Any]:
-    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. ``metadata``
-    may come in pairs, ``metadata[shot]=12``. Nothing, where null is allowed, is null."""
-    properties = _properties(fields.get("model", ""))
+def _values(form: Form) -> dict[str, Any]:
+    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. Nothing, where
+    null is allowed, is null. ``metadata`` may come in pairs, ``metadata[shot]=12``, and a list piece by piece."""
+    properties = _properties(form.fields.get("model", ""))
     values: dict[str, Any] = {}
     pairs: dict[str, str] = {}
-    for name, text in fields.items():
+    for name, text in form.fields.items():
         if pair := _PAIR.fullmatch(name):
             pairs[pair[1]] = text
         else:
             values[name] = _value(text, properties.get(name, {}))
     if pairs and "metadata" in values:
         raise InvalidRequest("metadata: is given twice.", param="metadata")
+    for name, texts in form.lists.items():
+        if "array" not in _types(properties.get(name, {})):
+            raise InvalidRequest(f"{name}: is given twice.", param=name)
+        values[name] = [_json(text) for text in texts]
     return values | ({"metadata": pairs} if pairs else {})
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
-    types = {choice.get("type") for choice in _choices(schema)}
+    types = _types(schema)
     if not text and "null" in types:
         return None
-    if "string" in types or not schema:
-        return text
+    return text if "string" in types or not schema else _json(text)
+
+
+def _json(text: str) -> Any:
+    """What it says, or itself: then the schema says what is wrong with it."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        # The schema says what is wrong with it.
         return text
 
 
+def _types(schema: Mapping[str, Any]) -> Collection[str]:
+    return {choice.get("type", "") for choice in _choices(schema)}
+
+
 def _choices(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "$ref" in schema:
+        schema = _schemas()[schema["$ref"].rpartition("/")[2]]
     yield schema
     for choice in schema.get("anyOf", ()):
         yield from _choices(choice)
@@ -142,8 +152,8 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
         url = f"{item.name}_url"
         if item.optional:
             properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
-        given.append({"oneOf": [{"required": [item.name]}, {"required": [url]}]})
-    uploaded = {"required": ["job_id"], "properties": {item.name: False for item in spec.inputs}}
+        given.append({"anyOf": [{"required": [item.name]}, {"required": [url]}]})
+    twice = [{"not": {"required": [item.name, f"{item.name}_url"]}} for item in spec.inputs]
     return {
         "type": "object",
         "title": f"{spec.name.title()}Form",
@@ -152,7 +162,7 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
         "properties": properties,
         "required": ["model"],
         "additionalProperties": False,
-        "anyOf": [{"allOf": [*given, {"properties": {"job_id": False}}]}, uploaded],
+        "allOf": [*twice, {"anyOf": [{"allOf": given}, {"required": ["job_id"]}]}],
     }
 
 

@@ -117,10 +117,11 @@ class JobStore:
         async with self._slots.hold(new.owner), self._engine.begin() as db:
             return await _accept(db, new, job_id, of_key, quota)
 
-    async def require(self, quota: Quota, new: NewJob) -> None:
-        """Raises NoPlace or NoBudget where the quota has no room for it now; asked before what is dear is done."""
+    async def require(self, quota: Quota, new: NewJob, *, opened: bool = False) -> None:
+        """Raises NoPlace or NoBudget where the quota has no room for it now; asked before what is dear is done.
+        ``opened``: it has its place since it was opened for uploads."""
         async with self._slots.hold(new.owner), self._engine.begin() as db:
-            await quota.require(db, new, opened=False)
+            await quota.require(db, new, opened=opened)
 
     async def submit_once(
         self,

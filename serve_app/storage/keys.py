@@ -3,7 +3,7 @@
 ::
 
     inputs/{job}/{nonce}/input.jpg              as a client uploaded it
-    inputs/{job}/{nonce}/copied/image           as it came with the request, or of the job that this one retries
+    inputs/{job}/{nonce}/brought/{nonce}/image  by the request itself, or of the job that it retries
     inputs/{job}/{nonce}/verified/image.png     as intake judged it
     outputs/{job}/{nonce}/{attempt}/output.mp4
     outputs/{job}/{nonce}/{attempt}/poster.webp
@@ -33,6 +33,7 @@ ROOTS = ("inputs", "outputs")
 
 _NONCE = r"[0-9a-f]{16}"
 _FOLDER = re.compile(rf"(?:inputs|outputs)/(?P<job>[^/]+)/(?:(?P<nonce>{_NONCE})/)?.+")
+_BROUGHT = re.compile(rf"inputs/(?P<folder>[^/]+(?:/{_NONCE})?)/brought/(?P<nonce>{_NONCE})/[^/]+")
 _UPLOAD = re.compile(rf"inputs/(?P<folder>[^/]+(?:/{_NONCE})?)/input\.(?:jpg|mp4|wav)")
 
 #: Of all mirrored checkpoints. Not one of ``ROOTS``: no job owns them.
@@ -48,9 +49,21 @@ def upload(folder: str, kind: MediaKind) -> str:
     return f"inputs/{folder}/input.{_EXTENSIONS[kind]}"
 
 
-def copied(folder: str, name: str) -> str:
-    """What came with the job's request, or a retry takes along of the job before it. Nobody has a link to it."""
-    return f"inputs/{folder}/copied/{name}"
+def brought(folder: str, nonce: str, name: str) -> str:
+    """What came with the job's request, or was copied for it. Nobody has a link to it. Several requests may want the
+    same job, so each has a ``nonce`` of its own."""
+    return f"{brought_by(folder, nonce)}{name}"
+
+
+def brought_by(folder: str, nonce: str) -> str:
+    """The folder of all that this request has brought."""
+    return f"inputs/{folder}/brought/{nonce}/"
+
+
+def brought_to(key: str, nonce: str) -> str | None:
+    """The folder of the job that the request has brought the object to; None if it was not this request."""
+    found = _BROUGHT.fullmatch(key)
+    return found["folder"] if found is not None and found["nonce"] == nonce else None
 
 
 def verified(folder: str, name: str, extension: str) -> str:

@@ -113,7 +113,7 @@ async def test_an_upload_outlives_its_job(
     new = await job_of(services, await retry(client, old))
     await forget(client, services, old)
     assert new.sources == {}
-    assert new.uploads == {"image": keys.copied(new.folder, "image")}
+    assert new.uploads == {"image": keys.brought(new.folder, new.nonce, "image")}
     assert await content(services, new.uploads["image"], tmp_path) == b"pixels as they came"
 
 
