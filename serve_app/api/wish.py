@@ -152,8 +152,7 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
         url = f"{item.name}_url"
         if item.optional:
             properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
-        given.append({"anyOf": [{"required": [item.name]}, {"required": [url]}]})
-    twice = [{"not": {"required": [item.name, f"{item.name}_url"]}} for item in spec.inputs]
+        given.append({"oneOf": [{"required": [item.name]}, {"required": [url]}]})
     return {
         "type": "object",
         "title": f"{spec.name.title()}Form",
@@ -162,7 +161,7 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
         "properties": properties,
         "required": ["model"],
         "additionalProperties": False,
-        "allOf": [*twice, {"anyOf": [{"allOf": given}, {"required": ["job_id"]}]}],
+        "anyOf": [{"allOf": given}, {"required": ["job_id"]}],
     }
 
 

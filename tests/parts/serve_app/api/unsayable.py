@@ -16,8 +16,9 @@ MOST_PIXELS = 1920 * 1088 * 121
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
-    """A product of fields, and an order of numbers in a list."""
-    return not isinstance(body, dict) or (_fits(body) and _has_a_box(body.get("face_box")))
+    """A product of fields, an order of numbers in a list, and that no input is given twice: of the words for that, this
+    tool knows none that go with files."""
+    return not isinstance(body, dict) or (_fits(body) and _has_a_box(body.get("face_box")) and _once(body))
 
 
 @schemathesis.hook
@@ -46,3 +47,7 @@ def _has_a_box(box: Any) -> bool:
         return True
     top, bottom, left, right = box
     return bottom - top >= 8 and right - left >= 8
+
+
+def _once(body: dict[str, Any]) -> bool:
+    return not any(name in body and f"{name}_url" in body for name in ("image", "video", "audio"))
