@@ -77,8 +77,8 @@ class _LongText:
 
 
 @dataclass
-class _Shelf:
-    """The files of one request, in a folder that is made for the first of them."""
+class Shelf:
+    """The files of one request, in a folder that is made for the first of them. Whoever has it closes ``opened``."""
 
     spool: Spool
     opened: ExitStack = field(default_factory=ExitStack)
@@ -86,6 +86,7 @@ class _Shelf:
     _count: int = 0
 
     def next(self) -> Path:
+        """Where the next file may be. Raises InvalidRequest if there are too many."""
         self._count += 1
         if self._count > MAX_FILES:
             raise InvalidRequest(f"A request takes {MAX_FILES} files at most.")
@@ -94,6 +95,7 @@ class _Shelf:
         return self._folder / str(self._count)
 
     def put(self, data: bytes) -> AttachedFile:
+        """A file with these bytes."""
         path = self.next()
         path.write_bytes(data)
         return AttachedFile(path, len(data), hashlib.sha256(data).hexdigest())
@@ -150,14 +152,15 @@ async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[An
         here = arrived(request.scope)
         content = b"" if here is None else here.content
         if isinstance(content, bytes) and not re.search(rb"data:", content, re.IGNORECASE):
-            yield _parse(content, uris, shelf)
+            yield parse(content, uris, shelf)
         else:
             async with shelf.spool.slots.hold(_owner(request)):
-                value = await asyncio.to_thread(_parse, content, uris, shelf)
+                value = await asyncio.to_thread(parse, content, uris, shelf)
             yield value
 
 
-def _parse(content: bytes | Path, uris: Collection[str], shelf: _Shelf) -> Any:
+def parse(content: bytes | Path, uris: Collection[str], shelf: Shelf) -> Any:
+    """See :func:`read_json`. For a thread where the body is large or has files in it."""
     with _mapped(content) as body:
         text, cut = _shortened(body)
 
@@ -209,13 +212,14 @@ async def read_form(request: Request, files: Collection[str] = (), uris: Collect
         content = b"" if here is None else here.content
         async with shelf.spool.slots.hold(_owner(request)):
             kind = request.headers.get("content-type", "")
-            form = await asyncio.to_thread(_take_apart, content, kind, files, uris, shelf)
+            form = await asyncio.to_thread(take_apart, content, kind, files, uris, shelf)
         yield form
 
 
-def _take_apart(
-    content: bytes | Path, content_type: str, files: Collection[str], uris: Collection[str], shelf: _Shelf
+def take_apart(
+    content: bytes | Path, content_type: str, files: Collection[str], uris: Collection[str], shelf: Shelf
 ) -> Form:
+    """See :func:`read_form`. For a thread."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise InvalidRequest("The form's Content-Type names no boundary. Leave that header to your HTTP library.")
@@ -256,7 +260,7 @@ def _take_apart(
 class _Parts:
     """What the parser finds, one part after the other."""
 
-    def __init__(self, file_names: Collection[str], shelf: _Shelf) -> None:
+    def __init__(self, file_names: Collection[str], shelf: Shelf) -> None:
         self.texts: dict[str, list[str]] = {}
         self.files: dict[str, AttachedFile] = {}
         self.whole = False
@@ -362,11 +366,11 @@ async def stored(
 
 
 @asynccontextmanager
-async def _shelf(request: Request) -> AsyncIterator[_Shelf]:
+async def _shelf(request: Request) -> AsyncIterator[Shelf]:
     here = arrived(request.scope)
     # Without a gate there is no key either, and no route gets here.
     assert here is not None
-    shelf = _Shelf(here.spool)
+    shelf = Shelf(here.spool)
     try:
         yield shelf
     finally:

@@ -73,6 +73,8 @@ async def verdict(job: Job, file: OddFile, intake: Intake) -> str:
     return "ok"
 
 
+# On a machine that does nothing else it takes a tenth.
+@pytest.mark.timeout(400)
 async def test_whichever_way_a_file_comes_intake_says_the_same(
     files: Sequence[OddFile], client: httpx.AsyncClient, services: Services, intake: Intake
 ) -> None:
