@@ -246,7 +246,10 @@ class PayloadTooLarge(VideoApiError):
 
     status = 413
     code = "payload_too_large"
-    remedy = "Send less: media by upload or URL, never in the body. `/api/v1/models` has the limits."
+    remedy = (
+        "Send less: a request to `generate` may have 14 MB with the files in it, any other 64 KiB. Larger media go by "
+        "upload or URL; `/api/v1/models` has the limits."
+    )
 
 
 class RangeNotSatisfiable(VideoApiError):

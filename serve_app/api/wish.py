@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
@@ -69,7 +70,7 @@ def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
     # A field of each member of the union.
     model: str = request.model  # type: ignore[attr-defined]
-    inputs = {item.name for item in MODELS[model].inputs}
+    inputs = [item.name for item in MODELS[model].inputs]
     by_input: dict[str, AttachedFile] = {}
     for field, file in files.items():
         name = field.removesuffix("_url") if field in _URLS else field
@@ -82,8 +83,8 @@ def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
 
 
 def _values(form: Form) -> dict[str, Any]:
-    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. Nothing, where
-    null is allowed, is null. ``metadata`` may come in pairs, ``metadata[shot]=12``, and a list piece by piece."""
+    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. ``metadata``
+    may come in pairs, ``metadata[shot]=12``, and a list piece by piece."""
     properties = _properties(form.fields.get("model", ""))
     values: dict[str, Any] = {}
     pairs: dict[str, str] = {}
@@ -91,7 +92,8 @@ def _values(form: Form) -> dict[str, Any]:
         if pair := _PAIR.fullmatch(name):
             pairs[pair[1]] = text
         else:
-            values[name] = _value(text, properties.get(name, {}))
+            # An empty URL says, as null does in JSON, that the input is left out.
+            values[name] = None if name in _URLS and not text else _value(text, properties.get(name, {}))
     if pairs and "metadata" in values:
         raise InvalidRequest("metadata: is given twice.", param="metadata")
     for name, texts in form.lists.items():
@@ -102,10 +104,7 @@ def _values(form: Form) -> dict[str, Any]:
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
-    types = _types(schema)
-    if not text and "null" in types:
-        return None
-    return text if "string" in types or not schema else _json(text)
+    return text if "string" in _types(schema) or not schema else _json(text)
 
 
 def _json(text: str) -> Any:
@@ -131,7 +130,8 @@ def _choices(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 @cache
 def _schemas() -> dict[str, Any]:
     """Of all requests, by name, as OpenAPI has them."""
-    schema = BODY.json_schema(ref_template="#/components/schemas/{model}")
+    kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(request, "validation") for request in REQUESTS.values()]
+    _, schema = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     found: dict[str, Any] = schema["$defs"]
     return found
 
@@ -153,15 +153,16 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
         if item.optional:
             properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
         given.append({"oneOf": [{"required": [item.name]}, {"required": [url]}]})
+    rules = spec.params.model_json_schema().get("allOf", [])
     return {
         "type": "object",
         "title": f"{spec.name.title()}Form",
         "description": f"{spec.description} The fields of the JSON: what is no text there is written as JSON, "
-        "`metadata` also as `metadata[name]=value`, and an empty field is null.",
+        "`metadata` also as `metadata[name]=value`; an empty URL stands for null.",
         "properties": properties,
         "required": ["model"],
         "additionalProperties": False,
-        "anyOf": [{"allOf": given}, {"required": ["job_id"]}],
+        "allOf": [*rules, {"anyOf": [{"allOf": given}, {"required": ["job_id"]}]}],
     }
 
 
