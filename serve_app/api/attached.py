@@ -25,7 +25,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from serve_app.api.auth import caller_of
 from serve_app.api.errors import InvalidRequest, PayloadTooLarge
 from serve_app.api.inputs import storing
-from serve_app.api.spool import Spool, arrived
+from serve_app.api.spool import Spool, arrived, our_disk
 from serve_app.jobs.job import NewJob
 from serve_app.services import Services
 from serve_app.storage import keys
@@ -155,7 +155,8 @@ async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[An
             yield parse(content, uris, shelf)
         else:
             async with shelf.spool.slots.hold(_owner(request)):
-                value = await asyncio.to_thread(parse, content, uris, shelf)
+                with our_disk():
+                    value = await asyncio.to_thread(parse, content, uris, shelf)
             yield value
 
 
@@ -212,7 +213,8 @@ async def read_form(request: Request, files: Collection[str] = (), uris: Collect
         content = b"" if here is None else here.content
         async with shelf.spool.slots.hold(_owner(request)):
             kind = request.headers.get("content-type", "")
-            form = await asyncio.to_thread(take_apart, content, kind, files, uris, shelf)
+            with our_disk():
+                form = await asyncio.to_thread(take_apart, content, kind, files, uris, shelf)
         yield form
 
 

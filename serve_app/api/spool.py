@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
+import structlog
 from starlette.types import Receive, Scope
 
 from serve_app.api.errors import RateLimited, Unavailable
 from serve_app.disk import require_room
 from serve_app.fair import FairSlots
 from serve_app.intake.workdir import Workdir
+
+log = structlog.get_logger()
 
 #: Where a request's scope has its :class:`Arrived`.
 _ARRIVED = "video_api.arrived"
@@ -29,6 +32,16 @@ _LEAST = 1024 * 1024
 _AGAIN_S = "5"
 
 
+@contextmanager
+def our_disk() -> Iterator[None]:
+    """A full disk is no fault of the request's: Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        log.error("requests_not_spooled", error=error.strerror or str(error))
+        raise Unavailable("There is no room for files in requests now.", headers={"retry-after": "60"}) from error
+
+
 class Spool:
     """A private folder with room for ``most`` bytes, ``key_share`` of them for one key."""
 
@@ -38,13 +51,10 @@ class Spool:
         self._most_of_key = int(most * key_share)
         self._taken = 0
         self._taken_by_key = Counter[str]()
+        self._workdir: Workdir | None = None
+        self._making = Lock()
         #: Bodies taken apart at a time: each may need four times its bytes in memory.
         self.slots = FairSlots(2, 1)
-
-    @property
-    def taken(self) -> int:
-        """Bytes."""
-        return self._taken
 
     @contextmanager
     def room(self, size: int, key_id: str) -> Iterator[None]:
@@ -70,22 +80,19 @@ class Spool:
 
     def folder(self) -> AbstractContextManager[Path]:
         """An empty folder, gone when the block ends. For a thread: this is work for the disk."""
+        with self._making:
+            # Only now: most who make a gate never get such a request.
+            self._workdir = self._workdir or Workdir(self._root)
         return self._workdir.folder()
-
-    @cached_property
-    def _workdir(self) -> Workdir:
-        return Workdir(self._root)
 
     @asynccontextmanager
     async def body(self, receive: Receive) -> AsyncIterator[Path | None]:
         """The whole body in a file; None: the client has left. Raises what ``receive`` does; Unavailable where the disk
         is full."""
         with ExitStack() as opened:
-            try:
+            with our_disk():
                 path = await asyncio.to_thread(lambda: opened.enter_context(self.folder())) / "body"
                 whole = await self._write(path, receive)
-            except OSError as error:
-                raise Unavailable("There is no room for large requests now.", headers={"retry-after": "60"}) from error
             yield path if whole else None
             await asyncio.to_thread(opened.close)
 

@@ -345,3 +345,13 @@ async def test_a_full_disk_is_no_crash(services: Services, monkeypatch: pytest.M
     found = await gated.through(gated.ask(KEY, b"x" * 3000))
     assert (found.status, found.code) == (503, "unavailable")
     assert (await gated.through(gated.ask(KEY, b"{}"))).status == 200
+
+
+@pytest.mark.parametrize(("headers", "body"), [(JSON, data_uri_of(900)), (FORM, FILE % b"image" + END)])
+async def test_nor_is_one_where_a_small_request_has_a_file(
+    ask: Callable[..., Any], services: Services, headers: dict[str, str], body: bytes
+) -> None:
+    # Nobody can make a folder below a file.
+    (services.settings.data_dir / "arriving").write_bytes(b"")
+    found = await ask(headers, body)
+    assert (found.status, found.headers["retry-after"]) == (503, "60")

@@ -12,7 +12,7 @@ from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
 README = (Path(__file__).parents[4] / "README.md").read_text()
 SECTION = README.partition("## Use it with curl")[2].partition("\n## ")[0]
-SETUP, UPLOAD, BY_URL, FETCH = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
+SETUP, FORM, UPLOAD, BY_URL, FETCH = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 #: Long enough for a machine that does many things; a loop that never ends is a failure.
 LIMIT_S = 180
 
@@ -43,6 +43,18 @@ class Paste:
         earlier, _, said = log.read_text().partition("\n")
         assert earlier == "earlier"
         return done.stdout, said
+
+
+def test_a_file_in_the_request_becomes_a_video(paste: Paste, service: LiveService, folder: Path) -> None:
+    _, err = paste(SETUP, FORM, FETCH)
+
+    assert (folder / "video.mp4").read_bytes() == VIDEO
+    assert err == ""
+    (job,) = service.do(service.services.store.list())
+    assert (job.params["prompt"], job.params["duration"]) == ("Clouds drift by", 3)
+    copy = folder / "copy"
+    service.do(service.services.storage.get_file(job.uploads["image"], copy, 1000))
+    assert copy.read_bytes() == b"bytes of a picture"
 
 
 def test_an_upload_becomes_a_video(paste: Paste, service: LiveService, folder: Path) -> None:
