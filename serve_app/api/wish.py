@@ -92,7 +92,7 @@ def _values(form: Form) -> dict[str, Any]:
         if pair := _PAIR.fullmatch(name):
             pairs[pair[1]] = text
         else:
-            # An empty URL says, as null does in JSON, that the input is left out.
+            # As a page sends a field that was left empty.
             values[name] = None if name in _URLS and not text else _value(text, properties.get(name, {}))
     if pairs and "metadata" in values:
         raise InvalidRequest("metadata: is given twice.", param="metadata")
@@ -150,9 +150,11 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
     for item in spec.inputs:
         properties[item.name] = {"type": "string", "format": "binary", "description": item.description}
         url = f"{item.name}_url"
-        if item.optional:
-            properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
-        given.append({"oneOf": [{"required": [item.name]}, {"required": [url]}]})
+        properties[url] = {**properties[url], "anyOf": [*properties[url]["anyOf"], {"const": ""}]}
+        linked: dict[str, Any] = {"required": [url]}
+        if not item.optional:
+            linked["properties"] = {url: {"minLength": 1}}
+        given.append({"anyOf": [{"required": [item.name]}, linked]})
     rules = spec.params.model_json_schema().get("allOf", [])
     return {
         "type": "object",

@@ -169,6 +169,9 @@ async def test_an_empty_field_of_a_form_means_a_video_without_the_picture(
 ) -> None:
     job = await job_of(services, await form(client, ("model", "ltx2"), ("image_url", "")))
     assert (job.sources, job.uploads) == ({}, {})
+    # A page may have a field for each: what is not filled in says nothing.
+    job = await job_of(services, await form(client, ("model", "ltx2"), ("image_url", ""), ("image", ("a", PIXELS))))
+    assert (job.sources, job.uploads.keys()) == ({}, {"image"})
     # What a browser sends where no file was chosen is none: that it is left out on purpose has to be said.
     body = HEAD % b"model" + b"ltx2\r\n" + HEAD % b'image"; filename="' + b"\r\n--x--\r\n"
     answer = await client.post("/api/v1/generate", content=body, headers=FORM)
