@@ -108,11 +108,12 @@ def _value(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _json(text: str) -> Any:
-    """What it says, or itself: then the schema says what is wrong with it."""
+    """What it says, or itself: then the schema says what is wrong with it. In a form, null is not to be there."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return text if value is None else value
 
 
 def _types(schema: Mapping[str, Any]) -> Collection[str]:

@@ -135,14 +135,14 @@ async def test_the_texts_of_a_form_mean_what_they_mean_in_json(client: httpx.Asy
         ("model", "ltx2"),
         ("prompt", "5"),
         ("duration", "3"),
-        ("seed", "null"),
+        ("seed", "7"),
         ("expires_after", "60.5"),
         ("metadata[shot]", "12"),
         ("metadata[of]", ""),
         ("image_url", "https://pictures.example/a.png"),
     )
     job = await job_of(services, answer)
-    assert (job.params["prompt"], job.params["duration"], job.params["seed"]) == ("5", 3, None)
+    assert (job.params["prompt"], job.params["duration"], job.params["seed"]) == ("5", 3, 7)
     assert (job.expires_after, job.metadata) == (60.5, {"shot": "12", "of": ""})
     assert job.sources == {"image": "https://pictures.example/a.png"}
     answer = await form(
@@ -190,6 +190,7 @@ async def test_an_empty_field_of_a_form_means_a_video_without_the_picture(
         ([("duration", '"5"')], "duration"),
         ([("duration", "")], "duration"),
         ([("seed", "")], "seed"),
+        ([("seed", "null")], "seed"),
         ([("user_id", "")], "user_id"),
         ([("duration", "[" * 9000)], "duration"),
         ([("priority", "true")], "priority"),
