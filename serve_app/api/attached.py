@@ -6,13 +6,11 @@ client says about them nothing is believed: intake looks at the bytes.
 """
 
 import asyncio
-import binascii
 import hashlib
 import json
 import mmap
 import re
-import secrets
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.api.auth import caller_of
+from serve_app.api.data_uris import decoded, is_data_uri, pieces, shortened
 from serve_app.api.errors import InvalidRequest, PayloadTooLarge
 from serve_app.api.inputs import storing
 from serve_app.api.spool import Spool, arrived, our_disk
@@ -38,19 +37,7 @@ MAX_FILES = 8
 MAX_PARTS, MAX_HEADERS, MAX_HEADER_BYTES = 100, 8, 4096
 #: Bytes of a form's texts together: as much as a request without files.
 MAX_TEXT_BYTES = 64 * 1024
-#: A data URI that is longer is taken out of the JSON before that is parsed: no other text may be as long.
-_LONG = 64 * 1024
-#: Bytes of JSON without them; the shorter ones are still in it.
-_MAX_JSON_BYTES = 256 * 1024
 _CHUNK = 64 * 1024
-
-#: A JSON string. Found one after the other from the beginning, so none begins in the middle of another.
-#: It matches at each quote, also where the text ends within: looking on from the next would take its square in time.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?+(?:"|\Z)', re.DOTALL)
-_SCHEME = re.compile(r"data:", re.IGNORECASE)
-_HEAD = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
-_ESCAPED = re.compile(rb"(?:[!-$&-~]++|%[0-9A-Fa-f]{2})*+")
-_BLANKS = b" \t\r\n\f"
 
 
 @dataclass(frozen=True)
@@ -94,51 +81,15 @@ class Shelf:
             self._folder = self.opened.enter_context(self.spool.folder())
         return self._folder / str(self._count)
 
-    def put(self, data: bytes) -> AttachedFile:
+    def put(self, pieces: Iterable[bytes]) -> AttachedFile:
         """A file with these bytes."""
-        path = self.next()
-        path.write_bytes(data)
-        return AttachedFile(path, len(data), hashlib.sha256(data).hexdigest())
-
-
-def is_data_uri(text: object) -> bool:
-    return isinstance(text, str) and _SCHEME.match(text) is not None
-
-
-def data_uri(text: str, param: str) -> bytes:
-    """The bytes of a data URI (RFC 2397). Raises InvalidRequest about the field ``param``."""
-    head = _HEAD.match(text)
-    if head is None:
-        raise _malformed(param, "there is no comma before the data")
-    if not text.isascii():
-        raise _malformed(param, "it has characters that are not ASCII")
-    data = text[head.end() :].encode()
-    if not head[1].lower().replace(" ", "").endswith(";base64"):
-        return _unescaped(data, param)
-    if b"%" in data:
-        data = _unescaped(data, param)
-    data = data.translate(None, _BLANKS)
-    bare = data.rstrip(b"=")
-    padding = b"=" * (-len(bare) % 4)
-    wrong = _malformed(param, "its base64 is wrong or cut short")
-    # Many leave the padding out.
-    if data not in (bare, bare + padding):
-        raise wrong
-    try:
-        return binascii.a2b_base64(bare + padding, strict_mode=True)
-    except binascii.Error:
-        raise wrong from None
-
-
-def _unescaped(data: bytes, param: str) -> bytes:
-    if not _ESCAPED.fullmatch(data):
-        raise _malformed(param, "write every byte that is not printable as % and two hexadecimal digits")
-    # Quoted-printable is the same with another sign, and decoded at once. urllib makes an object of each escape.
-    return binascii.a2b_qp(data.replace(b"=", b"=3D").replace(b"%", b"="))
-
-
-def _malformed(param: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"{param}: This is no valid data URI: {why}.", param=param)
+        path, digest, size = self.next(), hashlib.sha256(), 0
+        with path.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        return AttachedFile(path, size, digest.hexdigest())
 
 
 @asynccontextmanager
@@ -163,7 +114,7 @@ async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[An
 def parse(content: bytes | Path, uris: Collection[str], shelf: Shelf) -> Any:
     """See :func:`read_json`. For a thread where the body is large or has files in it."""
     with _mapped(content) as body:
-        text, cut = _shortened(body)
+        text, cut = shortened(body)
 
         def settle(found: dict[str, Any]) -> dict[str, Any]:
             return {name: one(name, value) for name, value in found.items()}
@@ -171,34 +122,13 @@ def parse(content: bytes | Path, uris: Collection[str], shelf: Shelf) -> Any:
         def one(name: str, value: Any) -> Any:
             place = cut.get(value) if isinstance(value, str) else None
             if name in uris and (place is not None or is_data_uri(value)):
-                whole = value if place is None else json.loads(body[place])
-                return shelf.put(data_uri(whole, name))
+                return shelf.put(decoded([value] if place is None else pieces(body, place), name))
             return value if place is None else _LongText()
 
         try:
             return json.loads(text, object_hook=settle)
         except (ValueError, RecursionError):
             raise InvalidRequest("JSON decode error: the body is no valid JSON.") from None
-
-
-def _shortened(body: bytes | mmap.mmap) -> tuple[bytes, Mapping[str, slice]]:
-    """The JSON without its long data URIs, and where each of them is by what stands in its place. Raises
-    PayloadTooLarge if there is too much else."""
-    kept, cut, begin, size = bytearray(), dict[str, slice](), 0, len(body)
-    # Nobody can guess it, and no name or text may be as long and be taken for one of ours.
-    sign = secrets.token_hex(48)
-    for found in _STRING.finditer(body):
-        first, last = found.span()
-        if len(kept) + first - begin > _MAX_JSON_BYTES:
-            break
-        if last - first > _LONG and body[first + 1 : first + 6].lower() == b"data:":
-            name = f"{sign}{len(cut)}"
-            cut[name] = slice(first, last)
-            kept += body[begin:first] + f'"{name}"'.encode()
-            begin = last
-    if len(kept) + size - begin > _MAX_JSON_BYTES:
-        raise PayloadTooLarge("The JSON is too large, not counting data URIs.")
-    return bytes(kept + body[begin:]), cut
 
 
 @asynccontextmanager
@@ -250,7 +180,7 @@ def take_apart(
             raise InvalidRequest("The form ends before its last boundary: it was cut short.")
     single = {name: texts[0] for name, texts in parts.texts.items() if len(texts) == 1}
     found = {
-        name: shelf.put(data_uri(text, name)) for name, text in single.items() if name in uris and is_data_uri(text)
+        name: shelf.put(decoded([text], name)) for name, text in single.items() if name in uris and is_data_uri(text)
     }
     return Form(
         fields={name: text for name, text in single.items() if name not in found},

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +18,11 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
-from serve_app.api.attached import data_uri
+from serve_app.api import data_uris
+from serve_app.api.attached import Shelf, parse
+from serve_app.api.data_uris import data_uri
 from serve_app.api.errors import InvalidRequest
+from serve_app.api.spool import Spool
 from serve_app.jobs.job import Job, Status
 from serve_app.services import Services
 from serve_app.storage.base import StorageError
@@ -38,6 +42,10 @@ def as_base64(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
+def as_escapes(data: bytes) -> str:
+    return f"data:,{quote(data, safe='')}"
+
+
 async def send(
     client: httpx.AsyncClient, way: str, data: bytes, headers: dict[str, str] | None = None, **fields: Any
 ) -> httpx.Response:
@@ -46,7 +54,7 @@ async def send(
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
         files = {"image": ("x.html", data, "text/html")}
         return await client.post("/api/v1/generate", data={"model": "ltx2"} | texts, files=files, headers=headers)
-    uri = as_base64(data) if way == "base64" else f"data:,{quote(data, safe='')}"
+    uri = as_base64(data) if way == "base64" else as_escapes(data)
     body = {"model": "ltx2", "image_url": uri} | fields
     return await client.post("/api/v1/generate", json=body, headers=headers)
 
@@ -272,6 +280,25 @@ def test_every_byte_comes_through_a_data_uri(data: bytes, head: str) -> None:
     assert data_uri(f"data:{head};base64,{quote(encoded, safe='')}", "x") == data
     assert data_uri(f"data:{head};base64,{' '.join(encoded)}\n", "x") == data
     assert data_uri(f"data:{head},{quote(data, safe='')}", "x") == data
+
+
+@given(
+    data=st.binary(max_size=600),
+    forms=st.lists(st.sampled_from(["{}", "\\u{:04x}", "\\u{:04X}"]), min_size=1, max_size=9),
+)
+@pytest.mark.parametrize("way", [as_base64, as_escapes])
+def test_a_large_data_uri_may_be_escaped_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, way: Callable[[bytes], str], data: bytes, forms: list[str]
+) -> None:
+    """It is read piece by piece."""
+    letters = zip(way(data).removeprefix("data:"), cycle(forms), strict=False)
+    written = "".join(letter if form == "{}" else form.format(ord(letter)) for letter, form in letters)
+    shelf = Shelf(Spool(tmp_path_factory.getbasetemp() / "escaped", most=1000, key_share=1))
+    with pytest.MonkeyPatch.context() as patch, shelf.opened:
+        patch.setattr(data_uris, "_LONG", 1)
+        patch.setattr(data_uris, "_CHUNK", 200)
+        (_, found) = parse(f'["\\\\\\"{{", {{"x": "data:{written}"}}]'.encode(), ("x",), shelf)
+        assert found["x"].path.read_bytes() == data
 
 
 @given(st.text(max_size=50).map("data:".__add__) | st.text("data:;base64,%A=\n", max_size=50).map("data:,".__add__))

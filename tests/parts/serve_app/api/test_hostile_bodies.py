@@ -160,7 +160,7 @@ def test_json_without_files_is_what_it_is(spool: Spool, value: Any, ascii: bool)
         pytest.param(b'{"prompt": "' + b"a" * 13 * MB + b'"}', 413, id="a long text"),
         # To look on from each quote would take hours.
         pytest.param(b'"' + b'\\"' * 6 * MB, 413, id="quotes without end"),
-        pytest.param(b'{"image_url": "data:' + b'\\"' * 6 * MB, 422, id="a data URI without end"),
+        pytest.param(b'{"image_url": "data:' + b'\\"' * 6 * MB, 413, id="a data URI without end"),
         pytest.param(b'{"image_url": "data:,' + b"a" * 13 * MB, 422, id="half a data URI"),
         pytest.param(b'{"image_url": "data:,' + b"a" * 13 * MB + b"\\", 422, id="half an escape"),
         pytest.param(b'"data:,' + b"a" * MB + b'"', 422, id="nothing but a data URI"),
