@@ -65,7 +65,7 @@ class Shot:
     negative_prompt: str
     #: First frame, RGB, already ``width`` x ``height``; None: the prompt alone says what is seen.
     image: Image.Image | None
-    #: Pixels, multiples of 32.
+    #: Pixels, even. Cut out of the middle of what the recipe makes (:func:`~deployments.ltx2.recipes.canvas`).
     width: int
     height: int
     #: 8k+1.

@@ -122,9 +122,9 @@ def num_frames(duration: int, fps: int) -> int:
 
 
 def canvas(name: RecipeName, width: int, height: int) -> tuple[int, int]:
-    """Width and height in pixels at which ``name`` makes a clip of ``width`` x ``height``, multiples of 32.
+    """Width and height in pixels at which ``name`` makes a clip of ``width`` x ``height``, whose middle that is.
 
-    Half of a size has to be whole latents, too, so two stages make multiples of 64, and what is too much is cut off.
+    Frames are whole latents. Half of a size has to be some, too, so two stages make multiples of 64.
     """
     unit = 2 * _LATENT if name == "fast" else _LATENT
     return -(-width // unit) * unit, -(-height // unit) * unit

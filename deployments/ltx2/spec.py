@@ -17,7 +17,8 @@ from deployments.media.formats import names
 #: Names the folder of a latent upsampler, for a checkpoint that has none or to have another.
 UPSAMPLER_VARIABLE = "LTX2_UPSAMPLER"
 DEFAULT_PROMPT = "A smooth cinematic video"
-#: Longest on offer: five seconds at 1920x1088 and 24 fps. What of that a card has the memory for is in ``memory.py``.
+#: Longest on offer, as made: five seconds at 1920x1088 and 24 fps. What of that a card has the memory for is in
+#: ``memory.py``.
 MAX_VIDEO_PIXELS = 1920 * 1088 * 121
 #: Width and height where the client names none.
 DEFAULT_SIZE = (1024, 576)
@@ -55,13 +56,18 @@ class LTX2Params(Params):
     duration: int = Field(5, ge=1, le=10, description="Seconds. The video has `duration*fps//8*8+1` frames.")
     fps: int = Field(24, ge=8, le=60, description="Frames per second.")
     width: int | None = Field(
-        None, ge=64, le=1920, multiple_of=32, description="Pixels; default 1024 (smaller for test weights)."
+        None,
+        ge=64,
+        le=1920,
+        multiple_of=2,
+        description="Pixels; default 1024 (smaller for test weights). What is no multiple of 32 is made as the next "
+        "one, and its middle cut out.",
     )
     height: int | None = Field(
         None,
         ge=64,
         le=1920,
-        multiple_of=32,
+        multiple_of=2,
         validate_default=True,
         description="Pixels; default 576 (smaller for test weights). Goes with `width`.",
     )
@@ -85,10 +91,13 @@ class LTX2Params(Params):
         width, frames = info.data["width"], num_frames(info.data["duration"], info.data["fps"])
         if (width is None) != (height is None):
             raise ValueError("give width and height together, or neither")
-        wide, high = width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
+        asked = width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]
+        # As every recipe makes at least.
+        wide, high = canvas("standard", *asked)
         if wide * high * frames > MAX_VIDEO_PIXELS:
             most = MAX_VIDEO_PIXELS // (wide * high)
-            raise ValueError(f"{frames} frames of {wide}x{high} are more than is made; at most {most} of this size are")
+            text = f"{frames} frames of {asked[0]}x{asked[1]} are more than is made; at most {most} of this size are"
+            raise ValueError(text)
         return height
 
 

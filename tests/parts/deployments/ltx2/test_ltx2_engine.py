@@ -253,6 +253,15 @@ def test_a_job_ends_as_a_playable_mp4_with_sound(
     assert rendered.notes == {"seed": 3, "recipe": "fast", "checkpoint": str(version)}
 
 
+@pytest.mark.parametrize("recipe", ["fast", "standard"])
+def test_a_video_has_exactly_the_size_that_was_asked_for(
+    recipe: str, engine: LTX2Engine, inputs: dict[str, InputFile], tmp_path: Path
+) -> None:
+    params = {"duration": 1, "fps": 8, "width": 178, "height": 100, "recipe": recipe}
+    rendered = engine.publish(engine.run(engine.prepare(params, inputs, tmp_path), no_step), tmp_path)
+    assert probe(rendered.path)["size"] == (rendered.media.width, rendered.media.height) == (178, 100)
+
+
 def test_ltx_video_ends_as_a_silent_mp4(
     engine_of: Callable[[Version], LTX2Engine], inputs: dict[str, InputFile], tmp_path: Path
 ) -> None:

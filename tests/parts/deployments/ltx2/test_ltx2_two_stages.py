@@ -153,16 +153,25 @@ def test_text_is_encoded_once_and_nothing_is_decoded_or_spoken_in_between(
     assert calls == [*begin, "vae", "audio_vae", "vocoder"]
 
 
-@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (160, 96)])
-def test_a_size_that_halves_to_no_latents_is_made_larger_and_cut(
-    width: int, height: int, pipeline_of: PipelineOf, shot: MakeShot
+@pytest.mark.parametrize(
+    ("recipe", "width", "height", "wide", "high"),
+    [
+        ("fast", 96, 64, 128, 64),
+        ("fast", 64, 96, 64, 128),
+        ("fast", 160, 96, 192, 128),
+        ("fast", 130, 72, 192, 128),
+        ("standard", 66, 72, 96, 96),
+        ("standard", 64, 90, 64, 96),
+    ],
+)
+def test_a_size_that_is_no_whole_latents_is_made_larger_and_its_middle_cut_out(
+    recipe: RecipeName, width: int, height: int, wide: int, high: int, pipeline_of: PipelineOf, shot: MakeShot
 ) -> None:
     pipeline = pipeline_of(Version.LTX_2_3)
-    asked = shot(recipe="fast", width=width, height=height)
+    asked = shot(recipe=recipe, width=width, height=height)
     clip = pipeline.render(asked, no_step)
     assert clip.frames.shape == (9, height, width, 3)
     # The middle of the larger clip, whose first frame has the one asked for in its middle.
-    wide, high = -(-width // 64) * 64, -(-height // 64) * 64
     top, left = (high - height) // 2, (wide - width) // 2
     beside = ((top, high - height - top), (left, wide - width - left), (0, 0))
     mirrored = Image.fromarray(np.pad(np.asarray(asked.image), beside, mode="reflect"))

@@ -49,6 +49,8 @@ def _fits(body: dict[str, Any]) -> bool:
     if not all(isinstance(number, int | float) for number in numbers):
         return True
     width, height, duration, fps = numbers
+    # As made.
+    width, height = (-(-side // 32) * 32 for side in (width, height))
     return width * height * (duration * fps // 8 * 8 + 1) <= MOST_PIXELS
 
 

@@ -1,22 +1,25 @@
 """The plan of the memory: what it promises holds for every card, every checkpoint and every clip."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from deployments.ltx2 import activations, memory
+from deployments.ltx2 import activations, memory, spec
 from deployments.ltx2.activations import TILES, TOKEN, size_of
 from deployments.ltx2.memory import ARRANGEMENTS, ENOUGH, FILL, GIB, LARGEST, Memory, Plan, on_paper, plan
 from deployments.ltx2.parts import PUBLISHED, Part
 from deployments.ltx2.recipes import RECIPE_NAMES, RecipeName, canvas, num_frames
-from deployments.ltx2.spec import MAX_VIDEO_PIXELS
+from deployments.ltx2.spec import MAX_VIDEO_PIXELS, LTX2Params
 from deployments.ltx2.versions import Version
 from deployments.weights import CheckpointError
 
 CHECKPOINTS = st.sampled_from(list(PUBLISHED))
 CARDS = st.integers(8 * GIB, 192 * GIB)
 HOSTS = st.integers(4 * GIB, 512 * GIB)
-SIDES = st.integers(2, 60).map(lambda latents: latents * 32)
+SIDES = st.integers(32, 960).map(lambda half: half * 2)
 FRAMES = st.integers(1, 75).map(lambda groups: 8 * groups + 1)
 RECIPES = st.sampled_from(RECIPE_NAMES)
 
@@ -191,3 +194,42 @@ def test_everything_that_the_parameters_allow_fits_where_the_largest_does() -> N
         for height in range(64, width + 1, 32):
             most = max((each for each in lengths if width * height * each <= MAX_VIDEO_PIXELS), default=None)
             assert most is None or size_of("fast", width, height, most) <= LARGEST, (width, height, most)
+
+
+@given(width=SIDES, height=SIDES, duration=st.integers(1, 10), fps=st.integers(8, 60))
+def test_a_size_in_between_is_taken_and_counts_as_the_next_that_is_made(
+    width: int, height: int, duration: int, fps: int
+) -> None:
+    """So that what holds above for those that are made holds for all."""
+    next_wide, next_high = (-(-side // 32) * 32 for side in (width, height))
+    asked, made = (
+        {"width": wide, "height": high, "duration": duration, "fps": fps}
+        for wide, high in ((width, height), (next_wide, next_high))
+    )
+    try:
+        larger = LTX2Params.model_validate(made)
+    except ValidationError as error:
+        (fault,) = error.errors()
+        with pytest.raises(ValidationError, match=re.escape(f"of {width}x{height} are more than is made")) as refused:
+            LTX2Params.model_validate(asked)
+        # As many frames are offered.
+        assert refused.value.errors()[0]["msg"].split(";")[1] == fault["msg"].split(";")[1]
+        return
+    smaller = LTX2Params.model_validate(asked)
+    assert spec.size(smaller) == spec.size(larger)
+    assert spec.effort(smaller) == spec.effort(larger)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("width", 62, "greater than or equal to 64"),
+        ("height", 1922, "less than or equal to 1920"),
+        ("width", 721, "a multiple of 2"),
+        ("height", 719, "a multiple of 2"),
+    ],
+)
+def test_odd_sizes_and_those_beyond_the_limits_are_refused(field: str, value: int, said: str) -> None:
+    LTX2Params.model_validate({"width": 64, "height": 1920})
+    with pytest.raises(ValidationError, match=said):
+        LTX2Params.model_validate({"width": 720, "height": 720, field: value})
