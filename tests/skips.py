@@ -7,6 +7,7 @@ that the machine's processor decides (``EXPECTED``).
 
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 EXPECTED = ("this processor", "this machine has GPUs")
 #: What the tests need of the system, in Debian's names; some of them need root as well.
 PACKAGES = (Path(__file__).parents[1] / ".ci" / "packages").read_text().split()
+if shutil.which("npm") is None:
+    # Not in that list: beside a Node that came from elsewhere, Debian's is not to be had.
+    PACKAGES += ["nodejs", "npm"]
 MEND = f"sudo apt-get install -y {' '.join(PACKAGES)} && sudo make test"
 
 
