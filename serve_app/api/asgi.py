@@ -33,6 +33,9 @@ from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
 from serve_app.api.gate import Gate
 from serve_app.api.idempotency import REPLAYED
+from serve_app.api.openai import content, create, unsupported, videos
+from serve_app.api.openai import models as openai_models
+from serve_app.api.openai.error import OpenAIProblem
 from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.schemas import Problem
 from serve_app.services import Services, build_ring
@@ -67,7 +70,7 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
     app.state.key_ring = ring
     parts = (
         generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
-        error_pages,
+        error_pages, create, videos, content, openai_models, unsupported,
     )  # fmt: skip
     routers = [part.router for part in parts]
     problems.install(app, services.settings.base_url, routers)
@@ -92,6 +95,7 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
             "retry-after",
             "location",
             "preference-applied",
+            videos.POLL_AFTER,
             REPLAYED,
         ],
     )
@@ -104,7 +108,10 @@ def _publish(app: FastAPI) -> None:
     def openapi() -> Response:
         schema = app.openapi()
         # Error responses, and what reads its body by itself, refer to them by name.
-        schema["components"]["schemas"] |= {"Problem": Problem.model_json_schema(), **wish.components()}
+        schema["components"]["schemas"] |= wish.components()
+        for problem in (Problem, OpenAIProblem):
+            made = problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema["components"]["schemas"] |= {**made.pop("$defs", {}), problem.__name__: made}
         return Response(json.dumps(schema, ensure_ascii=False, separators=(",", ":")), media_type="application/json")
 
     makers: dict[str, Callable[[], Response]] = {

@@ -48,7 +48,7 @@ class Direct:
             try:
                 answer = await jobs.read(job_id, caller, self._services)
             except Exception as error:
-                answer = failed(error, self._services.settings.base_url)
+                answer = failed(error, self._services.settings.base_url, scope["path"])
         await (answer or self._app)(scope, receive, send)
 
     async def _create(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,5 +61,5 @@ class Direct:
             try:
                 answer = await generate.create(body.content, caller, self._services)
             except Exception as error:
-                answer = failed(error, self._services.settings.base_url)
+                answer = failed(error, self._services.settings.base_url, scope["path"])
         await (answer or self._app)(scope, receive, send)

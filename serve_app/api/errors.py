@@ -4,12 +4,14 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
 ::
 
     VideoApiError
+    ├── UnknownCursor           400 unknown_cursor
     ├── Unauthorized            401 unauthorized
     ├── Forbidden               403 forbidden
     ├── JobNotFound             404 job_not_found
     ├── WebhookNotFound         404 webhook_not_found
     ├── DeliveryNotFound        404 delivery_not_found
     ├── KeyNotFound             404 key_not_found
+    ├── ModelNotFound           404 model_not_found
     ├── NotFound                404 not_found
     ├── MethodNotAllowed        405 method_not_allowed
     ├── RequestTimeout          408 request_timeout
@@ -32,6 +34,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── QueueFull               429 queue_full
     ├── BudgetReached           429 budget_reached
     ├── InternalError           500 internal_error
+    ├── NotSupported            501 not_supported
     └── Unavailable             503 unavailable
 
 Codes of failed *jobs* are listed in the README; they are values in a job, not HTTP errors.
@@ -68,6 +71,13 @@ class VideoApiError(Exception):
     @property
     def title(self) -> str:
         return HTTPStatus(self.status).phrase
+
+
+class UnknownCursor(VideoApiError):
+    """`after` names no video of yours: it may have been deleted. Start again from the first page."""
+
+    status = 400
+    code = "unknown_cursor"
 
 
 class Unauthorized(VideoApiError):
@@ -115,6 +125,13 @@ class KeyNotFound(VideoApiError):
 
     status = 404
     code = "key_not_found"
+
+
+class ModelNotFound(VideoApiError):
+    """There is no such model. `GET /v1/models` lists those that there are."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class NotFound(VideoApiError):
@@ -289,6 +306,13 @@ class BudgetReached(VideoApiError):
 
 class InternalError(VideoApiError):
     """Internal error. The log has the details under this request id."""
+
+
+class NotSupported(VideoApiError):
+    """No model here can do this: videos are made of a prompt and a picture."""
+
+    status = 501
+    code = "not_supported"
 
 
 class Unavailable(VideoApiError):

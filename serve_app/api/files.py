@@ -105,6 +105,12 @@ async def stat_file(key: str, request: Request, services: ServicesOf) -> Respons
 
 async def _file(key: str, request: Request, services: Services) -> Response:
     grant, storage = _granted(request.method, key, request, services)
+    return await served(key, request, storage, life_s=grant.expires - int(time.time()), filename=grant.filename)
+
+
+async def served(key: str, request: Request, storage: LocalStorage, *, life_s: int, filename: str | None) -> Response:
+    """The object, or what of it the request asks for. Whoever asks may do so for ``life_s`` seconds; with ``filename``
+    a browser saves it. Raises NotFound or RangeNotSatisfiable."""
     found = await storage.locate(key)
     if found is None:
         raise NotFound
@@ -115,8 +121,8 @@ async def _file(key: str, request: Request, services: Services) -> Response:
     headers = {
         "etag": etag,
         "last-modified": format_datetime(modified, usegmt=True),
-        "cache-control": caching(key, grant.expires - int(time.time())),
-        "content-disposition": "inline" if grant.filename is None else attachment(grant.filename),
+        "cache-control": caching(key, life_s),
+        "content-disposition": "inline" if filename is None else attachment(filename),
         "x-content-type-options": "nosniff",
         "accept-ranges": "bytes",
     }

@@ -82,7 +82,6 @@ class GateLimits:
 
 _Admit = Callable[[Scope, Settings, KeyRing], Awaitable[None]]
 #: By the path's beginning. What is not here is public; links to ``/files`` carry their permission themselves.
-#: Nothing is below ``/v1/`` yet: closed in advance, since a route that is added must not be open by an oversight.
 _ACCESS: tuple[tuple[str, _Admit], ...] = (("/api/", admit_client), ("/v1/", admit_client), ("/webhook/", admit_worker))
 #: It has to be answered whatever else goes on: a head whose API does not is ended.
 _ALWAYS = "/livez"
@@ -155,7 +154,7 @@ class Gate:
                     show(scope, Arrived(body, self._spool, held.aclose))
                     await self._answer(scope, receive, send, declared, body)
         except VideoApiError as error:
-            await answer(error, self._settings.base_url)(scope, receive, send)
+            await answer(error, self._settings.base_url, scope["path"])(scope, receive, send)
 
     def _standing(self, scope: Scope) -> Standing | None:
         """Counts the request. None where nothing limits the key, or there is none."""

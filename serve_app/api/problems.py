@@ -24,8 +24,9 @@ from serve_app.api.errors import (
     Unavailable,
     VideoApiError,
 )
+from serve_app.api.openai import error as openai
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import REQUESTS, Problem
+from serve_app.api.schemas import REQUESTS, ProblemDetails
 from serve_app.storage.base import StorageError
 
 log = structlog.get_logger()
@@ -33,51 +34,53 @@ log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 
 
-def documented(*errors: type[VideoApiError]) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` argument of a route that may answer with these errors. Whoever shows a key may be told that he
-    asks too often, whatever he asks for."""
+def documented(*errors: type[VideoApiError], shape: str = "Problem") -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` argument of a route that may answer with these errors, in the schema ``shape``. Whoever shows a
+    key may be told that he asks too often, whatever he asks for."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{shape}"}}
     by_status: dict[int | str, dict[str, Any]] = {}
     rated: tuple[type[VideoApiError], ...] = (RateLimited,) if Forbidden in errors else ()
     for error in (*errors, *rated):
         text = f"`{error.code}`: {(error.__doc__ or '').strip()}"
-        entry = by_status.setdefault(error.status, {"description": text, "content": {MEDIA_TYPE: _SCHEMA}})
+        entry = by_status.setdefault(error.status, {"description": text, "content": {MEDIA_TYPE: schema}})
         if text not in entry["description"]:
             entry["description"] += f"\n\n{text}"
     return by_status
 
 
-_SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
-
-
-def answer(error: VideoApiError, base_url: str) -> JSONResponse:
-    """The problem as the service at ``base_url`` says it."""
-    body = Problem(
+def answer(error: VideoApiError, base_url: str, path: str) -> JSONResponse:
+    """The problem as the service at ``base_url`` says it to who has asked for ``path``."""
+    details = ProblemDetails(
         type=uri(error.code, base_url),
         title=error.title,
         status=error.status,
         detail=error.detail,
         code=error.code,
         request_id=current_request_id(),
-        error=error.detail,
         param=error.param,
         errors=error.errors or None,
     )
-    content = body.model_dump(exclude_none=True)
-    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
+    content, headers = details.model_dump(exclude_none=True), error.headers
+    if path.startswith(openai.PREFIX):
+        content["error"] = openai.error_object(error).model_dump()
+        headers = dict(openai.headers(error))
+    else:
+        content["error"] = error.detail
+    return JSONResponse(content, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def failed(error: Exception, base_url: str) -> JSONResponse:
-    """The answer to whatever went wrong."""
+def failed(error: Exception, base_url: str, path: str) -> JSONResponse:
+    """The answer to whatever went wrong with a request for ``path``."""
     match error:
         case VideoApiError():
-            return answer(error, base_url)
+            return answer(error, base_url, path)
         case RequestValidationError():
-            return answer(_invalid(error), base_url)
+            return answer(_invalid(error), base_url, path)
         case HTTPException():
             known: dict[int, type[VideoApiError]] = {404: NotFound, 405: MethodNotAllowed}
             kind = known.get(error.status_code, InvalidRequest)
             text = None if error.status_code in known else str(error.detail)
-            return answer(kind(text, headers=error.headers), base_url)
+            return answer(kind(text, headers=error.headers), base_url, path)
         case (
             StorageError(transient=True)
             | OperationalError()
@@ -87,17 +90,17 @@ def failed(error: Exception, base_url: str) -> JSONResponse:
         ):
             # A line and no stack: while a part is away, every request comes here.
             log.error("part_unavailable", error=f"{type(error).__name__}: {error}".splitlines()[0])
-            return answer(Unavailable(), base_url)
+            return answer(Unavailable(), base_url, path)
         case _:
             log.error("request_crashed", exc_info=error)
-            return answer(InternalError(), base_url)
+            return answer(InternalError(), base_url, path)
 
 
 def install(app: FastAPI, base_url: str, routers: Sequence[APIRouter] = ()) -> None:
     """Route every exception through :func:`failed`. ``routers`` are those that the application includes."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        found = failed(error, base_url)
+        found = failed(error, base_url, request.scope["path"])
         if found.status_code == 405:
             # Starlette names those of the first route of that path.
             found.headers["allow"] = ", ".join(sorted(_methods((app, *routers), request.url.path)))

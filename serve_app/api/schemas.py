@@ -375,8 +375,8 @@ class Health(BaseModel):
     details: Mapping[str, str] = Field(default_factory=dict, description="Why a part or a model is not ok.")
 
 
-class Problem(BaseModel):
-    """RFC 9457. ``error`` repeats the message for clients of the original API."""
+class ProblemDetails(BaseModel):
+    """RFC 9457."""
 
     type: str
     title: str
@@ -384,6 +384,11 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: str
-    error: str
     param: str | None = None
     errors: list[Mapping[str, str]] | None = None
+
+
+class Problem(ProblemDetails):
+    """RFC 9457. ``error`` repeats the message for clients of the original API."""
+
+    error: str

@@ -50,7 +50,7 @@ async def read(connection: Request) -> AsyncIterator[Wish]:
     kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         async with read_form(connection, _FILES, _URLS) as form:
-            yield _valid(_values(form), form.files)
+            yield _valid(values(form, form.fields.get("model", "")), form.files)
     elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         async with read_json(connection, _URLS) as value:
             files = {}
@@ -82,25 +82,25 @@ def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
     return Wish(request, by_input)
 
 
-def _values(form: Form) -> dict[str, Any]:
-    """What the texts of a form mean as JSON: what is to be text is text, all else is written as in JSON. ``metadata``
-    may come in pairs, ``metadata[shot]=12``, and a list piece by piece."""
-    properties = _properties(form.fields.get("model", ""))
-    values: dict[str, Any] = {}
+def values(form: Form, model: str) -> dict[str, Any]:
+    """What the texts of a form for this model mean as JSON: what is to be text is text, all else is written as in JSON.
+    ``metadata`` may come in pairs, ``metadata[shot]=12``, and a list piece by piece."""
+    properties = _properties(model)
+    found: dict[str, Any] = {}
     pairs: dict[str, str] = {}
     for name, text in form.fields.items():
         if pair := _PAIR.fullmatch(name):
             pairs[pair[1]] = text
         else:
             # As a page sends a field that was left empty.
-            values[name] = None if name in _URLS and not text else _value(text, properties.get(name, {}))
-    if pairs and "metadata" in values:
+            found[name] = None if name in _URLS and not text else _value(text, properties.get(name, {}))
+    if pairs and "metadata" in found:
         raise InvalidRequest("metadata: is given twice.", param="metadata")
     for name, texts in form.lists.items():
         if "array" not in _types(properties.get(name, {})):
             raise InvalidRequest(f"{name}: is given twice.", param=name)
-        values[name] = [_json(text) for text in texts]
-    return values | ({"metadata": pairs} if pairs else {})
+        found[name] = [_json(text) for text in texts]
+    return found | ({"metadata": pairs} if pairs else {})
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
@@ -146,7 +146,7 @@ def _properties(model: str) -> Mapping[str, Any]:
 
 def _form(spec: ModelSpec) -> dict[str, Any]:
     """The form's schema: the fields of the JSON, of which none is null, and a file for each input."""
-    properties = {name: _not_null(schema) for name, schema in _properties(spec.name).items()}
+    properties = {name: not_null(schema) for name, schema in _properties(spec.name).items()}
     given = []
     for item in spec.inputs:
         properties[item.name] = {"type": "string", "format": "binary", "description": item.description}
@@ -169,7 +169,8 @@ def _form(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _not_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+def not_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a field that is left out instead."""
     rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     return {**rest, **choices[0]} if len(choices) == 1 else {**rest, **({"anyOf": choices} if choices else {})}

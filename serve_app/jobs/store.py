@@ -170,16 +170,24 @@ class JobStore:
         after: tuple[datetime, str] | None = None,
         limit: int = 20,
         of_key: str | None = None,
+        submitted: bool = False,
+        oldest_first: bool = False,
     ) -> Sequence[Job]:
-        """Newest first, those after the position ``(created_at, id)``, that have all pairs of ``metadata``."""
-        query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).where(_of(of_key)).limit(limit)
+        """Newest first, those after the position ``(created_at, id)``, that have all pairs of ``metadata``. With
+        ``submitted``, without those that wait for uploads."""
+        place = (jobs.c.created_at, jobs.c.id)
+        order = place if oldest_first else tuple(column.desc() for column in place)
+        query = select(jobs).order_by(*order).where(_of(of_key)).limit(limit)
+        if submitted:
+            query = query.where(jobs.c.status != Status.UPLOADING)
         for column, value in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.user_id, user_id)):
             if value is not None:
                 query = query.where(column == value)
         if metadata:
             query = query.where(jobs.c.metadata.contains(dict(metadata)))
         if after is not None:
-            query = query.where(func.row(jobs.c.created_at, jobs.c.id) < func.row(*after))
+            position, row = func.row(*place), func.row(*after)
+            query = query.where(position > row if oldest_first else position < row)
         async with self._engine.connect() as db:
             return readable((await db.execute(query)).mappings())
 

@@ -22,12 +22,15 @@ class HttpPeer:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        #: Headers of the latest GET of each path.
+        self.asked: dict[str, dict[str, str]] = {}
         self.posted: queue.Queue[Posted] = queue.Queue()
         peer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = peer.files.get(self.path)
+                peer.asked[self.path] = {name.lower(): value for name, value in self.headers.items()}
                 self.send_response(200 if body is not None else 404)
                 self.send_header("content-length", str(len(body or b"")))
                 self.end_headers()

@@ -65,6 +65,14 @@ PROTECTED = [
     ("POST", "/api/v1/keys/x/revoke"),
     ("POST", "/api/v1/keys/x/rotate"),
     ("GET", "/api/v1/key"),
+    ("POST", "/v1/videos"),
+    ("GET", "/v1/videos"),
+    ("GET", "/v1/videos/x"),
+    ("GET", "/v1/videos/x/content"),
+    ("POST", "/v1/videos/x/cancel"),
+    ("DELETE", "/v1/videos/x"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/x"),
 ]
 
 
@@ -84,7 +92,8 @@ async def test_a_key_is_needed(
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
     answer = await anyone.request(method, path, headers=headers, json={} if method == "POST" else None)
     assert answer.status_code == 401
-    assert answer.json()["error"] == message
+    error = answer.json()["error"]
+    assert (error["message"] if path.startswith("/v1/") else error) == message
     assert answer.json()["code"] == "unauthorized"
     assert answer.headers["www-authenticate"] == "Bearer"
 
@@ -102,7 +111,7 @@ async def test_every_operation_but_the_public_ones_needs_a_key(anyone: httpx.Asy
         (method.upper(), path)
         for path, operations in schema["paths"].items()
         for method in operations
-        if path.startswith("/api/")
+        if path.startswith(("/api/", "/v1/"))
     }
     assert secured == under_api
     assert len(secured) == len(PROTECTED)

@@ -21,6 +21,12 @@ def filter_body(context: Any, body: Any) -> bool:
 
 
 @schemathesis.hook
+def filter_case(context: Any, case: Any) -> bool:
+    """A cursor that is no video's is answered with 400, as in OpenAI's protocol; this tool knows of none that is."""
+    return case.operation.path != "/v1/videos" or "after" not in (case.query or {})
+
+
+@schemathesis.hook
 def before_call(context: Any, case: Any, **_: Any) -> None:
     """That each request has an idempotency key of its own. One that is no key stays none."""
     if case.meta is not None and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
@@ -44,14 +50,26 @@ def _mend(form: dict[str, Any]) -> None:
 
 
 def _fits(body: dict[str, Any]) -> bool:
+    body = _by_its_names(body)
     defaults = {"width": 1024, "height": 576, "duration": 5, "fps": 24}
     numbers = [body.get(name) or default for name, default in defaults.items()]
     if not all(isinstance(number, int | float) for number in numbers):
         return True
     width, height, duration, fps = numbers
+    if "size" in body and not all(64 <= side <= 1920 and side % 2 == 0 for side in (width, height)):
+        return False
     # As made.
     width, height = (-(-side // 32) * 32 for side in (width, height))
     return width * height * (duration * fps // 8 * 8 + 1) <= MOST_PIXELS
+
+
+def _by_its_names(body: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAI's protocol says by other words."""
+    size = re.fullmatch(r"([1-9][0-9]{1,3})x([1-9][0-9]{1,3})", str(body.get("size")))
+    seconds = body.get("seconds")
+    length = int(seconds) if isinstance(seconds, int | str) and str(seconds).isdecimal() else None
+    sides = {} if size is None else {"width": int(size[1]), "height": int(size[2])}
+    return {**body, **({} if length is None else {"duration": length}), **sides}
 
 
 def _has_a_box(box: Any) -> bool:
