@@ -28,7 +28,7 @@ _JOB: dict[str, Any] = {
 def _url_or_job(value: Any, url: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, str) or not value.startswith(OF_JOB):
         return url(value)
-    if re.search(_JOB["pattern"], value) is None or value.endswith("\n"):
+    if re.fullmatch(_JOB["pattern"], value) is None:
         raise ValueError(f"give {OF_JOB} with the id of a job")
     return value
 

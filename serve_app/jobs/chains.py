@@ -1,14 +1,14 @@
 """Chains: jobs whose input is the video of another.
 
 Such a job waits as ``awaiting``, of which no claim, no count of what waits for a GPU and no deadline knows. When its
-source ends or is deleted, a trigger (migration 0017) leaves a note in ``ended_sources``, in that transaction; the
+source ends or is deleted, a trigger (migration 0017) notes how in ``ended_sources``, in that transaction; the
 dispatcher works notes off, one waiting job in a transaction. So whoever ends a job locks no other, however long the
 chain behind it is, and what has been noted is seen to by the next dispatcher.
 
 A source is a job that was submitted before: so there are no circles.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -74,24 +74,24 @@ async def awaited(db: AsyncConnection, new: NewJob, of_key: str | None) -> Seque
         if source.status is Status.UPLOADING:
             raise SourceUnusable(name, f"Job {job_id} is not submitted yet. Call `generate` for it first.")
         if source.status in (Status.FAILED, Status.CANCELLED):
-            raise SourceUnusable(name, f"{_reason(job_id, source)} Retry that job first.")
+            reason = _reason(job_id, source.status, source.error_code, source.error_message)
+            raise SourceUnusable(name, f"{reason} Retry that job first.")
     return sorted({job_id for job_id in wanted.values() if not found[job_id].status.terminal})
 
 
 async def videos(db: AsyncConnection, job: Job) -> Videos:
-    """Those of the jobs that are sources of ``job``. Raises :class:`Fault` (``source_failed``) if one has none (any more)."""
-    wanted = chained(job.sources)
+    """Those of the jobs that are sources of ``job``, which all had one. Raises ``Fault`` (``source_failed``) if one is
+    gone."""
     keys, urls = {}, {}
-    if wanted:
-        found = {source.id: source for source in await _several(db, wanted.values())}
-        for name, job_id in wanted.items():
-            source = found.get(job_id)
-            if source is None or source.status is not Status.COMPLETED:
-                raise Fault(FailureCode.SOURCE_FAILED, _reason(job_id, source))
-            if source.output_key is not None:
-                keys[name] = source.output_key
-            else:
-                urls[name] = str(source.result_url)
+    for name, job_id in chained(job.sources).items():
+        asked = select(jobs.c.output_key, jobs.c.result_url)
+        made = (await db.execute(asked.where(jobs.c.id == job_id, jobs.c.status == Status.COMPLETED))).one_or_none()
+        if made is None:
+            raise Fault(FailureCode.SOURCE_FAILED, _reason(job_id, None, None, None)).of_input(name)
+        if made.output_key is not None:
+            keys[name] = made.output_key
+        else:
+            urls[name] = made.result_url
     return Videos(keys, urls)
 
 
@@ -118,11 +118,11 @@ async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
     """Let one job go on, or end it, that waits for the job of the note; remove the note if there is none. Returns 0 if
     somebody else has the note."""
     mine = ended_sources.c.id == note
-    noted = select(ended_sources.c.source_id).where(mine).with_for_update(skip_locked=True)
-    source_id = (await db.execute(noted)).scalar_one_or_none()
-    if source_id is None:
+    noted = select(ended_sources).where(mine).with_for_update(skip_locked=True)
+    source = (await db.execute(noted)).one_or_none()
+    if source is None:
         return 0
-    waits = jobs.c.awaits.contains([source_id])
+    waits = jobs.c.awaits.contains([source.source_id])
     row = (await db.execute(select(jobs).where(waits).limit(1).with_for_update())).mappings().one_or_none()
     if row is None:
         # The one that was found may have ended while its lock was waited for: so it is asked anew.
@@ -130,13 +130,14 @@ async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
         await db.execute(delete(ended_sources).where(mine, none_left))
         return 1
     job = Job.from_row(row)
-    source = next(iter(await _several(db, [source_id])), None)
-    if source is not None and source.status is Status.COMPLETED:
-        await _go_on(db, job, source_id)
-    elif source is not None and source.status is Status.CANCELLED:
-        await ends.end(db, job, Status.CANCELLED)
-    else:
-        await ends.fail(db, job, FailureCode.SOURCE_FAILED, _reason(source_id, source))
+    match source.status:
+        case Status.COMPLETED:
+            await _go_on(db, job, source.source_id)
+        case Status.CANCELLED:
+            await ends.end(db, job, Status.CANCELLED)
+        case _:
+            reason = _reason(source.source_id, source.status, source.error_code, source.error_message)
+            await ends.fail(db, job, FailureCode.SOURCE_FAILED, reason)
     return 1
 
 
@@ -152,18 +153,14 @@ async def _go_on(db: AsyncConnection, job: Job, source_id: str) -> None:
     await db.execute(update(jobs).where(jobs.c.id == job.id).values(values))
 
 
-async def _several(db: AsyncConnection, ids: Collection[str]) -> Sequence[Job]:
-    return [Job.from_row(row) for row in (await db.execute(select(jobs).where(jobs.c.id.in_(ids)))).mappings()]
-
-
-def _reason(job_id: str, source: Job | None) -> str:
+def _reason(job_id: str, status: str | None, code: str | None, message: str | None) -> str:
+    """Of a job that has ended without a video, or (None) was deleted."""
     job = f"Job {job_id}, whose video it needs,"
-    # An id that is somebody's again was forgotten before.
-    if source is None or not source.status.terminal:
+    if status is None:
         return f"{job} was deleted. Make that video again, then this one."
-    if source.status is Status.CANCELLED:
+    if status == Status.CANCELLED:
         return f"{job} was cancelled."
-    return f"{job} failed with {source.error_code}: {(source.error_message or '').rstrip('.')}."
+    return f"{job} failed with {code}: {(message or '').rstrip('.')}."
 
 
 #: Of several that were made in place of one, the latest counts.

@@ -183,6 +183,10 @@ ended_sources = Table(
     Column("id", BigInteger, primary_key=True, autoincrement=True),
     #: No key of ``jobs``: it may be gone.
     Column("source_id", Text, nullable=False),
+    #: How it has ended, and the error if it failed; null: it was deleted.
+    Column("status", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
 )
 
 #: What requests that came with an ``Idempotency-Key`` were answered with, for a day. Written in the transaction of what

@@ -19,8 +19,15 @@ depends_on = None
 _NOTES = """
 CREATE FUNCTION note_ended_source() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO ended_sources (source_id)
-    SELECT OLD.id WHERE EXISTS (SELECT FROM jobs WHERE awaits @> ARRAY[OLD.id]);
+    IF NOT EXISTS (SELECT FROM jobs WHERE awaits @> ARRAY[OLD.id]) THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO ended_sources (source_id) VALUES (OLD.id);
+    ELSE
+        INSERT INTO ended_sources (source_id, status, error_code, error_message)
+        VALUES (NEW.id, NEW.status, NEW.error_code, NEW.error_message);
+    END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER jobs_ended_as_sources AFTER UPDATE OF completed_at ON jobs FOR EACH ROW
@@ -45,6 +52,9 @@ def upgrade() -> None:
         "ended_sources",
         sa.Column("id", sa.BigInteger(), autoincrement=True, nullable=False),
         sa.Column("source_id", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("error_code", sa.Text(), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.execute(_NOTES)

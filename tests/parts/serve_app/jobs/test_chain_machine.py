@@ -166,6 +166,8 @@ class ChainMachine(RuleBasedStateMachine):
         else:
             assert source.status is Status.FAILED
             assert f"failed with {source.error_code}: {source.error_message}"[:100] in job.error_message
+        # Deleted is only what had not failed before.
+        assert ("was deleted" in job.error_message) <= (source is None or "was deleted" in str(source.error_message))
 
     def teardown(self) -> None:
         """Once all have ended that work or wait for nobody, all have: there are no circles."""
