@@ -140,7 +140,7 @@ async def test_sound_may_be_uploaded_to_a_job_that_waits_for_its_video(
 
 
 async def test_it_counts_as_a_job_that_waits_with_its_key(with_key: WithKey) -> None:
-    mine = await with_key(scopes=["generate", "read"], queued_jobs=2)
+    mine = await with_key(scopes=["generate", "read"], limits={"queued_jobs": 2})
     body = {"model": "ltx2", "image_url": "https://pictures.example/a.png"}
     source_id = (await mine.post("/api/v1/generate", json=body)).json()["job_id"]
     assert (await chained(mine, source_id)).status_code == 201
