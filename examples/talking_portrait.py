@@ -1,5 +1,6 @@
-"""A portrait that talks: LTX-2 makes it move as the prompt says, Wav2Lip makes it speak. Both are asked for at once, and
-the second waits for the video of the first.
+"""A portrait that talks: LTX-2 makes it move as the prompt says, Wav2Lip makes it speak.
+
+Both are asked for at once; the second waits for the video of the first.
 
     python examples/talking_portrait.py portrait.jpg "She smiles into the camera" speech.wav talking.mp4
 

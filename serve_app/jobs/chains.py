@@ -2,7 +2,7 @@
 
 Such a job waits as ``awaiting``, of which no claim, no count of what waits for a GPU and no deadline knows. When its
 source ends or is deleted, a trigger (migration 0017) notes how in ``ended_sources``, in that transaction; the
-dispatcher works notes off, one waiting job in a transaction. So whoever ends a job locks no other, however long the
+dispatcher works notes off, an end in a transaction. So whoever ends a job locks no other, however long the
 chain behind it is, and what has been noted is seen to by the next dispatcher.
 
 A source is a job that was submitted before: so there are no circles.
@@ -12,21 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy import delete, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
 from deployments.faults import Fault
-from deployments.stage import Stage
-from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import Endings, notify
 from serve_app.jobs.job import OF_JOB, Job, NewJob, Status, chained
 from serve_app.jobs.tables import ended_sources, jobs
 
 log = structlog.get_logger()
 
-#: Notes that are looked at together.
+#: Notes that are looked at together, and jobs that go on together.
 NOTES = 20
+BATCH = 100
 
 
 class SourceUnknown(Exception):
@@ -115,7 +114,7 @@ async def ended(db: AsyncConnection) -> Sequence[int]:
 
 
 async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
-    """Let one job go on, or end it, that waits for the job of the note; remove the note if there is none. Returns 0 if
+    """Let some go on, or end one, that wait for the job of the note; remove the note if there is none. Returns 0 if
     somebody else has the note."""
     mine = ended_sources.c.id == note
     noted = select(ended_sources).where(mine).with_for_update(skip_locked=True)
@@ -123,34 +122,26 @@ async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
     if source is None:
         return 0
     waits = jobs.c.awaits.contains([source.source_id])
-    row = (await db.execute(select(jobs).where(waits).limit(1).with_for_update())).mappings().one_or_none()
-    if row is None:
-        # The one that was found may have ended while its lock was waited for: so it is asked anew.
+    if source.status == Status.COMPLETED:
+        given = {"source": source.source_id, "batch": BATCH}
+        went_on = (await db.execute(_GO_ON, given)).all()
+        for job_id, request_id in went_on:
+            log.info("source_ready", job_id=job_id, request_id=request_id, source=source.source_id)
+        await notify(db, "work")
+        found = len(went_on) > 0
+    else:
+        row = (await db.execute(select(jobs).where(waits).limit(1).with_for_update())).mappings().one_or_none()
+        found = row is not None
+        if row is not None and source.status == Status.CANCELLED:
+            await ends.end(db, Job.from_row(row), Status.CANCELLED)
+        elif row is not None:
+            reason = _reason(source.source_id, source.status, source.error_code, source.error_message)
+            await ends.fail(db, Job.from_row(row), FailureCode.SOURCE_FAILED, reason)
+    if not found:
+        # Those that were found may have ended while their locks were waited for: so it is asked anew.
         none_left = ~exists(select(jobs.c.id).where(waits))
         await db.execute(delete(ended_sources).where(mine, none_left))
-        return 1
-    job = Job.from_row(row)
-    match source.status:
-        case Status.COMPLETED:
-            await _go_on(db, job, source.source_id)
-        case Status.CANCELLED:
-            await ends.end(db, job, Status.CANCELLED)
-        case _:
-            reason = _reason(source.source_id, source.status, source.error_code, source.error_message)
-            await ends.fail(db, job, FailureCode.SOURCE_FAILED, reason)
     return 1
-
-
-async def _go_on(db: AsyncConnection, job: Job, source_id: str) -> None:
-    left = [each for each in job.awaits or () if each != source_id]
-    values: dict[str, object] = {"awaits": left}
-    if not left:
-        # It has as long to start as any that comes now.
-        expires_at = None if job.expires_after is None else in_seconds(job.expires_after)
-        values = {"awaits": None, "status": Status.QUEUED, "stage": Stage.QUEUED, "expires_at": expires_at}
-        log.info("source_ready", job_id=job.id, request_id=job.request_id, source=source_id)
-        await notify(db, "work")
-    await db.execute(update(jobs).where(jobs.c.id == job.id).values(values))
 
 
 def _reason(job_id: str, status: str | None, code: str | None, message: str | None) -> str:
@@ -162,6 +153,27 @@ def _reason(job_id: str, status: str | None, code: str | None, message: str | No
         return f"{job} was cancelled."
     return f"{job} failed with {code}: {(message or '').rstrip('.')}."
 
+
+#: Of one owner, so that one line alone is locked; and in the order of ids, as ``awaited`` locks. Who waits for another
+#: as well goes on waiting. It has as long to start as any job that comes now.
+_GO_ON = text(
+    """
+    WITH chosen AS (
+        SELECT id FROM jobs
+         WHERE awaits @> ARRAY[CAST(:source AS text)]
+           AND owner = (SELECT owner FROM jobs WHERE awaits @> ARRAY[CAST(:source AS text)] LIMIT 1)
+         ORDER BY id LIMIT :batch
+           FOR UPDATE
+    )
+    UPDATE jobs
+       SET awaits = nullif(array_remove(awaits, CAST(:source AS text)), '{}'),
+           status = CASE cardinality(awaits) WHEN 1 THEN 'queued' ELSE status END,
+           stage = CASE cardinality(awaits) WHEN 1 THEN 'queued' ELSE stage END,
+           expires_at = CASE cardinality(awaits) WHEN 1 THEN now() + make_interval(secs => expires_after) END
+      FROM chosen WHERE jobs.id = chosen.id
+    RETURNING jobs.id, jobs.request_id
+    """
+)
 
 #: Of several that were made in place of one, the latest counts.
 _CURRENT = text(

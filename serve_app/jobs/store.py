@@ -507,10 +507,11 @@ class JobStore:
         return len(rows)
 
     async def settle(self) -> int:
-        """Let those go on, or end, who waited for the videos of jobs that have ended: of each such job one. Returns how
+        """Let those go on, or end, who waited for the videos of jobs that have ended: some of each. Returns how
         much was done: call again while it is not 0.
 
-        One a time, as above, and in turn: who waits for one job need not wait for the thousand that wait for another.
+        Ends are one a time, as above. In turn, so that who waits for one job need not wait for the thousand that wait
+        for another.
         """
         async with self._engine.connect() as db:
             ended = await chains.ended(db)

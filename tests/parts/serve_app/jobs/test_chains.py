@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started, Verdict
 from deployments.faults import Fault
+from serve_app.jobs import chains
 from serve_app.jobs.chains import SourceUnknown, SourceUnusable
 from serve_app.jobs.conditions import why_waiting
 from serve_app.jobs.demand import demands
@@ -258,8 +260,6 @@ async def test_a_source_can_not_end_unseen_while_a_job_that_waits_for_it_is_made
     """Whoever ends it waits for the new row; who comes later finds the end."""
     lease = await running(store)
     async with engine.begin() as db:
-        from serve_app.jobs import chains
-
         new = new_job(sources={"video": f"job:{lease.job_id}"})
         assert await chains.awaited(db, new, None) == [lease.job_id]
         ending = asyncio.create_task(store.complete(outcome(lease), "outputs/x/1/output.mp4"))
@@ -270,11 +270,12 @@ async def test_a_source_can_not_end_unseen_while_a_job_that_waits_for_it_is_made
 
 
 async def test_who_waits_for_one_job_does_not_wait_for_the_many_that_wait_for_another(
-    store: JobStore, engine: AsyncEngine
+    store: JobStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nobody is forgotten."""
     leases = [await running(store, "many"), await running(store, "one")]
-    many = [await chained_to(store, leases[0].job_id) for _ in range(30)]
+    monkeypatch.setattr(chains, "BATCH", 2)
+    many = [await chained_to(store, leases[0].job_id, user_id=f"user-{n % 3}") for n in range(12)]
     one = await chained_to(store, leases[1].job_id)
     for lease in leases:
         await store.complete(outcome(lease), "outputs/x/1/output.mp4")
@@ -294,8 +295,6 @@ async def test_one_that_is_cancelled_while_its_turn_comes_hides_no_other(store: 
     first = "SELECT id FROM jobs WHERE awaits @> ARRAY[:id] LIMIT 1"
     async with engine.connect() as db:
         # As `cancel` does it.
-        from sqlalchemy import text
-
         chosen = (await db.execute(text(first), {"id": lease.job_id})).scalar_one()
         await db.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": chosen})
         end = "UPDATE jobs SET status = 'cancelled', completed_at = now(), awaits = NULL WHERE id = :id"
