@@ -4,12 +4,12 @@ What holds after each step is asked of the rows alone; what clients have done is
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from serve_app.jobs.chains import SourceUnknown, SourceUnusable
@@ -21,6 +21,8 @@ from tests.parts.serve_app.jobs.samples import execute, fetch, new_job
 T = TypeVar("T")
 KEYS = ("key_1", "key_2")
 ENDS = st.sampled_from(["complete", "fail", "cancel", "delete", "expire"])
+#: Picks one of those that there are: what is drawn must not depend on what became of jobs beside each other.
+WHICH = st.integers(0, 10**6)
 NEVER_THERE = "00000000-0000-4000-8000-000000000000"
 
 
@@ -48,10 +50,6 @@ class ChainMachine(RuleBasedStateMachine):
     def rows(self) -> dict[str, Job]:
         return {job.id: job for job in self.do(self.store.list(limit=1000))}
 
-    def open_jobs(self) -> Sequence[str]:
-        """Those that have not ended and that somebody can end."""
-        return sorted(job.id for job in self.rows().values() if not job.status.terminal)
-
     # ------------------------------------------------------------ what clients and workers do
 
     @rule(key=st.sampled_from(KEYS))
@@ -59,17 +57,17 @@ class ChainMachine(RuleBasedStateMachine):
         job = self.do(self.store.open_upload(None, key_id=key))
         self.ids[job.id] = key
 
-    @rule(key=st.sampled_from(KEYS), data=st.data())
-    def submit(self, key, data):
+    @rule(key=st.sampled_from(KEYS), sources=st.lists(WHICH, max_size=2), into=WHICH)
+    def submit(self, key, sources, into):
         """A job of up to two sources; some were opened long before, be it by their sources' sources."""
         rows = self.rows()
-        known = [NEVER_THERE, *self.ids]
         # The youngest first: so chains become long.
-        picked = data.draw(st.lists(st.sampled_from(known[::-1]), max_size=2), label="sources")
-        opened = [None, *(each.id for each in rows.values() if each.status is Status.UPLOADING and each.key_id == key)]
-        job_id = data.draw(st.sampled_from(opened), label="into")
-        sources = {name: f"job:{each}" for name, each in zip(("video", "audio"), picked, strict=False)}
-        new = new_job(model="wav2lip", params={}, sources=sources, key_id=key)
+        known = [NEVER_THERE, *self.ids][::-1]
+        picked = [known[which % len(known)] for which in sources]
+        uploading = [each.id for each in rows.values() if each.status is Status.UPLOADING and each.key_id == key]
+        job_id = [None, *uploading][into % (1 + len(uploading))]
+        named = {name: f"job:{each}" for name, each in zip(("video", "audio"), picked, strict=False)}
+        new = new_job(model="wav2lip", params={}, sources=named, key_id=key)
         found = [rows[each] if each in rows and rows[each].key_id == key else None for each in picked]
         unusable = (Status.UPLOADING, Status.FAILED, Status.CANCELLED)
         try:
@@ -87,23 +85,23 @@ class ChainMachine(RuleBasedStateMachine):
             if not expected:
                 self.went_on.add(job.id)
 
-    @precondition(lambda self: self.open_jobs())
-    @rule(how=ENDS, data=st.data())
-    def end(self, how, data):
-        self.do(self.ending(data.draw(st.sampled_from(self.open_jobs())), how))
+    @rule(how=ENDS, which=WHICH)
+    def end(self, how, which):
+        self.do(self.ending_of(which, how))
 
-    @precondition(lambda self: self.open_jobs())
-    @rule(data=st.data())
-    def many_at_once(self, data):
+    @rule(ends=st.lists(st.tuples(WHICH, ENDS), min_size=2, max_size=5))
+    def many_at_once(self, ends):
         """Ends of several beside two dispatchers: nobody waits for each other in a circle."""
-        chosen = data.draw(st.lists(st.sampled_from(self.open_jobs()), min_size=2, max_size=5), label="jobs")
-        hows = [data.draw(ENDS) for _ in chosen]
 
         async def storm() -> None:
-            ends = [self.ending(job_id, how) for job_id, how in zip(chosen, hows, strict=True)]
-            await asyncio.gather(*ends, self.settling(), self.settling())
+            await asyncio.gather(*(self.ending_of(*each) for each in ends), self.settling(), self.settling())
 
         self.do(storm())
+
+    async def ending_of(self, which: int, how: str) -> None:
+        jobs = sorted(job.id for job in await self.store.list(limit=1000) if not job.status.terminal)
+        if jobs:
+            await self.ending(jobs[which % len(jobs)], how)
 
     async def ending(self, job_id: str, how: str) -> None:
         match how:
