@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-fleet bench-first-step bench-api bench-install clean tables constraints
+.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-chain bench-fleet bench-first-step bench-api bench-install clean tables constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -86,6 +86,9 @@ bench-head: $(STAMP)  ## Memory and CPU of an idle head; as root
 
 bench-live: $(STAMP)  ## From a commit to a client over 500 event streams, beside reads
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/live.py
+
+bench-chain: $(STAMP)  ## What a chain adds between its members, by the database's clock
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/chain.py
 
 bench-fleet: $(STAMP)  ## $ a video, and waits, by how many nodes are wished for; virtual time, two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/fleet.py

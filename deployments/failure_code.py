@@ -38,6 +38,10 @@ class FailureCode(Explained):
         "source_forbidden",
         "The input's host is not on the public internet, or its port is not 80, 443 or from 1024 up.",
     )
+    SOURCE_FAILED = (
+        "source_failed",
+        "The job whose video was to be the input has failed, or was deleted; the message names it and says why.",
+    )
     UPLOAD_MISSING = "upload_missing", "The uploaded file is gone."
     INPUT_TOO_LARGE = "input_too_large", "An input has more bytes than the model takes."
     MEDIA_TOO_LONG = "media_too_long", "An input lasts longer than the model takes."

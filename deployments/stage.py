@@ -12,6 +12,7 @@ class Stage(Explained):
         return cls.GENERATING
 
     WAITING_FOR_UPLOAD = "waiting_for_upload", "Opened by a presigned upload; `generate` has not been called."
+    WAITING_FOR_SOURCE = "waiting_for_source", "It waits for the video of another job, which is its input."
     QUEUED = "queued", "It waits for its turn."
     FETCHING = "fetching", "Its inputs are fetched and looked at."
     WAITING_FOR_GPU = "waiting_for_gpu", "It is the next one, or its inputs are decoded and the GPU is busy."

@@ -119,6 +119,7 @@ class Job(TypedDict):
     timeout_s: NotRequired[float]
     metadata: NotRequired[dict[str, str]]
     retry_of: NotRequired[str]
+    sources: NotRequired[dict[str, str]]
     media: NotRequired[dict[str, Any]]
     notes: NotRequired[dict[str, Any]]
     created_at: str
@@ -378,7 +379,8 @@ class Client:
     def generate(self, model: str, **fields: Any) -> Created:
         """``POST /api/v1/generate``, again and again while nobody answers: it makes one job all the same.
 
-        An optional input has to be given as well: None asks for a video without it, as in ``image_url=None``.
+        An optional input has to be given as well: None asks for a video without it, as in ``image_url=None``. Where a
+        video is taken, ``job:<id>`` is that of another job, which need not have ended.
         """
         return self._once("/api/v1/generate", json={"model": model, **fields})
 

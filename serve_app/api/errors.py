@@ -21,6 +21,7 @@ request (400 ``invalid_request``) and for heads that are too large (431 ``header
     ├── UploadMissing           409 upload_missing
     ├── JobNotFailed            409 job_not_failed
     ├── InputsGone              409 inputs_gone
+    ├── SourceUnusable          409 source_unusable
     ├── IdempotencyInFlight     409 idempotency_in_flight
     ├── WebhookDisabled         409 webhook_disabled
     ├── TooManyWebhooks         409 too_many_webhooks
@@ -190,6 +191,14 @@ class InputsGone(VideoApiError):
 
     status = 409
     code = "inputs_gone"
+
+
+class SourceUnusable(VideoApiError):
+    """The job whose video is to be an input has failed, was cancelled or is not submitted: it gives no video."""
+
+    status = 409
+    code = "source_unusable"
+    remedy = "Submit that job, or retry it (`POST /api/v1/jobs/{job_id}/retry`) and name the new one as the source."
 
 
 class IdempotencyInFlight(VideoApiError):

@@ -25,6 +25,7 @@ from serve_app.api.errors import (
     RecipeUnavailable,
     RequestTimeout,
     RequestTooLarge,
+    SourceUnusable,
     Unauthorized,
     UploadMissing,
 )
@@ -91,6 +92,7 @@ def _again(created: Created) -> str:
             IdempotencyKeyReused,
             JobNotFound,
             JobNotUploading,
+            SourceUnusable,
             IdempotencyInFlight,
             PayloadTooLarge,
             RequestTimeout,

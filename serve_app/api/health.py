@@ -18,7 +18,7 @@ from serve_app import redis
 from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.jobs import fleet_metrics, metrics, tally
 from serve_app.jobs.conditions import HOPELESS, Condition
-from serve_app.jobs.job import Status
+from serve_app.jobs.job import AWAITING, Status
 from serve_app.services import Services, ServicesOf
 from serve_app.serving.state import ModelState
 from serve_app.settings import Settings
@@ -186,7 +186,7 @@ def _weights(spec: ModelSpec, settings: Settings) -> Weights:
 
 def _queue(counts: Mapping[str, int]) -> QueueCounts:
     return QueueCounts(
-        pending=counts.get(Status.QUEUED, 0),
+        pending=counts.get(Status.QUEUED, 0) + counts.get(AWAITING, 0),
         processing=counts.get(Status.PROCESSING, 0),
         completed=counts.get(Status.COMPLETED, 0),
         failed=counts.get(Status.FAILED, 0),

@@ -21,6 +21,7 @@ from serve_app.api.errors import (
     QueueFull,
     RecipeUnavailable,
     RequestTooLarge,
+    SourceUnusable,
     Unauthorized,
 )
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
@@ -197,6 +198,7 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
             JobNotFound,
             JobNotFailed,
             InputsGone,
+            SourceUnusable,
             IdempotencyInFlight,
             InvalidRequest,
             RequestTooLarge,
@@ -211,7 +213,8 @@ async def retry_job(
     job_id: JobPath, caller: Maker, services: ServicesOf, key: IdempotencyKeyOf, response: Response
 ) -> Created:
     """Ask once more for what a failed or cancelled job was to make: a new job, with the same parameters, options and
-    inputs. It has `retry_of`, and needs nothing of the old one, which may be deleted."""
+    inputs. It has `retry_of`, and needs nothing of the old one, which may be deleted. Where its source was a job that
+    has failed, retry that one first: its latest retry takes its place."""
 
     async def prepare() -> NewJob:
         job = await services.store.get(job_id, of_key=caller.sees)
@@ -220,7 +223,7 @@ async def retry_job(
         new = await placed(again(job, current_request_id()), services)
         await require_place(new, caller, services)
         async with services.copies.hold(new.owner):
-            return await with_inputs(new, job, services.storage)
+            return await with_inputs(new, job, await services.store.sources_again(job), services.storage)
 
     return await accept(prepare, caller, services, response, once=keyed(key, caller, "retry", {"job_id": job_id}))
 

@@ -1,10 +1,11 @@
-"""What limits a key's jobs, and how a client is told."""
+"""What limits a key's jobs, and how a client is told why one is not taken."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.access.caller import Caller
-from serve_app.api.errors import BudgetReached, QueueFull
+from serve_app.api.errors import BudgetReached, JobNotFound, QueueFull, SourceUnusable
+from serve_app.jobs import chains
 from serve_app.jobs.job import NewJob
 from serve_app.jobs.quota import NoBudget, NoPlace, Quota
 from serve_app.services import Services
@@ -37,10 +38,15 @@ async def require_place(new: NewJob, caller: Caller, services: Services, *, open
 
 @contextmanager
 def told() -> Iterator[None]:
-    """What the store says of a quota, as errors of the API."""
+    """What the store says of a quota, or of a job that is to be a source, as errors of the API."""
     try:
         yield
     except NoPlace:
         raise QueueFull(headers={"retry-after": str(_PLACE_AGAIN_S)}) from None
     except NoBudget:
         raise BudgetReached(headers={"retry-after": str(_MONEY_AGAIN_S)}) from None
+    except chains.SourceUnknown as error:
+        field = f"{error.input_name}_url"
+        raise JobNotFound(f"{field}: there is no such job, or it was deleted.", param=field) from None
+    except chains.SourceUnusable as error:
+        raise SourceUnusable(str(error), param=f"{error.input_name}_url") from None

@@ -5,6 +5,7 @@ what was never fetched is fetched from where it was said to be.
 """
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -53,8 +54,9 @@ def again(job: Job, request_id: str) -> NewJob:
     )
 
 
-async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
-    """``new`` with a copy of each input of ``of``; or with where it was said to be. What was left out stays left out.
+async def with_inputs(new: NewJob, of: Job, to_be_had: Mapping[str, str], storage: Storage) -> NewJob:
+    """``new`` with a copy of each input of ``of``; or with where it is ``to_be_had`` now. What was left out stays left
+    out.
 
     Raises:
         InputsGone, StorageError
@@ -68,8 +70,8 @@ async def with_inputs(new: NewJob, of: Job, storage: Storage) -> NewJob:
             target = keys.brought(new.folder, new.nonce, item.name)
             if await _copy(storage, _kept(of, item.name), target):
                 uploads[item.name] = target
-            elif item.name in of.sources:
-                sources[item.name] = of.sources[item.name]
+            elif item.name in to_be_had:
+                sources[item.name] = to_be_had[item.name]
             else:
                 raise InputsGone
     return replace(new, sources=sources, uploads=uploads)

@@ -22,11 +22,11 @@ from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.api.labels import Metadata
-from serve_app.api.source import Source
+from serve_app.api.source import Source, SourceOrJob
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
-from serve_app.jobs.job import Job, NewJob, Status
+from serve_app.jobs.job import Job, NewJob, Status, chained
 
 #: Also a folder's name in the object store, so nothing but a UUID will do.
 JobId = Annotated[
@@ -36,7 +36,6 @@ JobId = Annotated[
         examples=["01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"],
     ),
 ]
-
 
 #: A text in a query string.
 QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=WITHOUT_NUL)]
@@ -82,7 +81,11 @@ def _request_model(spec: ModelSpec) -> type[GenerateOptions]:
         )
         if item.optional:
             text += " `null` with nothing uploaded asks for a video without it."
-        fields[f"{item.name}_url"] = (Source | None, Field(None, description=text))
+        takes_videos = "video" in item.kinds
+        if takes_videos:
+            text += " Or `job:<id>`: the video of a job of yours, for which this one waits if it has not ended."
+        source: Any = SourceOrJob if takes_videos else Source
+        fields[f"{item.name}_url"] = (source | None, Field(None, description=text))
     created = create_model(f"{spec.name.title()}Request", __base__=(spec.params, GenerateOptions), **fields)
     created.__doc__ = spec.description
     uploaded: dict[str, Any] = {"required": ["job_id"], "properties": {"job_id": {"type": "string"}}}
@@ -190,6 +193,9 @@ class JobView(BaseModel):
     timeout_s: float | None = Field(None, description="Seconds that a run may take, where that was asked for.")
     metadata: Mapping[str, str] | None = None
     retry_of: str | None = Field(None, description="The job that this one retries.")
+    sources: Mapping[str, str] | None = Field(
+        None, description="The jobs whose videos it takes, by input; it waits for those that have not ended."
+    )
     media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
     notes: Mapping[str, Any] | None = Field(
         None, description="E.g. the `seed` used, or `random_weights` when no checkpoint is configured."
@@ -242,6 +248,7 @@ class JobView(BaseModel):
             timeout_s=job.timeout_s,
             metadata=job.metadata,
             retry_of=job.retry_of,
+            sources=chained(job.sources) or None,
             media=job.media if isinstance(job.media, dict) else None,
             notes=job.notes or None,
             created_at=job.created_at,

@@ -101,6 +101,7 @@ def _created(eta: float | None, cost: CostRange | None, job: Job) -> Created:
         model=job.model,
         status=job.status,
         created_at=job.created_at,
-        eta_seconds=eta,
+        # How long the job takes for whose video it waits, nobody has asked.
+        eta_seconds=None if job.awaits else eta,
         cost_estimate_usd=cost,
     )

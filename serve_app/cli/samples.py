@@ -6,6 +6,7 @@ since a lip-sync model needs a real face; the voice is eSpeak NG's. Both package
 
 import ctypes
 import math
+import shutil
 import subprocess
 import wave
 from collections.abc import Callable, Mapping
@@ -20,8 +21,10 @@ SPEECH = "Hello. I was a photograph for thirty years. Now look at me: I speak, w
 _SUN = (880, 330)
 
 
+#: A picture of somebody.
+PORTRAIT = "portrait"
 #: Names of the samples, by kind.
-NAMES = {"image": "sample.jpg", "video": "sample.mp4", "audio": "sample.wav"}
+NAMES = {"image": "sample.jpg", "video": "sample.mp4", "audio": "sample.wav", PORTRAIT: "portrait.png"}
 
 
 def path(kind: str, folder: Path) -> Path:
@@ -41,6 +44,16 @@ def make(kind: str, folder: Path) -> Path | None:
 def _image(folder: Path) -> Path:
     target = path("image", folder)
     landscape().save(target, quality=92)
+    return target
+
+
+def _portrait(folder: Path) -> Path | None:
+    try:
+        import skimage
+    except ImportError:
+        return None
+    target = path(PORTRAIT, folder)
+    shutil.copyfile(Path(skimage.__file__).parent / "data" / "astronaut.png", target)
     return target
 
 
@@ -101,7 +114,12 @@ def _speak(text: str, library: str, data: str) -> tuple[int, bytes]:
 
 
 #: A kind that is not here, or whose maker lacks its package, makes ``demo`` pass over the models that need it.
-_MAKERS: Mapping[str, Callable[[Path], Path | None]] = {"image": _image, "video": _video, "audio": _audio}
+_MAKERS: Mapping[str, Callable[[Path], Path | None]] = {
+    "image": _image,
+    "video": _video,
+    "audio": _audio,
+    PORTRAIT: _portrait,
+}
 
 
 def landscape() -> Image.Image:

@@ -85,7 +85,7 @@ def interpret(
         elif item is None:
             known = ", ".join([*inputs, *params])
             raise InvalidArguments(f"{name} has no {key!r}; it takes: {known}")
-        elif value.startswith(("http://", "https://")):
+        elif value.startswith(("http://", "https://", "job:")):
             fields[f"{item['name']}_url"] = value
         else:
             path = _file(item, value, read)
@@ -143,5 +143,5 @@ def _file(item: InputInfo, value: str, read: Callable[[int], Path]) -> Path:
             raise InvalidArguments(f"{item['name']}={DASH}: {problem}") from None
     path = Path(value).expanduser()
     if not path.is_file():
-        raise InvalidArguments(f"{item['name']}: {value} is neither a file nor an http(s) URL")
+        raise InvalidArguments(f"{item['name']}: {value} is neither a file nor an http(s) URL nor job:ID")
     return path

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict
 
@@ -61,11 +62,12 @@ class Intake:
         specs: tuple[InputSpec, ...],
         sources: Mapping[str, str],
         uploads: Mapping[str, str],
+        videos: Mapping[str, str] = MappingProxyType({}),
         *,
         owner: str = "",
     ) -> dict[str, StoredInput]:
-        """All inputs of a job, by name: from a URL in ``sources`` or a storage key in ``uploads``. An optional one that
-        is in neither was left out.
+        """All inputs of a job, by name: from a URL in ``sources``, or from a storage key in ``uploads`` or in
+        ``videos``, which are other jobs'. An optional one that is in none was left out.
 
         Idempotent: a second call stores the same objects again. Raises :class:`~deployments.faults.Fault` about the
         first input that fails, :class:`~serve_app.storage.base.StorageError` if our store or disk does, or
@@ -77,9 +79,9 @@ class Intake:
             try:
                 async with asyncio.TaskGroup() as group:
                     for spec in specs:
-                        if spec.optional and spec.name not in sources and spec.name not in uploads:
+                        if spec.optional and not any(spec.name in given for given in (sources, uploads, videos)):
                             continue
-                        coroutine = self._admit_one(job_id, spec, sources, uploads, folder, owner)
+                        coroutine = self._admit_one(job_id, spec, sources, uploads, videos, folder, owner)
                         tasks[spec.name] = group.create_task(coroutine)
             except ExceptionGroup as failures:
                 # The first one cancelled its siblings; should two have failed at once, the final verdict counts.
@@ -92,12 +94,15 @@ class Intake:
         spec: InputSpec,
         sources: Mapping[str, str],
         uploads: Mapping[str, str],
+        videos: Mapping[str, str],
         folder: Path,
         owner: str,
     ) -> StoredInput:
         path = folder / spec.name
         try:
-            if spec.name in sources:
+            if spec.name in videos:
+                await self._fetch_video(videos[spec.name], path, spec, owner)
+            elif spec.name in sources:
                 await self._fetch_source(sources[spec.name], path, spec, owner)
             else:
                 await self._fetch_upload(uploads.get(spec.name, ""), path, spec, owner)
@@ -131,6 +136,21 @@ class Intake:
             raise Fault(
                 FailureCode.INPUT_TOO_LARGE,
                 f"The upload is larger than the {spec.max_bytes / 2**20:g} MiB allowed. Send a smaller one.",
+            ) from error
+
+    async def _fetch_video(self, key: str, path: Path, spec: InputSpec, owner: str) -> None:
+        try:
+            async with self._copies.hold(owner):
+                await self._storage.get_file(key, path, spec.max_bytes)
+        except ObjectMissing as error:
+            raise Fault(
+                FailureCode.SOURCE_FAILED,
+                "The other job's video was deleted before it could be used. Make it again, then this one.",
+            ) from error
+        except ObjectTooLarge as error:
+            raise Fault(
+                FailureCode.INPUT_TOO_LARGE,
+                f"The other job's video is larger than the {spec.max_bytes / 2**20:g} MiB allowed. Make a shorter one.",
             ) from error
 
     async def _judge(self, path: Path, spec: InputSpec, owner: str) -> MediaProbe:

@@ -52,6 +52,11 @@ class WaitCode(Explained):
         "The API key has as many jobs running as it may have at a time; the job goes on by itself when one of them has"
         " ended.",
     )
+    WAITING_FOR_SOURCE = (
+        "waiting_for_source",
+        "An input is the video of another job, which has not ended; the job goes on by itself, and its time to start"
+        " begins then.",
+    )
     RETRYING = "retrying", "What the attempt before ended with."
 
 
@@ -146,6 +151,9 @@ def why_waiting(job: Job, current: Mapping[str, Condition]) -> Condition | None:
     """What keeps this job from running, besides those ahead of it; None if nothing does."""
     if job.status.terminal or job.status is Status.UPLOADING:
         return None
+    if job.awaits is not None:
+        noun = "job" if len(job.awaits) == 1 else "jobs"
+        return Condition(WaitCode.WAITING_FOR_SOURCE, f"Waits for {noun} {' and '.join(job.awaits)}.")
     everywhere = current.get(EVERY_MODEL)
     if job.stage == Stage.STORAGE_UNAVAILABLE:
         return everywhere or Condition(

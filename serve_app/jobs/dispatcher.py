@@ -142,6 +142,7 @@ class Dispatcher:
                 ("astray", self._move_astray, SWEEP_S),
                 ("verify", self._verify, SWEEP_S),
                 ("deadlines", self._store.expire_deadlines, SWEEP_S),
+                ("settle", self._store.settle, SWEEP_S),
                 ("retention", self._retain, RETENTION_S),
                 ("orphans", self._orphans.sweep, RETENTION_S),
             ):
@@ -315,7 +316,10 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
                 specs = MODELS[job.model].inputs
-                inputs = await self._intake.admit(job.folder, specs, job.sources, job.uploads, owner=job.owner)
+                videos = await self._store.videos(job)
+                inputs = await self._intake.admit(
+                    job.folder, specs, {**job.sources, **videos.urls}, job.uploads, videos.keys, owner=job.owner
+                )
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})
             except (StorageError, OutboundUnavailable, OSError) as error:

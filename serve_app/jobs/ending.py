@@ -118,7 +118,8 @@ class Endings:
         if status is not Status.FAILED:
             # What an earlier attempt stumbled over is not how the job ended.
             values |= {"error_code": None, "error_message": None}
-        values |= {"status": status, "stage": Stage(status), "completed_at": func.now(), "outcome": None, **NO_LEASE}
+        values |= {"status": status, "stage": Stage(status), "completed_at": func.now(), **NO_LEASE}
+        values |= {"outcome": None, "awaits": None}
         row = (
             (await db.execute(update(jobs).where(jobs.c.id == job.id).values(values).returning(jobs))).mappings().one()
         )

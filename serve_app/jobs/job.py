@@ -46,6 +46,18 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 }
 
 
+#: The table's word for a ``queued`` job that waits for the video of another: it is in no line, no GPU is wanted for it
+#: and no deadline runs. Its client sees it as ``queued``; ``awaits`` says for whom.
+AWAITING = "awaiting"
+#: How a source begins that is a job's video.
+OF_JOB = "job:"
+
+
+def chained(sources: Mapping[str, str]) -> Mapping[str, str]:
+    """Of the sources of a job those that are other jobs' videos: their ids, by input name."""
+    return {name: source.removeprefix(OF_JOB) for name, source in sources.items() if source.startswith(OF_JOB)}
+
+
 def new_id() -> str:
     """Of a job that no client has chosen one for: UUIDv7."""
     return str(uuid_utils.uuid7())
@@ -77,7 +89,7 @@ class NewJob:
     nonce: str = field(default_factory=new_nonce)
     #: The key that asked; empty: the environment's ``API_KEY``.
     key_id: str = ""
-    #: URL by input name.
+    #: URL by input name, or ``job:<id>`` of the job whose video it is.
     sources: Mapping[str, str] = field(default_factory=dict)
     #: Storage key by input name, for inputs that were uploaded.
     uploads: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +137,8 @@ class Job:
     effort: float
     sources: Mapping[str, str]
     uploads: Mapping[str, str]
+    #: The jobs for whose videos it waits; None: for none (any more).
+    awaits: Sequence[str] | None
     #: As intake stored them (:class:`~serve_app.intake.inputs.StoredInput` by name); None until then. Not parsed here:
     #: a row that another version wrote must not keep anybody from reading the rows beside it.
     inputs: Mapping[str, Any] | None
@@ -180,7 +194,7 @@ class Job:
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> "Job":
         values: dict[str, Any] = {name: row[name] for name in cls.__dataclass_fields__}
-        values["status"] = Status(values["status"])
+        values["status"] = Status.QUEUED if values["status"] == AWAITING else Status(values["status"])
         for name in ("model", "deployment"):
             values[name] = values[name] or ""
         for name in ("timings", "notes"):

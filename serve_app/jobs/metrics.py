@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
 from deployments.registry import MODELS
-from serve_app.jobs.job import Job, Status
+from serve_app.jobs.job import AWAITING, Job, Status
 from serve_app.jobs.tables import counters
 
 ENDED = "video_jobs"
@@ -83,9 +83,11 @@ async def collect(db: AsyncConnection, depths: Mapping[str, Mapping[str, int]]) 
     """Everything ``/metrics`` shows. ``depths`` is the number of jobs by model and status."""
     rows = (await db.execute(select(counters.c.name, counters.c.labels, counters.c.value))).all()
     values = {(name, tuple(labels.split(","))): value for name, labels, value in rows}
-    gauge = GaugeMetricFamily("video_queue_depth", "Jobs that wait or run, by model.", labels=("model", "status"))
+    gauge = GaugeMetricFamily(
+        "video_queue_depth", "Jobs that wait or run, by model; awaiting: for another job.", labels=("model", "status")
+    )
     for model in MODELS:
-        for status in (Status.QUEUED, Status.PROCESSING):
+        for status in (AWAITING, Status.QUEUED, Status.PROCESSING):
             gauge.add_metric((model, status), depths.get(model, {}).get(status, 0))
     families: list[Metric] = [gauge]
     for name, (text, labels) in _COUNTERS.items():

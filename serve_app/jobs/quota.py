@@ -4,18 +4,18 @@ Asked in the transaction that makes the job, while nobody else asks for the same
 free place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from serve_app.jobs.job import NewJob, Status
+from serve_app.jobs.job import AWAITING, NewJob, Status
 from serve_app.jobs.tables import jobs, key_spending
 
 #: Jobs that a key without a limit may have open for uploads at a time. They cost no GPU, but rows.
 MOST_UPLOADS = 1000
-_WAITING = (Status.QUEUED, Status.UPLOADING)
+_WAITING = (Status.QUEUED, Status.UPLOADING, AWAITING)
 
 
 class NoPlace(Exception):
@@ -69,7 +69,7 @@ class Quota:
     async def _alone(self, db: AsyncConnection) -> None:
         await db.execute(text("SELECT pg_advisory_xact_lock(hashtext('quota'), hashtext(:key))"), {"key": self.key_id})
 
-    async def _require_place(self, db: AsyncConnection, statuses: tuple[Status, ...], most: int) -> None:
+    async def _require_place(self, db: AsyncConnection, statuses: Sequence[str], most: int) -> None:
         some = select(jobs.c.id).where(_open(self.key_id), jobs.c.status.in_(statuses)).limit(most).subquery()
         if (await db.execute(select(func.count()).select_from(some))).scalar_one() >= most:
             raise NoPlace

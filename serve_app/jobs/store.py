@@ -26,13 +26,13 @@ from deployments.failure_code import FailureCode
 from deployments.stage import Stage
 from serve_app.fair import FairSlots
 from serve_app.intake.inputs import StoredInput
-from serve_app.jobs import claim, idempotency
+from serve_app.jobs import chains, claim, idempotency
 from serve_app.jobs.accepting import accept, columns_of
 from serve_app.jobs.batches import Batches
 from serve_app.jobs.database import in_seconds
 from serve_app.jobs.ending import NO_LEASE, Endings, Stumble, notify, requeue, sum_timings
 from serve_app.jobs.idempotency import Answer, IdempotencyKey
-from serve_app.jobs.job import Claim, Job, NewJob, Status, new_id, new_nonce
+from serve_app.jobs.job import AWAITING, Claim, Job, NewJob, Status, chained, new_id, new_nonce
 from serve_app.jobs.owed import owe
 from serve_app.jobs.quota import Quota
 from serve_app.jobs.rows import discard_orphans, get, held, lock, readable, renew, verdict
@@ -108,11 +108,12 @@ class JobStore:
         self, new: NewJob, job_id: str | None = None, *, of_key: str | None = None, quota: Quota | None = None
     ) -> Job | None:
         """Accept a job; with ``job_id``, the one that was opened for uploads. When this returns it is on disk. Raises
-        NoPlace or NoBudget where the key's quota has no room for it.
+        NoPlace or NoBudget where the key's quota has no room for it, SourceUnknown or SourceUnusable where it can't
+        have the video of another job that it asks for.
 
         Returns None when ``job_id`` does not name a job of the key in ``uploading``.
         """
-        if job_id is None and (quota is None or not quota.limits_jobs):
+        if job_id is None and (quota is None or not quota.limits_jobs) and not chained(new.sources):
             return await self._accepting.ask(new)
         async with self._slots.hold(new.owner), self._engine.begin() as db:
             return await _accept(db, new, job_id, of_key, quota)
@@ -136,7 +137,7 @@ class JobStore:
         """As :meth:`submit`, but once for all requests with ``key``: the job and what is ``answer``-ed commit together.
 
         Returns no job beside the answer if that is of an earlier request, or of one that came at the same time. None as
-        above; the key is free then. Raises what :func:`~serve_app.jobs.idempotency.take` does.
+        above; the key is free then. Raises what :func:`~serve_app.jobs.idempotency.take` does, and :meth:`submit`.
         """
         async with self._slots.hold(new.owner), self._engine.begin() as db:
             if (given := await idempotency.take(db, key)) is not None:
@@ -160,6 +161,11 @@ class JobStore:
             row = (await db.execute(select(jobs).where(jobs.c.id == job_id, _of(of_key)))).mappings().one_or_none()
         return None if row is None else Job.from_row(row)
 
+    async def sources_again(self, job: Job) -> Mapping[str, str]:
+        """Where its inputs are to be had if it is made once more: see ``chains.py``."""
+        async with self._engine.connect() as db:
+            return await chains.sources_again(db, job)
+
     async def list(
         self,
         *,
@@ -180,7 +186,9 @@ class JobStore:
         query = select(jobs).order_by(*order).where(_of(of_key)).limit(limit)
         if submitted:
             query = query.where(jobs.c.status != Status.UPLOADING)
-        for column, value in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.user_id, user_id)):
+        if status is not None:
+            query = query.where(jobs.c.status.in_([status, AWAITING] if status is Status.QUEUED else [status]))
+        for column, value in ((jobs.c.model, model), (jobs.c.user_id, user_id)):
             if value is not None:
                 query = query.where(column == value)
         if metadata:
@@ -239,6 +247,11 @@ class JobStore:
         ``share`` of one user's at a time. Of ``free`` slots a key leaves some to the others."""
         async with self._engine.begin() as db:
             return await claim.claim_for_intake(db, limit, share, free, self.claim_s)
+
+    async def videos(self, job: Job) -> chains.Videos:
+        """Those of the jobs that are its sources. Raises :class:`~deployments.faults.Fault`: ``source_failed``."""
+        async with self._engine.connect() as db:
+            return await chains.videos(db, job)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""
@@ -501,6 +514,21 @@ class JobStore:
                 await self._ends.expire(db, job)
         return len(rows)
 
+    async def settle(self) -> int:
+        """Let those go on, or end, who waited for the videos of jobs that have ended: some of each. Returns how
+        much was done: call again while it is not 0.
+
+        Ends are one a time, as above. In turn, so that who waits for one job need not wait for the thousand that wait
+        for another.
+        """
+        async with self._engine.connect() as db:
+            ended = await chains.ended(db)
+        done = 0
+        for note in ended:
+            async with self._engine.begin() as db:
+                done += await chains.settle(db, note, self._ends)
+        return done
+
     # ---------------------------------------------------------------- inside
 
     def _renewal(self, lease: Lease, seconds: float) -> Any:
@@ -517,8 +545,11 @@ async def _accept(
 ) -> Job | None:
     if quota is not None:
         await quota.require(db, new, opened=job_id is not None)
+    awaits = await chains.awaited(db, new, of_key)
     values = {"status": Status.QUEUED, "stage": Stage.QUEUED, **columns_of(new)}
-    if new.expires_after is not None:
+    if awaits:
+        values |= {"status": AWAITING, "stage": Stage.WAITING_FOR_SOURCE, "awaits": awaits}
+    elif new.expires_after is not None:
         values["expires_at"] = in_seconds(new.expires_after)
     if job_id is None:
         statement: Any = insert(jobs).values(values)

@@ -56,6 +56,8 @@ jobs = Table(
     Column("effort", Double, nullable=False, server_default="1"),
     Column("sources", JSONB, nullable=False, server_default="{}"),
     Column("uploads", JSONB, nullable=False, server_default="{}"),
+    #: The jobs for whose videos it waits; null: none (any more). Those that have ended meanwhile are taken out.
+    Column("awaits", ARRAY(Text)),
     #: Null until intake has verified and stored every input.
     Column("inputs", JSONB),
     #: The API key that asked; empty: the environment's ``API_KEY``.
@@ -106,13 +108,20 @@ jobs = Table(
     Column("error_message", Text),
     #: Grows with each change that a client can see. Triggers of migration 0012 raise it, and tell ``feed.py``.
     Column("version", BigInteger, nullable=False, server_default="0"),
-    CheckConstraint(f"status IN ('uploading', 'queued', 'processing') OR {_TERMINAL}", name="jobs_status_known"),
+    CheckConstraint(
+        f"status IN ('uploading', 'awaiting', 'queued', 'processing') OR {_TERMINAL}", name="jobs_status_known"
+    ),
     CheckConstraint(f"({_TERMINAL}) = (completed_at IS NOT NULL)", name="jobs_end_is_dated"),
     CheckConstraint("status = 'uploading' OR model IS NOT NULL OR completed_at IS NOT NULL", name="jobs_model_known"),
     CheckConstraint(f"NOT ({_TERMINAL}) OR lease_token IS NULL", name="jobs_end_has_no_lease"),
     CheckConstraint("status <> 'processing' OR lease_token IS NOT NULL", name="jobs_running_has_lease"),
     CheckConstraint("(lease_token IS NULL) = (lease_expires_at IS NULL)", name="jobs_lease_expires"),
     CheckConstraint("status <> 'failed' OR error_code IS NOT NULL", name="jobs_failure_has_code"),
+    CheckConstraint("(status = 'awaiting') = (awaits IS NOT NULL)", name="jobs_awaiting_awaits"),
+    CheckConstraint(
+        "status <> 'awaiting' OR lease_token IS NULL AND inputs IS NULL AND started_at IS NULL",
+        name="jobs_awaiting_is_untouched",
+    ),
     CheckConstraint(
         "status <> 'completed' OR output_key IS NOT NULL OR result_url IS NOT NULL", name="jobs_success_has_result"
     ),
@@ -141,6 +150,8 @@ jobs = Table(
         "created_at",
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
     ),
+    Index("jobs_awaiting", "awaits", postgresql_using="gin", postgresql_where=text("awaits IS NOT NULL")),
+    Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
     Index("jobs_open_of_key", "key_id", "status", postgresql_where=text("completed_at IS NULL AND key_id <> ''")),
@@ -162,6 +173,20 @@ jobs = Table(
         postgresql_ops={"metadata": "jsonb_path_ops"},
         postgresql_where=text("metadata IS NOT NULL"),
     ),
+)
+
+#: Jobs that have ended, or are deleted, while others waited for their videos: until those are seen to (``chains.py``).
+#: A trigger of migration 0017 adds a row in the transaction of the end, whoever brings it about.
+ended_sources = Table(
+    "ended_sources",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    #: No key of ``jobs``: it may be gone.
+    Column("source_id", Text, nullable=False),
+    #: How it has ended, and the error if it failed; null: it was deleted.
+    Column("status", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
 )
 
 #: What requests that came with an ``Idempotency-Key`` were answered with, for a day. Written in the transaction of what

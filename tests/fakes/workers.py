@@ -55,8 +55,9 @@ class FakeWorkers:
         self._alive: set[asyncio.Task[None]] = set()
         self.before_start: Callable[[Task], Awaitable[None]] = _nothing
         self.compute: Callable[[Task], Awaitable[None]] = _nothing
+        self.video = VIDEO
         #: What is stored instead of what is reported.
-        self.upload: Callable[[Task], bytes] = lambda task: VIDEO
+        self.upload: Callable[[Task], bytes] = lambda task: self.video
         #: Stored as the poster; None: there is none. And what is said of it.
         self.poster: bytes | None = None
         self.said_of_poster: bytes | None = None
@@ -126,8 +127,8 @@ class FakeWorkers:
                 await self._put(task.poster_url, self.poster)
             report = Outcome(
                 lease=task.lease,
-                size=len(VIDEO),
-                md5=hashlib.md5(VIDEO, usedforsecurity=False).hexdigest(),
+                size=len(self.video),
+                md5=hashlib.md5(self.video, usedforsecurity=False).hexdigest(),
                 media=FACTS,
                 poster=_facts(self.said_of_poster),
                 timings={"run": 1.0},

@@ -101,6 +101,8 @@ class Worker:
                 kind, _, job_id = payload.partition(":")
                 if kind == "stop" and job_id in self._stops:
                     self._stops[job_id].set()
+                while await self._store.settle():
+                    pass
                 for claim in await self._store.claim_for_intake(10):
                     await self._store.admit(claim.lease, {"image": PICTURE})
                 for model in MODELS:

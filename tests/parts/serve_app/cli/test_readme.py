@@ -12,7 +12,7 @@ from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
 README = (Path(__file__).parents[4] / "README.md").read_text()
 SECTION = README.partition("## Use it with curl")[2].partition("\n## ")[0]
-SETUP, FORM, UPLOAD, BY_URL, FETCH = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
+SETUP, FORM, UPLOAD, BY_URL, FETCH, CHAIN = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
 #: Long enough for a machine that does many things; a loop that never ends is a failure.
 LIMIT_S = 180
 
@@ -84,6 +84,15 @@ def test_a_url_becomes_a_video(paste: Paste, service: LiveService, folder: Path)
     (job,) = service.do(service.services.store.list())
     assert "example.com" not in str(job.sources)
     assert job.status is Status.COMPLETED
+
+
+def test_what_was_made_talks(paste: Paste, service: LiveService, folder: Path) -> None:
+    _, err = paste(SETUP, BY_URL, FETCH, "rm video.mp4", CHAIN, FETCH)
+
+    assert (folder / "video.mp4").read_bytes() == VIDEO
+    assert err == ""
+    chained, source = service.do(service.services.store.list())
+    assert chained.sources["video"] == f"job:{source.id}"
 
 
 def test_what_the_api_refuses_is_shown(paste: Paste, service: LiveService) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -16,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments import run as run_module
 from deployments.classes import Deployment, deployments
 from deployments.contract import Ability, Failure, Lease, Report, Started, Task, Verdict
+from deployments.failure_code import FailureCode
+from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs import abilities as abilities_module
@@ -42,7 +45,7 @@ from serve_app.storage import keys, watch
 from serve_app.storage.base import StorageError
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, reply, stalled
-from tests.fakes.media import PICTURE, make
+from tests.fakes.media import PICTURE, film, make
 from tests.fakes.workers import VIDEO, FakeWorkers, OneProcess, Stop
 from tests.parts.serve_app.jobs.samples import eventually, execute, fetch, new_job, row, silence
 
@@ -964,3 +967,153 @@ async def test_after_an_outage_nobody_moves_before_it_was_seen_who_is_there(clas
 
 async def nothing(_: Task) -> None:
     pass
+
+
+# ---------------------------------------------------------------- chains
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return film(tmp_path_factory.mktemp("clip") / "a.mp4", seconds=1).read_bytes()
+
+
+@pytest.fixture
+def chain(house: House, source: HttpSource, clip: bytes) -> Callable[..., Awaitable[list[str]]]:
+    """Makes so many jobs, each of which takes the video of the one before; whose workers make real ones."""
+    house.workers = FakeWorkers(house.storage, {"ltx2": 2, "wav2lip": 2})
+    house.workers.video = clip
+    source.routes["/sound"] = reply(200, clip)
+
+    async def chain(links: int, **changes: Any) -> list[str]:
+        made = await house.store.submit(new_job(sources={"image": source.url("/image")}, **changes))
+        assert made is not None
+        ids = [made.id]
+        while len(ids) < links:
+            sources = {"video": f"job:{ids[-1]}", "audio": source.url("/sound")}
+            made = await house.store.submit(new_job(model="wav2lip", params={}, sources=sources, **changes))
+            assert made is not None
+            ids.append(made.id)
+        return ids
+
+    return chain
+
+
+async def test_each_link_of_a_chain_takes_the_video_of_the_one_before(house: House, chain: Any, clip: bytes) -> None:
+    async with house.dispatching(), house.dispatching():
+        ids = await chain(5)
+        jobs = [await house.until_ended(job_id) for job_id in ids]
+    assert {(job.status, job.attempt) for job in jobs} == {(Status.COMPLETED, 1)}
+    assert [task.lease.job_id for task in house.workers.tasks] == ids
+    for before, job in itertools.pairwise(jobs):
+        # A copy of its own: the other job may be deleted while this one is made.
+        assert job.inputs["video"]["key"].startswith(f"inputs/{job.folder}/")
+        assert job.inputs["video"]["size"] == len(clip)
+        assert before.completed_at <= job.started_at
+
+
+async def test_a_worker_that_dies_at_each_link_costs_each_an_attempt(house: House, chain: Any) -> None:
+    ids = await chain(5)
+    left = set(ids)
+    generate = house.workers.generate
+
+    async def compute(task: Task) -> None:
+        if task.lease.job_id in left:
+            left.discard(task.lease.job_id)
+            raise asyncio.CancelledError
+
+    async def as_serve_says_it(task: Task) -> None:
+        dies = task.lease.job_id in left
+        try:
+            await generate(task)
+        except asyncio.CancelledError:
+            if not dies:
+                raise
+            raise WorkerDied("the actor died") from None
+
+    house.workers.compute, house.workers.generate = compute, as_serve_says_it  # type: ignore[method-assign]
+    async with house.dispatching():
+        jobs = [await house.until_ended(job_id) for job_id in ids]
+    assert {job.status for job in jobs} == {Status.COMPLETED}
+    assert [job.attempt for job in jobs] == [2] * 5
+
+
+@pytest.mark.parametrize("link", [0, 2])
+@pytest.mark.parametrize("how", ["cancelled", "deleted", "failed"])
+async def test_behind_a_link_that_breaks_all_end(house: House, chain: Any, how: str, link: int) -> None:
+    """The first link waits in a worker meanwhile, so all the others wait."""
+    stop = Stop()
+    ids: list[str] = []
+
+    async def compute(task: Task) -> None:
+        if task.lease.job_id == ids[0]:
+            await stop()
+        if how == "failed" and task.lease.job_id == ids[link]:
+            raise Fault(FailureCode.NO_FACE_FOUND, "There is no face.")
+
+    chained = await chain(5)
+    ids += chained
+    house.workers.compute = compute
+    async with house.dispatching():
+        await stop.reached.wait()
+        if how == "cancelled":
+            await house.store.cancel(ids[link])
+            await house.until_ended(ids[link])
+        elif how == "deleted":
+            if link == 0:
+                # One that runs has to be cancelled first.
+                await house.store.cancel(ids[0])
+                await house.until_ended(ids[0])
+            await house.store.delete(ids[link])
+        stop.opened.set()
+        ended = [await house.until_ended(job_id) for job_id in ids if how != "deleted" or job_id != ids[link]]
+    jobs = {job.id: job for job in ended}
+    assert [jobs[job_id].status for job_id in ids[:link]] == [Status.COMPLETED] * link
+    for before, job_id in itertools.pairwise(ids[link:]):
+        job = jobs[job_id]
+        if how == "cancelled" or (how == "deleted" and link == 0):
+            assert job.status is Status.CANCELLED
+        else:
+            assert (job.status, job.error_code) == (Status.FAILED, "source_failed")
+            assert f"Job {before}, whose video it needs," in str(job.error_message)
+            assert {"deleted": "was deleted", "failed": "There is no face"}[how] in str(job.error_message)
+
+
+async def test_a_video_that_a_later_link_can_not_take_is_its_own_failure(
+    house: House, source: HttpSource, chain: Any
+) -> None:
+    house.workers.video = b"no video at all"
+    async with house.dispatching():
+        ids = await chain(3)
+        jobs = [await house.until_ended(job_id) for job_id in ids]
+    assert [(job.status, job.error_code) for job in jobs] == [
+        (Status.COMPLETED, None),
+        (Status.FAILED, "unsupported_media"),
+        (Status.FAILED, "source_failed"),
+    ]
+
+
+async def test_a_video_that_was_made_elsewhere_is_fetched_by_the_next_link(
+    house: House, source: HttpSource, chain: Any, clip: bytes
+) -> None:
+    source.routes["/elsewhere.mp4"] = reply(200, clip)
+    ids = await chain(2)
+    await house.store.end_externally(ids[0], video_url=source.url("/elsewhere.mp4"))
+    async with house.dispatching():
+        job = await house.until_ended(ids[1])
+    assert (job.status, job.inputs["video"]["size"]) == (Status.COMPLETED, len(clip))
+
+
+async def test_a_video_that_is_gone_from_the_store_is_said_to_be(house: House, chain: Any) -> None:
+    ids = await chain(2)
+    await execute(
+        house.engine,
+        "UPDATE jobs SET status = 'completed', completed_at = now(), output_key = 'outputs/gone/1/output.mp4'"
+        " WHERE id = :id",
+        id=ids[0],
+    )
+    async with house.dispatching():
+        job = await house.until_ended(ids[1])
+    assert (job.status, job.error_code) == (Status.FAILED, "source_failed")
+    assert job.error_message == (
+        "Input 'video': The other job's video was deleted before it could be used. Make it again, then this one."
+    )
