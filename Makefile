@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-chain bench-fleet bench-first-step bench-api bench-install clean tables constraints
+.PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-chain bench-fleet bench-first-step bench-api bench-install clean tables openapi constraints
 
 demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
@@ -104,6 +104,9 @@ bench-neighbours: $(STAMP)  ## An honest job alone and beside users who do what 
 
 tables: $(STAMP)  ## The README's tables of codes, made from the code
 	$(BIN)/python -m serve_app.documentation README.md
+
+openapi: $(STAMP)  ## docs/openapi.json, made from the code
+	$(BIN)/python -m serve_app.api.asgi docs/openapi.json
 
 constraints: $(STAMP)  ## Write down the versions that were tested
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

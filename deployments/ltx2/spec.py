@@ -47,7 +47,13 @@ class LTX2Params(Params):
         }
     )
 
-    prompt: str = Field(DEFAULT_PROMPT, min_length=1, max_length=4000, description="What should happen in the video.")
+    prompt: str = Field(
+        DEFAULT_PROMPT,
+        min_length=1,
+        max_length=4000,
+        description="What should happen in the video.",
+        examples=["She looks up and smiles, her hair moving in the wind"],
+    )
     negative_prompt: str = Field(
         DEFAULT_NEGATIVE_PROMPT,
         max_length=4000,

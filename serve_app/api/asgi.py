@@ -1,8 +1,11 @@
 """The FastAPI application: routers, errors, CORS, request ids."""
 
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -31,6 +34,7 @@ from serve_app.api import (
 )
 from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
+from serve_app.api.examples import EXAMPLES
 from serve_app.api.gate import Gate
 from serve_app.api.idempotency import REPLAYED
 from serve_app.api.openai import content, create, unsupported, videos
@@ -51,10 +55,14 @@ Errors are `application/problem+json` with a stable `code`; their `type` leads t
 (`/errors`).
 """
 
+_PARTS = (
+    generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
+    error_pages, create, videos, content, openai_models, unsupported,
+)  # fmt: skip
 
-def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
-    """The API over these parts; starts nothing. A ``ring`` that is kept fresh knows of keys that others change."""
-    ring = ring or build_ring(services)
+
+def application() -> FastAPI:
+    """All routes and what is said of them, with nothing behind them."""
     app = FastAPI(
         title="video-api",
         version=__version__,
@@ -65,18 +73,36 @@ def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
         # It would lead to whichever host the request names.
         redirect_slashes=False,
     )
+    for part in _PARTS:
+        app.include_router(part.router)
+    app.webhooks.include_router(webhook_events.router)
+    return app
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The application in the words of OpenAPI 3.1."""
+    schema = app.openapi()
+    # Error responses, and what reads its body by itself, refer to them by name.
+    schema["components"]["schemas"] |= wish.components()
+    for problem in (Problem, OpenAIProblem):
+        made = problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema["components"]["schemas"] |= {**made.pop("$defs", {}), problem.__name__: made}
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        if found := EXAMPLES.get(operation["operationId"]):
+            # Not by way of FastAPI, which would drop what is null in them.
+            operation["requestBody"]["content"]["application/json"]["examples"] = found
+    return schema
+
+
+def create_asgi(services: Services, ring: KeyRing | None = None) -> ASGIApp:
+    """The API over these parts; starts nothing. A ``ring`` that is kept fresh knows of keys that others change."""
+    ring = ring or build_ring(services)
+    app = application()
     app.state.services = services
     services.feed.show(partial(events.look, services))
     app.state.key_ring = ring
-    parts = (
-        generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
-        error_pages, create, videos, content, openai_models, unsupported,
-    )  # fmt: skip
-    routers = [part.router for part in parts]
+    routers = [part.router for part in _PARTS]
     problems.install(app, services.settings.base_url, routers)
-    for router in routers:
-        app.include_router(router)
-    app.webhooks.include_router(webhook_events.router)
     _publish(app)
     # Around the application and not in it, so that the answers to a crash and of the gate have these headers too.
     open_to_browsers = CORSMiddleware(
@@ -106,13 +132,8 @@ def _publish(app: FastAPI) -> None:
     """The schema, and pages that show it. Anybody may ask for them, so each is made once, by the first who asks."""
 
     def openapi() -> Response:
-        schema = app.openapi()
-        # Error responses, and what reads its body by itself, refer to them by name.
-        schema["components"]["schemas"] |= wish.components()
-        for problem in (Problem, OpenAIProblem):
-            made = problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema["components"]["schemas"] |= {**made.pop("$defs", {}), problem.__name__: made}
-        return Response(json.dumps(schema, ensure_ascii=False, separators=(",", ":")), media_type="application/json")
+        said = json.dumps(described(app), ensure_ascii=False, separators=(",", ":"))
+        return Response(said, media_type="application/json")
 
     makers: dict[str, Callable[[], Response]] = {
         "/openapi.json": openapi,
@@ -128,3 +149,9 @@ def _served(made: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
         return made()
 
     return page
+
+
+if __name__ == "__main__":
+    # ``make openapi``
+    said = json.dumps(described(application()), indent=2, sort_keys=True, ensure_ascii=False)
+    Path(sys.argv[1]).write_text(said + "\n")

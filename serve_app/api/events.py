@@ -104,7 +104,7 @@ def encode(kind: str, data: str, version: int | None = None) -> bytes:
     return f"{number}event: {kind}\ndata: {data}\n\n".encode()
 
 
-#: One event, as OpenAPI 3.2 has it.
+#: One event: what OpenAPI 3.1 says of a stream, it says of each.
 _EVENT = {
     "type": "object",
     "required": ["data"],
@@ -130,7 +130,7 @@ _EVENT = {
     responses={
         200: {
             "description": "Events: `snapshot`, `update`, `end`, `deleted`; the data of each is a `JobView`.",
-            "content": {"text/event-stream": {"itemSchema": _EVENT, "schema": {"type": "array", "items": _EVENT}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The job has ended, and `Last-Event-ID` says that you know how."},
         **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest, TooManyStreams),

@@ -24,6 +24,7 @@ from serve_app.api.errors import (
     SourceUnusable,
     Unauthorized,
 )
+from serve_app.api.examples import JOB_ID
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.limits import require_place
@@ -52,7 +53,11 @@ def _possible(job_id: str) -> str:
     return job_id
 
 
-JobPath = Annotated[str, Path(description="The `job_id` that `generate` answered with."), AfterValidator(_possible)]
+JobPath = Annotated[
+    str,
+    Path(description="The `job_id` that `generate` answered with.", examples=[JOB_ID]),
+    AfterValidator(_possible),
+]
 
 
 async def view(seen: Seen, services: Services) -> JobView:
@@ -124,7 +129,7 @@ async def list_jobs(
     metadata: MetadataWanted,
     status: Status | None = None,
     model: ModelName | None = None,
-    user_id: QueryText | None = None,
+    user_id: Annotated[QueryText | None, Query(examples=["ann"])] = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobPage:

@@ -21,6 +21,7 @@ from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
+from serve_app.api.examples import JOB_ID
 from serve_app.api.labels import Metadata
 from serve_app.api.source import Source, SourceOrJob
 from serve_app.documentation import table
@@ -33,7 +34,7 @@ JobId = Annotated[
     str,
     Field(
         pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
-        examples=["01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"],
+        examples=[JOB_ID],
     ),
 ]
 
@@ -42,7 +43,7 @@ QueryText = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=
 
 
 #: A model's name in a query. Checked by the handler, which says what models there are.
-ModelName = Annotated[str, WithJsonSchema({"type": "string", "enum": [*MODELS]})]
+ModelName = Annotated[str, WithJsonSchema({"type": "string", "enum": [*MODELS], "examples": [*MODELS]})]
 
 
 class GenerateOptions(RequestBody):

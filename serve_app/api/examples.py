@@ -1,0 +1,86 @@
+"""Requests as the API's description shows them. Each works as it stands, once the job that it names has been opened by
+``presign/upload`` and has its files.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+from deployments.contract import MediaKind
+from deployments.engine import ModelSpec
+from deployments.registry import MODELS
+
+JOB_ID = "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"
+
+_HOST = "https://example.com"
+_FILES: Mapping[MediaKind, str] = {"image": "portrait.jpg", "video": "portrait.mp4", "audio": "speech.wav"}
+
+
+def _of_model(spec: ModelSpec) -> dict[str, Example]:
+    """One for each way in which its inputs may come."""
+    shown = {name: field.examples[0] for name, field in spec.params.model_fields.items() if field.examples}
+    body: dict[str, Any] = {"model": spec.name, **shown}
+    urls = {f"{item.name}_url": f"{_HOST}/{_FILES[item.kinds[0]]}" for item in spec.inputs}
+    optional = [item.name for item in spec.inputs if item.optional]
+    options = {"webhook_url": f"{_HOST}/hooks/video", "user_id": "ann", "metadata": {"shot": "12"}}
+    ways = {
+        "by_url": Example(summary=f"{spec.title}: inputs by URL", value={**body, **urls, **options}),
+        "uploaded": Example(summary=f"{spec.title}: inputs that were uploaded", value={**body, "job_id": JOB_ID}),
+    }
+    if optional:
+        without = {f"{name}_url": None for name in optional}
+        ways["without_" + "_".join(optional)] = Example(
+            summary=f"{spec.title}: without {' and '.join(optional)}", value={**body, **urls, **without}
+        )
+    return {f"{spec.name}_{way}": example for way, example in ways.items()}
+
+
+_REPORT = {"job_id": JOB_ID, "model": next(iter(MODELS))}
+
+#: By operation and by name.
+EXAMPLES: Mapping[str, Mapping[str, Example]] = {
+    "generate": {name: example for spec in MODELS.values() for name, example in _of_model(spec).items()},
+    "presign_upload": {
+        "first_file": Example(summary="Of a new job", value={"input_type": "image"}),
+        "next_file": Example(
+            summary="Of a job that is open, or of a new one by an id of yours",
+            value={"input_type": "audio", "job_id": JOB_ID, "content_type": "audio/mpeg", "size": 480_000},
+        ),
+    },
+    "create_key": {
+        "maker": Example(summary="For a back end: no admin, no limits", value={"name": "back end"}),
+        "bounded": Example(
+            summary="With limits, for a month",
+            value={
+                "name": "trial",
+                "scopes": ["generate", "read"],
+                "expires_in": 30 * 24 * 3600,
+                "limits": {"requests_per_minute": 60, "running_jobs": 1, "queued_jobs": 10, "usd_per_day": 5},
+            },
+        ),
+    },
+    "rotate_key": {
+        "at_once": Example(summary="The last secret is void", value={}),
+        "overlap": Example(summary="Both are good for an hour", value={"overlap_s": 3600}),
+    },
+    "create_webhook": {
+        "ends": Example(summary="Each end of a job", value={"url": f"{_HOST}/hooks/video"}),
+        "chosen": Example(
+            summary="What is chosen", value={"url": f"{_HOST}/hooks/video", "events": ["job.started", "job.completed"]}
+        ),
+    },
+    "change_webhook": {
+        "move": Example(summary="To another address", value={"url": f"{_HOST}/hooks/new"}),
+        "enable": Example(summary="After it was disabled", value={"enabled": True}),
+    },
+    "rotate_webhook": {
+        "overlap": Example(summary="Both are good for an hour", value={"overlap_s": 3600}),
+    },
+    "worker_report": {
+        "completed": Example(
+            summary="It has a video", value={**_REPORT, "status": "completed", "video_url": f"{_HOST}/video.mp4"}
+        ),
+        "failed": Example(summary="It has none", value={**_REPORT, "status": "failed", "error": "The disk is full."}),
+    },
+}
