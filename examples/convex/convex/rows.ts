@@ -17,7 +17,10 @@ export const get = internalQuery({
 export const withStatus = internalQuery({
   args: { status, paginationOpts: paginationOptsValidator },
   handler: async (ctx, { status, paginationOpts }) =>
-    await ctx.db.query("videoJobs").withIndex("by_status", (row) => row.eq("status", status)).paginate(paginationOpts),
+    await ctx.db
+      .query("videoJobs")
+      .withIndex("by_status", (row) => row.eq("status", status))
+      .paginate(paginationOpts),
 });
 
 /** The service has opened, or taken, the job of a row. False: nobody wants it any more, and it is cancelled. */
@@ -32,7 +35,10 @@ export const known = internalMutation({
     }
     await ctx.db.patch(id, { externalJobId });
     await apply(ctx, id, news);
-    const early = await ctx.db.query("earlyNews").withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId)).collect();
+    const early = await ctx.db
+      .query("earlyNews")
+      .withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId))
+      .collect();
     for (const each of early) {
       await apply(ctx, id, each);
       await ctx.db.delete(each._id);
@@ -46,9 +52,15 @@ export const told = internalMutation({
   args: { news },
   handler: async (ctx, { news }): Promise<void> => {
     const { externalJobId } = news;
-    const row = await ctx.db.query("videoJobs").withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId)).first();
+    const row = await ctx.db
+      .query("videoJobs")
+      .withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId))
+      .first();
     if (row !== null) return await apply(ctx, row._id, news);
-    const before = await ctx.db.query("earlyNews").withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId)).first();
+    const before = await ctx.db
+      .query("earlyNews")
+      .withIndex("by_external_job", (q) => q.eq("externalJobId", externalJobId))
+      .first();
     if (before === null) await ctx.db.insert("earlyNews", news);
   },
 });

@@ -38,6 +38,8 @@ export function newsOf(job: components["schemas"]["JobView"]): News {
     externalJobId: job.job_id,
     status: ours(job.status),
     ...(job.result_url && { outputVideoUrl: job.result_url }),
-    ...(job.status === "cancelled" ? { errorMessage: CANCELLED } : job.error_message && { errorMessage: job.error_message }),
+    ...(job.status === "cancelled"
+      ? { errorMessage: CANCELLED }
+      : job.error_message && { errorMessage: job.error_message }),
   };
 }

@@ -86,7 +86,11 @@ export async function backend({ deaf = false } = {}) {
 
 async function asked<T>(method: string, path: string, key: string | undefined, body?: object): Promise<T> {
   const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
-  const answer = await fetch(`${VIDEO_API_URL}${path}`, { method, headers, ...(body && { body: JSON.stringify(body) }) });
+  const answer = await fetch(`${VIDEO_API_URL}${path}`, {
+    method,
+    headers,
+    ...(body && { body: JSON.stringify(body) }),
+  });
   if (!answer.ok) throw new Error(`${path}: HTTP ${answer.status}: ${await answer.text()}`);
   return (await answer.json()) as T;
 }

@@ -76,18 +76,29 @@ test("however often a row is submitted, there is one job", async () => {
 
 test("a cancelled job stays so, here and at the service", async () => {
   const { user, name, row, settled } = await backend();
-  const request = { ...SHORT, durationSeconds: 10 };
-  const [early, late] = [
-    await user.mutation(api.videoJobs.create, { request }),
-    await user.mutation(api.videoJobs.create, { request }),
-  ];
-  // Before the service knows of it, and after.
-  await user.mutation(api.videoJobs.cancel, { id: early });
+  const id = await user.mutation(api.videoJobs.create, { request: { ...SHORT, durationSeconds: 10 } });
   await settled();
-  await user.mutation(api.videoJobs.cancel, { id: late });
+  await user.mutation(api.videoJobs.cancel, { id });
   await settled();
-  for (const id of [early, late]) expect(await row(id)).toMatchObject({ status: "failed", errorMessage: CANCELLED });
-  for (const job of await jobsOf(name)) expect([job.status, job.stage]).toContainEqual(expect.stringMatching(/^cancell/));
+  expect(await row(id)).toMatchObject({ status: "failed", errorMessage: CANCELLED });
+  const [job] = await jobsOf(name);
+  expect([job?.status, job?.stage]).toContainEqual(expect.stringMatching(/^cancell/));
+});
+
+test("a row that is cancelled while it is submitted has its job cancelled", async () => {
+  const { t, user, name, row, settled } = await backend();
+  const id = await t.run(
+    async (ctx) =>
+      await ctx.db.insert("videoJobs", { ...SHORT, userId: name, status: "uploading", createdAt: Date.now() }),
+  );
+  await user.mutation(api.videoJobs.cancel, { id });
+  const body = { model: "ltx2", duration: 10, image_url: null, user_id: name } as const;
+  const { job_id: externalJobId } = answered(await videoApi().POST("/api/v1/generate", { body }));
+  await t.mutation(internal.rows.known, { id, news: { externalJobId, status: "queued" } });
+  await settled();
+  expect(await row(id)).toMatchObject({ status: "failed", errorMessage: CANCELLED });
+  const [job] = await jobsOf(name);
+  expect([job?.status, job?.stage]).toContainEqual(expect.stringMatching(/^cancell/));
 });
 
 test("a job whose webhook never comes is asked for", async () => {
@@ -108,7 +119,12 @@ test("a row that no action has submitted is submitted later", async () => {
   const insert = async (ageMs: number) =>
     await t.run(
       async (ctx) =>
-        await ctx.db.insert("videoJobs", { ...SHORT, userId: name, status: "uploading", createdAt: Date.now() - ageMs }),
+        await ctx.db.insert("videoJobs", {
+          ...SHORT,
+          userId: name,
+          status: "uploading",
+          createdAt: Date.now() - ageMs,
+        }),
     );
   const [young, left, old] = [await insert(0), await insert(10 * 60_000), await insert(48 * 3600_000)];
   await t.action(internal.reconcile.run, {});
@@ -122,7 +138,12 @@ test("a row that no action has submitted is submitted later", async () => {
 
 test("a job that the service has no more has failed", async () => {
   const { t, name, row } = await backend();
-  const gone = { externalJobId: crypto.randomUUID(), userId: name, status: "processing", createdAt: Date.now() } as const;
+  const gone = {
+    externalJobId: crypto.randomUUID(),
+    userId: name,
+    status: "processing",
+    createdAt: Date.now(),
+  } as const;
   const id = await t.run(async (ctx) => await ctx.db.insert("videoJobs", { ...SHORT, ...gone }));
   await t.action(internal.reconcile.run, {});
   expect(await row(id)).toMatchObject({ status: "failed", errorMessage: "Job not found" });

@@ -35,7 +35,11 @@ test("an end is written down, once", async () => {
   expect(done).toMatchObject({ status: "completed", outputVideoUrl: COMPLETED.video_url });
 
   // The same once more, and what contradicts it.
-  for (const again of [message, signed(made, { ...COMPLETED, video_url: "https://example.com/other.mp4" }), signed(made, FAILED)]) {
+  for (const again of [
+    message,
+    signed(made, { ...COMPLETED, video_url: "https://example.com/other.mp4" }),
+    signed(made, FAILED),
+  ]) {
     expect((await made.t.fetch(HOOK, again)).status).toBe(204);
     expect(await made.row(id)).toEqual(done);
   }
