@@ -39,7 +39,7 @@ def _of_model(spec: ModelSpec) -> dict[str, Example]:
 _REPORT = {"job_id": JOB_ID, "model": next(iter(MODELS))}
 
 #: By operation and by name.
-EXAMPLES: Mapping[str, Mapping[str, Example]] = {
+_JSON: Mapping[str, Mapping[str, Example]] = {
     "generate": {name: example for spec in MODELS.values() for name, example in _of_model(spec).items()},
     "presign_upload": {
         "first_file": Example(summary="Of a new job", value={"input_type": "image"}),
@@ -84,3 +84,6 @@ EXAMPLES: Mapping[str, Mapping[str, Example]] = {
         "failed": Example(summary="It has none", value={**_REPORT, "status": "failed", "error": "The disk is full."}),
     },
 }
+
+#: By content type, operation and name.
+EXAMPLES: Mapping[str, Mapping[str, Mapping[str, Example]]] = {"application/json": _JSON}
