@@ -14,19 +14,31 @@ from deployments.registry import MODELS
 JOB_ID = "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"
 
 _HOST = "https://example.com"
+#: A whole picture, and how such files begin: what they are worth is found out once the job is there.
+_DATA: Mapping[MediaKind, str] = {
+    "image": "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7",
+    "video": "data:video/mp4;base64,AAAAGGZ0eXBtcDQyAAAAAG1wNDJpc29t",
+    "audio": "data:audio/wav;base64,UklGRiQAAABXQVZFZm10IA==",
+}
 _FILES: Mapping[MediaKind, str] = {"image": "portrait.jpg", "video": "portrait.mp4", "audio": "speech.wav"}
+
+
+def _wish(spec: ModelSpec) -> dict[str, Any]:
+    shown = {name: field.examples[0] for name, field in spec.params.model_fields.items() if field.examples}
+    return {"model": spec.name, **shown}
 
 
 def _of_model(spec: ModelSpec) -> dict[str, Example]:
     """One for each way in which its inputs may come."""
-    shown = {name: field.examples[0] for name, field in spec.params.model_fields.items() if field.examples}
-    body: dict[str, Any] = {"model": spec.name, **shown}
+    body = _wish(spec)
     urls = {f"{item.name}_url": f"{_HOST}/{_FILES[item.kinds[0]]}" for item in spec.inputs}
     optional = [item.name for item in spec.inputs if item.optional]
     options = {"webhook_url": f"{_HOST}/hooks/video", "user_id": "ann", "metadata": {"shot": "12"}}
+    data = {f"{item.name}_url": _DATA[item.kinds[0]] for item in spec.inputs}
     ways = {
         "by_url": Example(summary=f"{spec.title}: inputs by URL", value={**body, **urls, **options}),
         "uploaded": Example(summary=f"{spec.title}: inputs that were uploaded", value={**body, "job_id": JOB_ID}),
+        "enclosed": Example(summary=f"{spec.title}: inputs in the request, as data URIs", value={**body, **data}),
     }
     if optional:
         without = {f"{name}_url": None for name in optional}
@@ -37,6 +49,12 @@ def _of_model(spec: ModelSpec) -> dict[str, Example]:
 
 
 _REPORT = {"job_id": JOB_ID, "model": next(iter(MODELS))}
+
+
+def _form(spec: ModelSpec) -> dict[str, Example]:
+    files = {item.name: _FILES[item.kinds[0]] for item in spec.inputs}
+    return {f"{spec.name}_form": Example(summary=f"{spec.title}: files with the request", value=_wish(spec) | files)}
+
 
 #: By operation and by name.
 _JSON: Mapping[str, Mapping[str, Example]] = {
@@ -85,5 +103,10 @@ _JSON: Mapping[str, Mapping[str, Example]] = {
     },
 }
 
+#: The same. Of a file, its name.
+_FORMS: Mapping[str, Mapping[str, Example]] = {
+    "generate": {name: example for spec in MODELS.values() for name, example in _form(spec).items()},
+}
+
 #: By content type, operation and name.
-EXAMPLES: Mapping[str, Mapping[str, Mapping[str, Example]]] = {"application/json": _JSON}
+EXAMPLES: Mapping[str, Mapping[str, Mapping[str, Example]]] = {"application/json": _JSON, "multipart/form-data": _FORMS}
