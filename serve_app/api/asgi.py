@@ -88,9 +88,9 @@ def described(app: FastAPI) -> dict[str, Any]:
         made = problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schema["components"]["schemas"] |= {**made.pop("$defs", {}), problem.__name__: made}
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-        for kind, content in operation.get("requestBody", {"content": {}})["content"].items():
+        for kind, body in operation.get("requestBody", {"content": {}})["content"].items():
             # Not by way of FastAPI, which would drop what is null in them.
-            content["examples"] = EXAMPLES.get(kind, {}).get(operation["operationId"], {})
+            body["examples"] = EXAMPLES.get(kind, {}).get(operation["operationId"], {})
     return schema
 
 

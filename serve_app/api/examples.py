@@ -56,9 +56,19 @@ def _form(spec: ModelSpec) -> dict[str, Example]:
     return {f"{spec.name}_form": Example(summary=f"{spec.title}: files with the request", value=_wish(spec) | files)}
 
 
+_PROMPT = "Waves roll in, and the camera glides over them"
+_OPENAI = {"prompt": _PROMPT, "seconds": "4"}
+
 #: By operation and by name.
 _JSON: Mapping[str, Mapping[str, Example]] = {
     "generate": {name: example for spec in MODELS.values() for name, example in _of_model(spec).items()},
+    "create_openai_video": {
+        "prompt": Example(summary="A prompt alone", value={"prompt": _PROMPT, "seconds": "4", "size": "1280x720"}),
+        "url": Example(summary="A picture by URL", value=_OPENAI | {"input_reference": f"{_HOST}/{_FILES['image']}"}),
+        "data": Example(
+            summary="A picture in the request", value=_OPENAI | {"input_reference": {"image_url": _DATA["image"]}}
+        ),
+    },
     "presign_upload": {
         "first_file": Example(summary="Of a new job", value={"input_type": "image"}),
         "next_file": Example(
@@ -106,6 +116,9 @@ _JSON: Mapping[str, Mapping[str, Example]] = {
 #: The same. Of a file, its name.
 _FORMS: Mapping[str, Mapping[str, Example]] = {
     "generate": {name: example for spec in MODELS.values() for name, example in _form(spec).items()},
+    "create_openai_video": {
+        "form": Example(summary="A picture with the request", value=_OPENAI | {"input_reference": _FILES["image"]}),
+    },
 }
 
 #: By content type, operation and name.

@@ -15,6 +15,9 @@ from schemathesis.transport.serialization import Binary
 #: As ``LTX2Params`` has it: five seconds at 1920x1088 and 24 fps.
 MOST_PIXELS = 1920 * 1088 * 121
 
+#: Fields of forms that are files.
+FILES = {"image", "video", "audio", "input_reference"}
+
 # Of bytes it cannot say whether they fit a form in which one field rules out another: they are made of texts.
 schemathesis.openapi.format("binary", strategies.text())
 
@@ -29,6 +32,9 @@ def filter_body(context: Any, body: Any) -> bool:
 def filter_case(context: Any, case: Any) -> bool:
     """A cursor that is no video's is answered with 400, as in OpenAI's protocol; this tool knows of none that is."""
     return case.operation.path != "/v1/videos" or "after" not in (case.query or {})
+
+
+@schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
     """This tool has no way with examples of forms that have files. ``test_examples.py`` sends them."""
     for operations in raw_schema["paths"].values():
@@ -41,6 +47,9 @@ def before_call(context: Any, case: Any, **_: Any) -> None:
     """That each request has an idempotency key of its own. One that is no key stays none."""
     if case.meta is not None and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
         _mend(case.body)
+        if case.media_type == "multipart/form-data":
+            files = {name: case.body[name] for name in FILES & case.body.keys()}
+            case.body |= {name: Binary(text.encode()) for name, text in files.items() if not isinstance(text, Binary)}
     asks = None if case.meta is None else getattr(case.meta.phase.data, "scenario", None)
     if asks is CoverageScenario.MISSING_PARAMETER:
         # Headers that are touched get the one back that is to be missing.
@@ -57,8 +66,6 @@ def _mend(form: dict[str, Any]) -> None:
     for name in ("image", "video", "audio"):
         if name in form:
             form.pop(f"{name}_url", None)
-            if not isinstance(form[name], Binary):
-                form[name] = Binary(form[name].encode())
 
 
 def _fits(body: dict[str, Any]) -> bool:
