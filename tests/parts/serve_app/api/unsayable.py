@@ -8,19 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 import schemathesis
-from hypothesis import strategies
 from schemathesis.generation.meta import CoverageScenario
-from schemathesis.transport.serialization import Binary
 
 #: As ``LTX2Params`` has it: five seconds at 1920x1088 and 24 fps.
 MOST_PIXELS = 1920 * 1088 * 121
-
-#: Fields of forms that are files.
-FILES = {"image", "video", "audio", "input_reference"}
-
-# Of bytes it cannot say whether they fit a form in which one field rules out another: they are made of texts.
-schemathesis.openapi.format("binary", strategies.text())
-
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
@@ -47,9 +38,6 @@ def before_call(context: Any, case: Any, **_: Any) -> None:
     """That each request has an idempotency key of its own. One that is no key stays none."""
     if case.meta is not None and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
         _mend(case.body)
-        if case.media_type == "multipart/form-data":
-            files = {name: case.body[name] for name in FILES & case.body.keys()}
-            case.body |= {name: Binary(text.encode()) for name, text in files.items() if not isinstance(text, Binary)}
     asks = None if case.meta is None else getattr(case.meta.phase.data, "scenario", None)
     if asks is CoverageScenario.MISSING_PARAMETER:
         # Headers that are touched get the one back that is to be missing.
