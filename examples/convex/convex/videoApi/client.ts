@@ -7,6 +7,10 @@ import type { components, paths } from "./schema";
 
 export type Problem = components["schemas"]["Problem"];
 
+/** Statuses that may pass: 401 and 403 with another `VIDEO_API_KEY`, which is no fault of the job; 409 where another
+ * attempt is at it, or was faster; 408 and 429 later. */
+const PASSING = [401, 403, 408, 409, 429];
+
 /** A request that would be refused again. Anything else that is thrown may pass by itself. */
 export class Refused extends Error {}
 
@@ -27,7 +31,6 @@ export function videoApi() {
 export function answered<T>(made: { data?: T; error?: Problem; response: Response }): T {
   if (made.data !== undefined) return made.data;
   const said = made.error?.detail ?? `HTTP ${made.response.status}`;
-  // 409: another attempt is at it, or was faster. 429 and 5xx: later.
-  if (made.response.status < 500 && ![408, 409, 429].includes(made.response.status)) throw new Refused(said);
+  if (made.response.status < 500 && !PASSING.includes(made.response.status)) throw new Refused(said);
   throw new Error(said);
 }

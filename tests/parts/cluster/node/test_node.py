@@ -129,7 +129,7 @@ def test_there_is_one_version_number() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "serve_app.__version__"}
-    schema = json.loads((ROOT / "tests/parts/serve_app/api/openapi.json").read_text())
+    schema = json.loads((ROOT / "docs/openapi.json").read_text())
     assert schema["info"]["version"] == __version__
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from structlog.testing import capture_logs
@@ -19,6 +20,7 @@ from deployments.ltx2.engine import RANDOM_SIZE, LTX2Engine, fit_length
 from deployments.ltx2.spec import DEFAULT_SIZE
 from deployments.ltx2.versions import Version
 from deployments.media import codec, poster
+from deployments.media.formats import FORMATS, Format, names
 from deployments.media.mp4 import VideoCodec
 
 
@@ -186,11 +188,21 @@ def test_an_unreadable_image_is_the_clients_fault(engine: LTX2Engine, tmp_path: 
     assert caught.value.message.startswith("Input 'image': The image can't be decoded.")
 
 
-@pytest.mark.parametrize("content_type", ["video/mp4", "image/gif", "application/octet-stream"])
+# Among them the one by which intake says that an animation is to be read as a video.
+@pytest.mark.parametrize("content_type", ["video/mp4", "video/x-gif", "audio/mp4", "application/octet-stream"])
 def test_only_what_the_model_takes_is_opened(engine: LTX2Engine, tmp_path: Path, content_type: str) -> None:
-    with pytest.raises(Fault, match=r"^Input 'image': This is .* Send an image \(JPEG, PNG or WebP\)\.$") as caught:
+    with pytest.raises(Fault) as caught:
         engine.prepare({}, {"image": InputFile(tmp_path / "never opened", content_type)}, tmp_path)
     assert caught.value.code == "unsupported_media"
+    assert caught.value.message == f"Input 'image': This is {content_type}. Send an image ({names('image')})."
+
+
+@pytest.mark.parametrize("format", [format for format in FORMATS if format.kind == "image"], ids=lambda one: one.name)
+def test_every_format_of_an_image_is_taken(engine: LTX2Engine, tmp_path: Path, format: Format) -> None:
+    pillow_heif.register_heif_opener()
+    path = tmp_path / "picture"
+    Image.new("RGB", (64, 64), "red").save(path, format.pillow)
+    engine.prepare({"width": 64, "height": 64, "duration": 1}, {"image": InputFile(path, format.content_type)}, tmp_path)
 
 
 def probe(path: Path) -> dict[str, Any]:
