@@ -32,14 +32,23 @@ export function ours(theirs: components["schemas"]["Status"]): Status {
   return theirs === "cancelled" ? "failed" : theirs;
 }
 
-/** A job as the API shows it. */
-export function newsOf(job: components["schemas"]["JobView"]): News {
+/** A job as the API shows it, or as a `webhook_url` is told of it, which has other names for two things. */
+export interface Seen {
+  job_id: string;
+  status: components["schemas"]["Status"];
+  result_url?: string | null;
+  error_message?: string | null;
+  video_url?: string | null;
+  error?: string | null;
+}
+
+export function newsOf(job: Seen): News {
+  const url = job.result_url ?? job.video_url;
+  const errorMessage = job.status === "cancelled" ? CANCELLED : (job.error_message ?? job.error);
   return {
     externalJobId: job.job_id,
     status: ours(job.status),
-    ...(job.result_url && { outputVideoUrl: job.result_url }),
-    ...(job.status === "cancelled"
-      ? { errorMessage: CANCELLED }
-      : job.error_message && { errorMessage: job.error_message }),
+    ...(url && { outputVideoUrl: url }),
+    ...(errorMessage && { errorMessage }),
   };
 }

@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 
 import { api, internal } from "../convex/_generated/api";
-import { CANCELLED } from "../convex/states";
+import { CANCELLED, type Row } from "../convex/states";
 import { answered, videoApi } from "../convex/videoApi/client";
 import { backend } from "./backend";
 
@@ -147,6 +147,20 @@ test("a job that the service has no more has failed", async () => {
   const id = await t.run(async (ctx) => await ctx.db.insert("videoJobs", { ...SHORT, ...gone }));
   await t.action(internal.reconcile.run, {});
   expect(await row(id)).toMatchObject({ status: "failed", errorMessage: "Job not found" });
+});
+
+test("a key that opens nothing any more ends no row", async () => {
+  const { t, name, row } = await backend();
+  const insert = async (fields: Partial<Row>) => {
+    const common = { ...SHORT, userId: name, createdAt: Date.now() - 10 * 60_000 };
+    return await t.run(async (ctx) => await ctx.db.insert("videoJobs", { ...common, status: "uploading", ...fields }));
+  };
+  const made = await insert({ externalJobId: crypto.randomUUID(), status: "processing" });
+  const left = await insert({});
+  process.env.VIDEO_API_KEY = "revoked";
+  await t.action(internal.reconcile.run, {});
+  await expect(t.action(internal.submission.submit, { id: left })).rejects.toThrow("Invalid API key");
+  expect([(await row(made)).status, (await row(left)).status]).toEqual(["processing", "uploading"]);
 });
 
 test("nobody sees another's jobs", async () => {

@@ -52,6 +52,13 @@ test("a failure says why", async () => {
   expect(await made.row(id)).toMatchObject({ status: "failed", errorMessage: "No face" });
 });
 
+test("a job that was cancelled at the service is so here", async () => {
+  const made = await backend();
+  const id = await inserted(made);
+  await made.t.fetch(HOOK, signed(made, { job_id: JOB, model: "ltx2", status: "cancelled" }));
+  expect(await made.row(id)).toMatchObject({ status: "failed", errorMessage: "Cancelled" });
+});
+
 test("only what is signed, and lately, is believed", async () => {
   const made = await backend();
   const id = await inserted(made);
