@@ -38,9 +38,11 @@ def chain(stack: Stack, **first: Any) -> list[str]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("speech")
-def test_a_replica_is_killed_at_each_link_and_all_complete(stack: Stack) -> None:
+def test_a_replica_of_each_model_is_killed_and_all_complete(stack: Stack) -> None:
+    """At two links of the five, since it takes long until another replica is up. A worker dies at each of them in
+    ``test_a_worker_that_dies_at_each_link_costs_each_an_attempt``."""
     ids = chain(stack, width=64, height=64)
-    for job_id in ids:
+    for job_id in (ids[0], ids[3]):
         model = stack.wait(job_id, lambda job: job["status"] in ("processing", "completed"))["model"]
         for replica in stack.replicas(model):
             os.kill(replica["pid"], signal.SIGKILL)
