@@ -23,7 +23,7 @@ from serve_app.jobs.tables import ended_sources, jobs
 
 log = structlog.get_logger()
 
-#: Notes that are looked at together, and jobs that go on together.
+#: Notes that are looked at together, each of another key; and jobs that go on together.
 NOTES = 20
 BATCH = 100
 
@@ -65,10 +65,13 @@ async def awaited(db: AsyncConnection, new: NewJob, of_key: str | None) -> Seque
     if not wanted:
         return ()
     asked = select(jobs).where(jobs.c.id.in_(wanted.values())).order_by(jobs.c.id).with_for_update(read=True)
+    if of_key is not None:
+        # Nobody locks another's.
+        asked = asked.where(jobs.c.key_id == of_key)
     found = {row["id"]: Job.from_row(row) for row in (await db.execute(asked)).mappings()}
     for name, job_id in wanted.items():
         source = found.get(job_id)
-        if source is None or of_key not in (None, source.key_id):
+        if source is None:
             raise SourceUnknown(name)
         if source.status is Status.UPLOADING:
             raise SourceUnusable(name, f"Job {job_id} is not submitted yet. Call `generate` for it first.")
@@ -108,9 +111,9 @@ async def sources_again(db: AsyncConnection, job: Job) -> Mapping[str, str]:
 
 
 async def ended(db: AsyncConnection) -> Sequence[int]:
-    """Notes of jobs that have ended and are waited for; some of them, in any order, so that none waits behind one with
-    many who wait."""
-    return (await db.execute(select(ended_sources.c.id).order_by(func.random()).limit(NOTES))).scalars().all()
+    """Notes of jobs that have ended and are waited for: the first of each key, of some keys at random. So nobody waits
+    for what another key has ended, and none behind one with many who wait."""
+    return (await db.execute(_FIRST_NOTES, {"notes": NOTES})).scalars().all()
 
 
 async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
@@ -141,6 +144,8 @@ async def settle(db: AsyncConnection, note: int, ends: Endings) -> int:
         # Those that were found may have ended while their locks were waited for: so it is asked anew.
         none_left = ~exists(select(jobs.c.id).where(waits))
         await db.execute(delete(ended_sources).where(mine, none_left))
+    # If it is still there, the others of its key come first.
+    await db.execute(_TO_THE_END, {"note": note})
     return 1
 
 
@@ -174,6 +179,23 @@ _GO_ON = text(
     RETURNING jobs.id, jobs.request_id
     """
 )
+
+#: Each step goes to the next key by the index: however many notes a key has, only one of them is read.
+_FIRST_NOTES = text(
+    """
+    WITH RECURSIVE keys AS (
+        (SELECT key_id FROM ended_sources ORDER BY key_id LIMIT 1)
+         UNION ALL
+        SELECT (SELECT key_id FROM ended_sources WHERE key_id > keys.key_id ORDER BY key_id LIMIT 1)
+          FROM keys WHERE key_id IS NOT NULL
+    )
+    SELECT first.id FROM keys
+     CROSS JOIN LATERAL (SELECT id FROM ended_sources WHERE key_id = keys.key_id ORDER BY id LIMIT 1) first
+     ORDER BY random() LIMIT :notes
+    """
+)
+
+_TO_THE_END = text("UPDATE ended_sources SET id = DEFAULT WHERE id = :note")
 
 #: Of several that were made in place of one, the latest counts.
 _CURRENT = text(

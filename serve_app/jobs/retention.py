@@ -133,12 +133,17 @@ _FORGET = text(
             SELECT owner AS id FROM jobs WHERE status = 'completed' AND completed_at IS NOT NULL
              ORDER BY completed_at DESC LIMIT :lately) latest
     ),
+    -- Who takes a video of another job may wait for a second one meanwhile: none is gone before he has it.
+    needed AS NOT MATERIALIZED (
+        SELECT source_ids FROM jobs WHERE source_ids IS NOT NULL AND inputs IS NULL AND completed_at IS NULL
+    ),
     old AS (
         -- Over age a job goes, whatever its receiver does: one that never answers can't keep media for days. Its
         -- webhook goes with it, but has been tried once.
         (SELECT id FROM jobs
           WHERE status = 'completed' AND completed_at < now() - make_interval(secs => :completed_s)
             AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
+            AND NOT EXISTS (SELECT FROM needed WHERE needed.source_ids @> ARRAY[jobs.id])
           LIMIT :batch)
         UNION
         -- Over number only, it stays until its webhook is delivered or given up: a burst of jobs should not cost any.
@@ -151,6 +156,7 @@ _FORGET = text(
               SELECT id FROM jobs
                WHERE status = 'completed' AND owner = owners.id AND completed_at < edge.completed_at
                  AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id)
+                 AND NOT EXISTS (SELECT FROM needed WHERE needed.source_ids @> ARRAY[jobs.id])
                LIMIT :batch) over
           LIMIT :batch)
         UNION
@@ -159,8 +165,10 @@ _FORGET = text(
             AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
           LIMIT :batch)
     ),
+    -- Whoever makes a job locks its sources, several in the order of their ids: he is not waited for.
+    chosen AS (SELECT id FROM jobs WHERE id IN (SELECT id FROM old) ORDER BY id FOR UPDATE SKIP LOCKED),
     gone AS (
-        DELETE FROM jobs USING old WHERE jobs.id = old.id
+        DELETE FROM jobs USING chosen WHERE jobs.id = chosen.id
         RETURNING jobs.id, CASE nonce WHEN '' THEN jobs.id ELSE jobs.id || '/' || nonce END AS folder
     ),
     used AS (INSERT INTO used_ids (id, folder) SELECT id, folder FROM gone ON CONFLICT DO NOTHING)

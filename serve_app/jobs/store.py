@@ -547,6 +547,7 @@ async def _accept(
         await quota.require(db, new, opened=job_id is not None)
     awaits = await chains.awaited(db, new, of_key)
     values = {"status": Status.QUEUED, "stage": Stage.QUEUED, **columns_of(new)}
+    values["source_ids"] = sorted(set(chained(new.sources).values())) or None
     if awaits:
         values |= {"status": AWAITING, "stage": Stage.WAITING_FOR_SOURCE, "awaits": awaits}
     elif new.expires_after is not None:

@@ -58,6 +58,8 @@ jobs = Table(
     Column("uploads", JSONB, nullable=False, server_default="{}"),
     #: The jobs for whose videos it waits; null: none (any more). Those that have ended meanwhile are taken out.
     Column("awaits", ARRAY(Text)),
+    #: The jobs whose videos are its inputs; null: none. Until it has them, retention keeps them.
+    Column("source_ids", ARRAY(Text)),
     #: Null until intake has verified and stored every input.
     Column("inputs", JSONB),
     #: The API key that asked; empty: the environment's ``API_KEY``.
@@ -151,6 +153,12 @@ jobs = Table(
         postgresql_where=text("status = 'queued' AND lease_token IS NULL AND inputs IS NULL"),
     ),
     Index("jobs_awaiting", "awaits", postgresql_using="gin", postgresql_where=text("awaits IS NOT NULL")),
+    Index(
+        "jobs_needing",
+        "source_ids",
+        postgresql_using="gin",
+        postgresql_where=text("source_ids IS NOT NULL AND inputs IS NULL AND completed_at IS NULL"),
+    ),
     Index("jobs_retries", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_token IS NOT NULL")),
     Index("jobs_open", "status", "expires_at", postgresql_where=text("completed_at IS NULL")),
@@ -180,13 +188,17 @@ jobs = Table(
 ended_sources = Table(
     "ended_sources",
     metadata,
+    #: Its place among those of its key: a note that is not done with gets a new one, behind the others.
     Column("id", BigInteger, primary_key=True, autoincrement=True),
     #: No key of ``jobs``: it may be gone.
     Column("source_id", Text, nullable=False),
+    #: The API key whose job it was.
+    Column("key_id", Text, nullable=False),
     #: How it has ended, and the error if it failed; null: it was deleted.
     Column("status", Text),
     Column("error_code", Text),
     Column("error_message", Text),
+    Index("ended_sources_of_key", "key_id", "id"),
 )
 
 #: What requests that came with an ``Idempotency-Key`` were answered with, for a day. Written in the transaction of what

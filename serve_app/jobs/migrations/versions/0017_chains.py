@@ -23,10 +23,10 @@ BEGIN
         RETURN NULL;
     END IF;
     IF TG_OP = 'DELETE' THEN
-        INSERT INTO ended_sources (source_id) VALUES (OLD.id);
+        INSERT INTO ended_sources (source_id, key_id) VALUES (OLD.id, OLD.key_id);
     ELSE
-        INSERT INTO ended_sources (source_id, status, error_code, error_message)
-        VALUES (NEW.id, NEW.status, NEW.error_code, NEW.error_message);
+        INSERT INTO ended_sources (source_id, key_id, status, error_code, error_message)
+        VALUES (NEW.id, NEW.key_id, NEW.status, NEW.error_code, NEW.error_message);
     END IF;
     RETURN NULL;
 END $$;
@@ -40,23 +40,28 @@ _KNOWN = "status IN ({open}) OR status IN ('completed', 'failed', 'cancelled')"
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("awaits", ARRAY(sa.Text()), nullable=True))
+    for column in ("awaits", "source_ids"):
+        op.add_column("jobs", sa.Column(column, ARRAY(sa.Text()), nullable=True))
     _know("'uploading', 'awaiting', 'queued', 'processing'")
     op.create_check_constraint("jobs_awaiting_awaits", "jobs", "(status = 'awaiting') = (awaits IS NOT NULL)")
     untouched = "status <> 'awaiting' OR lease_token IS NULL AND inputs IS NULL AND started_at IS NULL"
     op.create_check_constraint("jobs_awaiting_is_untouched", "jobs", untouched)
     some = sa.text("awaits IS NOT NULL")
     op.create_index("jobs_awaiting", "jobs", ["awaits"], postgresql_using="gin", postgresql_where=some)
+    needing = sa.text("source_ids IS NOT NULL AND inputs IS NULL AND completed_at IS NULL")
+    op.create_index("jobs_needing", "jobs", ["source_ids"], postgresql_using="gin", postgresql_where=needing)
     op.create_index("jobs_retries", "jobs", ["retry_of"], postgresql_where=sa.text("retry_of IS NOT NULL"))
     op.create_table(
         "ended_sources",
         sa.Column("id", sa.BigInteger(), autoincrement=True, nullable=False),
         sa.Column("source_id", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=True),
         sa.Column("error_code", sa.Text(), nullable=True),
         sa.Column("error_message", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.create_index("ended_sources_of_key", "ended_sources", ["key_id", "id"])
     op.execute(_NOTES)
     _see("awaits")
 
@@ -73,12 +78,13 @@ def downgrade() -> None:
     )
     _see()
     op.drop_table("ended_sources")
-    for index in ("jobs_awaiting", "jobs_retries"):
+    for index in ("jobs_awaiting", "jobs_needing", "jobs_retries"):
         op.drop_index(index, table_name="jobs")
     for check in ("jobs_awaiting_awaits", "jobs_awaiting_is_untouched"):
         op.drop_constraint(check, "jobs", type_="check")
     _know("'uploading', 'queued', 'processing'")
-    op.drop_column("jobs", "awaits")
+    for column in ("awaits", "source_ids"):
+        op.drop_column("jobs", column)
 
 
 def _know(statuses: str) -> None:

@@ -279,12 +279,32 @@ async def test_who_waits_for_one_job_does_not_wait_for_the_many_that_wait_for_an
     one = await chained_to(store, leases[1].job_id)
     for lease in leases:
         await store.complete(outcome(lease), "outputs/x/1/output.mp4")
-    await store.settle()
+    for _ in range(2):
+        await store.settle()
     assert (await seen(store, one.id)).awaits is None
     # Two dispatchers at once.
     await asyncio.gather(settled(store), settled(store))
     await settled(store)
     assert {(await seen(store, each.id)).awaits for each in many} == {None}
+    assert await fetch(engine, "SELECT * FROM ended_sources") == []
+
+
+async def test_each_key_has_its_turn_whatever_another_has_ended(
+    store: JobStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "NOTES", 2)
+    for n in range(8):
+        source = await store.submit(new_job(key_id="key_1", user_id=f"user-{n}"))
+        assert source is not None
+        await chained_to(store, source.id, key_id="key_1")
+        await store.cancel(source.id)
+    source = await store.submit(new_job(key_id="key_2"))
+    assert source is not None
+    waits = await chained_to(store, source.id, key_id="key_2")
+    await store.cancel(source.id)
+    assert await store.settle() == 2
+    assert (await seen(store, waits.id)).status is Status.CANCELLED
+    await settled(store)
     assert await fetch(engine, "SELECT * FROM ended_sources") == []
 
 
@@ -319,6 +339,46 @@ async def test_retention_forgets_no_one_who_waits(store: JobStore, engine: Async
     await settled(store)
     failed = await seen(store, job.id)
     assert (failed.status, failed.error_code) == (Status.FAILED, "source_failed")
+
+
+@pytest.mark.parametrize("policy", [RetentionPolicy(), RetentionPolicy(completed_hours=1000, completed_count=1)])
+async def test_retention_keeps_what_somebody_still_needs(
+    store: JobStore, engine: AsyncEngine, policy: RetentionPolicy
+) -> None:
+    """Be it that he waits for another job meanwhile."""
+    made = await completed(store)
+    await execute(engine, "UPDATE jobs SET completed_at = now() - interval '3 days' WHERE id = :id", id=made)
+    lease = await running(store)
+    job = await chained_to(store, made, lease.job_id)
+    await store.complete(outcome(lease), "outputs/x/1/output.mp4")
+    await settled(store)
+    retention = Retention(engine, None, policy)  # type: ignore[arg-type]
+    assert await retention.forget_jobs() == 0
+    assert (await store.videos(await seen(store, job.id))).keys.keys() == {"video", "audio"}
+    (claimed,) = await store.claim_for_intake(1)
+    assert await store.admit(claimed.lease, {})
+    assert await retention.forget_jobs() == 1
+    assert await store.get(made) is None
+
+
+async def test_retention_waits_for_nobody_who_makes_a_job_of_what_is_old(store: JobStore, engine: AsyncEngine) -> None:
+    made = [await completed(store) for _ in range(2)]
+    await execute(engine, "UPDATE jobs SET completed_at = now() - interval '3 days'")
+    async with engine.begin() as db:
+        new = new_job(sources={"video": f"job:{made[1]}"})
+        assert await chains.awaited(db, new, None) == []
+        forgetting = Retention(engine, None, RetentionPolicy()).forget_jobs()  # type: ignore[arg-type]
+        assert await asyncio.wait_for(forgetting, 60) == 1
+    assert [(await store.get(each)) is None for each in made] == [True, False]
+
+
+async def test_nobody_locks_the_job_of_another_key(store: JobStore, engine: AsyncEngine) -> None:
+    source = await store.submit(new_job(key_id="key_1"))
+    assert source is not None
+    async with engine.begin() as db:
+        with pytest.raises(SourceUnknown):
+            await chains.awaited(db, new_job(sources={"video": f"job:{source.id}"}, key_id="key_2"), "key_2")
+        assert await fetch(engine, "SELECT id FROM jobs WHERE id = :id FOR UPDATE NOWAIT", id=source.id)
 
 
 async def test_a_retry_takes_the_latest_in_place_of_its_source(store: JobStore) -> None:
