@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from deployments.failure_code import FailureCode
+from deployments.media.formats import FORMATS
 from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.errors import VideoApiError
@@ -82,6 +83,14 @@ def test_configuration_names_files_that_there_are() -> None:
 def test_a_node_can_say_where_each_model_s_weights_are() -> None:
     """``node join`` makes ``X_MODEL_PATH`` of ``X_WEIGHTS``."""
     assert [spec.name for spec in MODELS.values() if not spec.weights_variable.endswith("_MODEL_PATH")] == []
+
+
+def test_the_page_of_formats_has_all_that_are_taken() -> None:
+    page = (ROOT / "docs" / "media.md").read_text()
+    for kind, called in (("image", "pictures"), ("video", "videos"), ("audio", "sound")):
+        (row,) = re.findall(rf"^\| {called} \| ([^|]+) \|", page, re.M)
+        names = {format.name.removeprefix("animated ") for format in FORMATS if format.kind == kind}
+        assert {name for name in names if name not in row} == set(), row
 
 
 def test_every_code_and_stage_is_explained_and_used() -> None:
