@@ -100,10 +100,10 @@ class Intake:
     ) -> StoredInput:
         path = folder / spec.name
         try:
-            if spec.name in videos:
-                await self._fetch_video(videos[spec.name], path, spec, owner)
-            elif spec.name in sources:
+            if spec.name in sources:
                 await self._fetch_source(sources[spec.name], path, spec, owner)
+            elif spec.name in videos:
+                await self._fetch_video(videos[spec.name], path, spec, owner)
             else:
                 await self._fetch_upload(uploads.get(spec.name, ""), path, spec, owner)
             probed = await self._judge(path, spec, owner)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import delete, exists, func, select, text
+from sqlalchemy import delete, exists, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.failure_code import FailureCode
@@ -45,13 +45,13 @@ class SourceUnusable(Exception):
 
 
 @dataclass(frozen=True)
-class Videos:
-    """What a job takes of others, by input name."""
+class Sources:
+    """Where the inputs of a job are to be had that are no uploads, by name; each is in one of the two."""
 
-    #: In our store.
-    keys: Mapping[str, str]
-    #: Made elsewhere.
+    #: Those of the client, and of videos that were made elsewhere.
     urls: Mapping[str, str]
+    #: Keys in our store of other jobs' videos.
+    videos: Mapping[str, str]
 
 
 async def awaited(db: AsyncConnection, new: NewJob, of_key: str | None) -> Sequence[str]:
@@ -81,20 +81,20 @@ async def awaited(db: AsyncConnection, new: NewJob, of_key: str | None) -> Seque
     return sorted({job_id for job_id in wanted.values() if not found[job_id].status.terminal})
 
 
-async def videos(db: AsyncConnection, job: Job) -> Videos:
-    """Those of the jobs that are sources of ``job``, which all had one. Raises ``Fault`` (``source_failed``) if one is
-    gone."""
-    keys, urls = {}, {}
+async def resolve(db: AsyncConnection, job: Job) -> Sources:
+    """The sources of ``job``, of which all have had a video. Raises ``Fault`` (``source_failed``) if one is gone."""
+    videos, urls = {}, dict(job.sources)
     for name, job_id in chained(job.sources).items():
         asked = select(jobs.c.output_key, jobs.c.result_url)
         made = (await db.execute(asked.where(jobs.c.id == job_id, jobs.c.status == Status.COMPLETED))).one_or_none()
         if made is None:
             raise Fault(FailureCode.SOURCE_FAILED, _reason(job_id, None, None, None)).of_input(name)
         if made.output_key is not None:
-            keys[name] = made.output_key
+            videos[name] = made.output_key
+            del urls[name]
         else:
             urls[name] = made.result_url
-    return Videos(keys, urls)
+    return Sources(urls, videos)
 
 
 async def sources_again(db: AsyncConnection, job: Job) -> Mapping[str, str]:

@@ -316,9 +316,9 @@ class Dispatcher:
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
                 specs = MODELS[job.model].inputs
-                videos = await self._store.videos(job)
+                found = await self._store.resolve(job)
                 inputs = await self._intake.admit(
-                    job.folder, specs, {**job.sources, **videos.urls}, job.uploads, videos.keys, owner=job.owner
+                    job.folder, specs, found.urls, job.uploads, found.videos, owner=job.owner
                 )
                 await self._store.admit(lease, inputs)
                 log.info("inputs_ready", inputs={name: item.size for name, item in inputs.items()})

@@ -248,10 +248,10 @@ class JobStore:
         async with self._engine.begin() as db:
             return await claim.claim_for_intake(db, limit, share, free, self.claim_s)
 
-    async def videos(self, job: Job) -> chains.Videos:
-        """Those of the jobs that are its sources. Raises :class:`~deployments.faults.Fault`: ``source_failed``."""
+    async def resolve(self, job: Job) -> chains.Sources:
+        """Where its sources are to be had. Raises :class:`~deployments.faults.Fault`: ``source_failed``."""
         async with self._engine.connect() as db:
-            return await chains.videos(db, job)
+            return await chains.resolve(db, job)
 
     async def admit(self, lease: Lease, inputs: Mapping[str, StoredInput]) -> bool:
         """Intake is done: the job may run. False if the lease was lost (cancelled, expired)."""

@@ -202,7 +202,9 @@ def test_every_format_of_an_image_is_taken(engine: LTX2Engine, tmp_path: Path, f
     pillow_heif.register_heif_opener()
     path = tmp_path / "picture"
     Image.new("RGB", (64, 64), "red").save(path, format.pillow)
-    engine.prepare({"width": 64, "height": 64, "duration": 1}, {"image": InputFile(path, format.content_type)}, tmp_path)
+    engine.prepare(
+        {"width": 64, "height": 64, "duration": 1}, {"image": InputFile(path, format.content_type)}, tmp_path
+    )
 
 
 def probe(path: Path) -> dict[str, Any]:

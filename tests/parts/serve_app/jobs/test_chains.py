@@ -78,8 +78,9 @@ async def test_it_waits_without_a_lease_and_goes_on_when_its_source_has_ended(st
     await settled(store)
     assert (await seen(store, job.id)).stage == "queued"
     assert [claimed.id for claimed in jobs_of(await store.claim_for_intake(10))] == [job.id]
-    found = await store.videos(job)
-    assert (found.keys, found.urls) == ({"video": f"outputs/{source.id}/1/output.mp4"}, {})
+    found = await store.resolve(job)
+    assert found.videos == {"video": f"outputs/{source.id}/1/output.mp4"}
+    assert found.urls == {"audio": "https://x.example/a.wav"}
 
 
 async def test_it_is_no_reason_to_rent_a_machine_until_then(
@@ -197,7 +198,7 @@ async def test_one_job_may_be_both_sources(store: JobStore) -> None:
     job = await chained_to(store, lease.job_id, lease.job_id)
     await store.complete(outcome(lease), "outputs/x/1/output.mp4")
     await settled(store)
-    assert (await store.videos(await seen(store, job.id))).keys.keys() == {"video", "audio"}
+    assert (await store.resolve(await seen(store, job.id))).videos.keys() == {"video", "audio"}
 
 
 async def test_a_source_that_has_completed_is_used_at_once(store: JobStore) -> None:
@@ -210,8 +211,9 @@ async def test_a_video_that_was_made_elsewhere_is_fetched(store: JobStore) -> No
     job = await chained_to(store, source.id)
     await store.end_externally(source.id, video_url="https://videos.example/a.mp4")
     await settled(store)
-    found = await store.videos(await seen(store, job.id))
-    assert (found.keys, found.urls) == ({}, {"video": "https://videos.example/a.mp4"})
+    found = await store.resolve(await seen(store, job.id))
+    assert found.videos == {}
+    assert found.urls == {"video": "https://videos.example/a.mp4", "audio": "https://x.example/a.wav"}
 
 
 async def test_a_video_that_is_deleted_before_it_was_fetched_is_a_failure(store: JobStore) -> None:
@@ -219,7 +221,7 @@ async def test_a_video_that_is_deleted_before_it_was_fetched_is_a_failure(store:
     job = await chained_to(store, source_id)
     await store.delete(source_id)
     with pytest.raises(Fault, match=f"Job {source_id}, whose video it needs, was deleted") as raised:
-        await store.videos(job)
+        await store.resolve(job)
     assert (raised.value.code, raised.value.transient) == ("source_failed", False)
 
 
@@ -354,7 +356,7 @@ async def test_retention_keeps_what_somebody_still_needs(
     await settled(store)
     retention = Retention(engine, None, policy)  # type: ignore[arg-type]
     assert await retention.forget_jobs() == 0
-    assert (await store.videos(await seen(store, job.id))).keys.keys() == {"video", "audio"}
+    assert (await store.resolve(await seen(store, job.id))).videos.keys() == {"video", "audio"}
     (claimed,) = await store.claim_for_intake(1)
     assert await store.admit(claimed.lease, {})
     assert await retention.forget_jobs() == 1
