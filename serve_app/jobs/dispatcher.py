@@ -18,7 +18,7 @@ from deployments.faults import Fault
 from deployments.registry import MODELS
 from serve_app.intake.inputs import Intake
 from serve_app.jobs.abilities import Abilities
-from serve_app.jobs.assignment import TooLarge
+from serve_app.jobs.astray import Astray
 from serve_app.jobs.database import listen
 from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.delivery_queue import USER_SHARE
@@ -27,7 +27,6 @@ from serve_app.jobs.orphans import Orphans
 from serve_app.jobs.outlooks import Outlooks
 from serve_app.jobs.presence import Presence
 from serve_app.jobs.readiness import Readiness
-from serve_app.jobs.refusal import refusal
 from serve_app.jobs.reports import vetted
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
@@ -56,8 +55,6 @@ PAUSE_S = 1.0
 #: How often a lease is renewed in its time.
 RENEWALS = 3
 RETENTION_S = 60.0
-#: Jobs that are looked at together for another deployment.
-MOVED_AT_ONCE = 100
 
 
 @dataclass
@@ -108,8 +105,7 @@ class Dispatcher:
         self._abilities = abilities
         self._presence = Presence()
         self._deployments = deployments
-        #: By model, the last job that was looked at by :meth:`_move_astray`.
-        self._looked_at: dict[str, str] = {}
+        self._astray = Astray(store, abilities)
         self._storage_watch = StorageWatch(storage)
         self._make = Tasks(storage, lease_s)
         self._lease_s = lease_s
@@ -349,47 +345,15 @@ class Dispatcher:
                 started += 1
         return started
 
-    async def _stays(self, job: Job) -> bool:
-        """Whether a job that no replica works on is left where it is. If that is not where it should be it goes there,
-        or ends if that is nowhere; but not if somebody has it since."""
-        try:
-            place = await self._abilities.place(job)
-        except TooLarge as error:
-            code = FailureCode.RECIPE_UNAVAILABLE if error.unavailable else FailureCode.REQUEST_TOO_LARGE
-            if not await self._store.refuse(job, code, refusal(job.model, job.params, error)):
-                return True
-            log.info("job_refused", job_id=job.id, request_id=job.request_id, was=job.deployment)
-            return False
-        if place == job.deployment or not await self._store.move(job, place):
-            return True
-        log.info("job_moved", job_id=job.id, request_id=job.request_id, was=job.deployment, now=place)
-        return False
-
     async def _move_astray(self) -> int:
-        """Jobs whose deployment is not served any more, or not to be had while another of their model is. Those that
-        were claimed wait on a handle, perhaps for ever."""
-        if not self._abilities.fresh:
-            return 0
-        moved = 0
-        for model, allowed in (await self._abilities.here()).items():
-            held = {lease: work.job for lease, work in self._works.items() if work.held and not work.intake}
-            for lease, job in held.items():
-                if job.model == model and job.deployment not in allowed and not await self._stays(job):
-                    self._let_go({lease})
-                    moved += 1
-            after = self._looked_at.get(model, "")
-            found = await self._store.elsewhere(allowed, model, after, MOVED_AT_ONCE)
-            for job in found:
-                moved += not await self._stays(job)
-            # Some stay, since none that is here could make them: the next look is at those behind.
-            self._looked_at[model] = found[-1].id if len(found) == MOVED_AT_ONCE else ""
-        return moved
+        held = {lease: work.job for lease, work in self._works.items() if work.held and not work.intake}
+        return await self._astray.move(held, self._let_go)
 
     async def _call(self, claim: Claim) -> None:
         job, lease = claim.job, claim.lease
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id, attempt=lease.attempt):
             try:
-                if not await self._stays(job):
+                if not await self._astray.stays(job):
                     return
                 log.info("dispatched", model=job.model, deployment=job.deployment)
                 await self._workers.generate(await self._make.of(job, lease))

@@ -939,7 +939,7 @@ async def test_what_a_replica_takes_up_meanwhile_is_left_to_it(classes: House, a
     for name in () if able else ("ltx2", "ltx2-40gb"):
         await dispatcher.able(ability(name, SIZE - 1))
     assert await classes.store.start(Started(lease=claim.lease)) is Verdict.GO_ON
-    assert await dispatcher._stays(claim.job)
+    assert await dispatcher._astray.stays(claim.job)
     found = await row(classes.engine, job_id)
     assert (found["status"], found["deployment"], found["lease_token"]) == (
         *("processing", "ltx2-24gb"),
@@ -957,7 +957,7 @@ async def test_after_an_outage_nobody_moves_before_it_was_seen_who_is_there(clas
     dispatcher = classes.dispatcher()
     if claimed:
         (claim,) = await classes.store.claim_to_run("ltx2-40gb", 1)
-        assert await dispatcher._stays(claim.job)
+        assert await dispatcher._astray.stays(claim.job)
     assert await dispatcher._move_astray() == 0
     assert (await row(classes.engine, job_id))["deployment"] == "ltx2-40gb"
     await dispatcher._look()
