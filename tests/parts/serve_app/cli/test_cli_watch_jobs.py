@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.parts.serve_app.cli.invocation import Run
+from tests.parts.serve_app.cli.invocation import PROGRAM, Run
 from tests.parts.serve_app.cli.live_service import API_KEY, LiveService
 
 LIMIT_S = 60
@@ -24,7 +24,7 @@ LIMIT_S = 60
 @contextmanager
 def watching(url: str, *options: str, **streams: Any) -> Iterator["subprocess.Popen[str]"]:
     """The command, which is gone afterwards."""
-    program = [sys.executable, "-m", "serve_app.cli", "--url", url, "--key", API_KEY]
+    program = [sys.executable, "-c", PROGRAM, "--url", url, "--key", API_KEY]
     command = [*program, "list", "--watch", "--poll", "0.05", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "160"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}

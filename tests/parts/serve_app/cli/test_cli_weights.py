@@ -22,7 +22,7 @@ from tests.fakes.http_source import HttpSource, reply
 from tests.fakes.hub import SIGNATURE, Cut, Hub, Pause, Repository
 from tests.fakes.s3 import make_bucket, s3_server
 from tests.fakes.weights import contents
-from tests.parts.serve_app.cli.invocation import parsed
+from tests.parts.serve_app.cli.invocation import PROGRAM, parsed
 
 ROOT = Path(__file__).parents[4]
 TOKEN, ACCESS_KEY, SECRET_KEY = "hf_of_the_test", "access-key-of-the-test", "secret-key-of-the-test"
@@ -173,10 +173,7 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(hub: Hub, tmp_path: Path) 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
-    # Whoever starts the tests in the background ignores the signal, which is inherited.
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += "from serve_app.cli import main; main()"
-    command = [sys.executable, "-c", program, "weights", "mirror", NAME]
+    command = [sys.executable, "-c", PROGRAM, "weights", "mirror", NAME]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         try:
             assert hub.paused.wait(LIMIT_S)

@@ -27,6 +27,7 @@ from serve_app.intake.probe import probe
 from serve_app.local import stack as local
 from serve_app.local.stack import Endpoints
 from serve_app.settings import ConfigurationError
+from tests.parts.serve_app.cli.invocation import INTERRUPTIBLE
 from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
 ROOT = Path(__file__).parents[4]
@@ -36,9 +37,9 @@ TOKEN = "ray-token"
 
 #: ``video-api up`` on a stack that says what is done to it, and takes a line on stdin to end.
 UP = f"""
-import contextlib, os, signal, sys, threading
-# As in a terminal: a CI job in the background ignores the one, a test suite under nohup the other; children inherit it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+{INTERRUPTIBLE}
+import contextlib, os, sys, threading
+# A test suite under nohup ignores this one.
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "NOHUP" in os.environ else signal.SIG_DFL)
 from serve_app.local import stack as local
 from serve_app.cli import main
