@@ -243,10 +243,10 @@ def _go_on(
     path = end.place and _save(current, client, job_id, end.place)
     current.show(job, str(path) if path else display.job(job))
     if end.open is not None:
-        target = str(path.absolute()) if path else job["result_url"]
-        if fault := end.open(target):
+        if fault := end.open(path or job["result_url"]):
             # The job is done all the same.
-            current.err.print(f"could not open {target}: {fault}", style="yellow", markup=False, soft_wrap=True)
+            shown = path.absolute() if path else "the link"
+            current.err.print(f"could not open {shown}: {fault}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _follow(current: Session, client: Client, job_id: str, poll_s: float, timeout_s: float | None) -> Job:

@@ -1,11 +1,13 @@
 """What shows a video on this machine: the program that ``BROWSER`` names, or the platform's own."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from serve_app.cli.terminal import UsageProblem
 
@@ -13,13 +15,30 @@ from serve_app.cli.terminal import UsageProblem
 _PROGRAMS = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
 #: Seconds in which an opener that can't open anything says so. A player may be the opener itself, and play on.
 _SAID_S = 5.0
+#: Printable ASCII, as URLs are; and no quote, which could end one in a command that BROWSER names.
+_WEB = re.compile(r"https?://[!#$%&()*+,./0-9:;=?@A-Z\[\]_a-z~-]+")
 
-#: Shows what a path or a URL names. Returns what went wrong, or nothing.
-Open = Callable[[str], str]
+#: Shows a file of this machine, or what a link of a service names. Returns what went wrong, or nothing.
+Open = Callable[[Path | str], str]
 
 
 def opener(environment: Mapping[str, str] = os.environ) -> Open:
-    """Raises UsageProblem where nothing here can open anything."""
+    """Raises UsageProblem where nothing here can open anything.
+
+    A link is a service's word: only what is plainly on the web is opened, no file of this machine, no other program's
+    scheme, and nothing that a program could take for an option.
+    """
+    show = _program(environment)
+
+    def open_it(target: Path | str) -> str:
+        if isinstance(target, Path):
+            return show(str(target.absolute()))
+        return show(target) if _WEB.fullmatch(target) else "the service names no http(s) link"
+
+    return open_it
+
+
+def _program(environment: Mapping[str, str]) -> Callable[[str], str]:
     for named in environment.get("BROWSER", "").split(os.pathsep):
         words = shlex.split(named)
         if words and shutil.which(words[0]):

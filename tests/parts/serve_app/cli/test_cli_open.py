@@ -50,14 +50,14 @@ def test_without_a_file_the_link_is_shown(run: Run, programs: Path, service: Liv
     assert given.read_text().startswith(f"{service.url}/")
 
 
-def test_what_browser_names_comes_first(programs: Path) -> None:
+def test_what_browser_names_comes_first(programs: Path, folder: Path) -> None:
     put(programs, "xdg-open")
     given = put(programs, "mine")
 
     chosen = opener({"BROWSER": f"not-there{os.pathsep}mine --new '%s'"})
 
-    assert chosen("a video.mp4") == ""
-    assert given.read_text() == "--new a video.mp4\n"
+    assert chosen(folder / "a video.mp4") == ""
+    assert given.read_text() == f"--new {folder / 'a video.mp4'}\n"
     assert not (programs / "xdg-open.given").exists()
 
 
@@ -80,3 +80,33 @@ def test_an_opener_that_fails_is_said_and_the_video_is_there(
     said = result.stderr.splitlines()[-1]
     assert said == f"could not open {folder / 'cat.mp4'}: xdg-open ended with status 3"
     assert service.do(service.statuses()) == [Status.COMPLETED]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "javascript:alert(1)",
+        "--version",
+        "https:nowhere",
+        "smb://example.com/video.mp4",
+        "http://example.com/'; touch here; '",
+        "http://example.com/\nfile:///etc/passwd",
+        "http://example.com/\0",
+        "",
+    ],
+)
+def test_a_link_that_is_not_plainly_of_the_web_is_not_opened(programs: Path, link: str) -> None:
+    given = put(programs, "xdg-open")
+
+    assert opener({})(link) == "the service names no http(s) link"
+    assert not given.exists()
+
+
+def test_a_signed_link_is_one_of_the_web(programs: Path) -> None:
+    link = "https://media.example.com:9000/a%20b/output.mp4?X-Amz-Signature=0a&response-content-type=video%2Fmp4#t=1"
+    given = put(programs, "xdg-open")
+
+    assert opener({})(link) == ""
+    assert given.read_text() == f"{link}\n"
