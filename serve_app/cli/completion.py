@@ -15,7 +15,7 @@ from serve_app.cli.address import address
 from serve_app.client import Client
 
 #: Seconds that somebody waits for an offer, names and connections included.
-PATIENCE_S = 1.5
+ANSWER_S = 1.5
 #: Of the newest jobs.
 _JOBS = 50
 
@@ -50,7 +50,7 @@ def _ask(ctx: typer.Context, incomplete: str, ask: Callable[[Client], Sequence[O
         try:
             # The command line is only half there, so its session isn't either.
             given = ctx.find_root().params
-            with Client(*address(given.get("url") or "", given.get("key") or ""), timeout_s=PATIENCE_S) as client:
+            with Client(*address(given.get("url") or "", given.get("key") or ""), timeout_s=ANSWER_S) as client:
                 offers.extend(ask(client))
         except Exception:  # noqa: S110 - whatever it is, here is not the place to say it
             pass
@@ -59,5 +59,5 @@ def _ask(ctx: typer.Context, incomplete: str, ask: Callable[[Client], Sequence[O
     asking = threading.Thread(target=work, daemon=True)
     with contextlib.redirect_stderr(io.StringIO()):
         asking.start()
-        asking.join(PATIENCE_S)
+        asking.join(ANSWER_S)
     return [each for each in tuple(offers) if each[0].startswith(incomplete)]

@@ -52,36 +52,20 @@ def job(found: Job) -> RenderableType:
     return grid
 
 
-def jobs(found: Sequence[Job]) -> RenderableType:
-    """A line per job."""
+def jobs(found: Sequence[Job], *, live: bool = False) -> RenderableType:
+    """A line per job; ``live``: with what happens to it now instead of whose it is."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("JOB", "MODEL", "STATUS", "PROGRESS", "CREATED", "USER"):
+    state, last = ("NOW", "") if live else ("STATUS", "USER")
+    for heading in ("JOB", "MODEL", state, "PROGRESS", "CREATED", last):
         table.add_column(heading, no_wrap=True)
     for each in found:
         table.add_row(
             each["job_id"],
             each.get("model", "-"),
-            Text(each["status"], style=_COLOURS.get(each["status"], "")),
+            Text(stage_of(each) if live else each["status"], style=_COLOURS.get(each["status"], "")),
             f"{each['progress']:.0f} %",
             moment(each["created_at"]),
-            Text(each.get("user_id", "-")),
-        )
-    return table
-
-
-def running(found: Sequence[Job]) -> RenderableType:
-    """A line per job: what happens to it now."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("JOB", "MODEL", "NOW", "PROGRESS", "CREATED", ""):
-        table.add_column(heading, no_wrap=True)
-    for each in found:
-        table.add_row(
-            each["job_id"],
-            each.get("model", "-"),
-            Text(stage_of(each), style=_COLOURS.get(each["status"], "")),
-            f"{each['progress']:.0f} %",
-            moment(each["created_at"]),
-            Text(note_of(each), style="dim"),
+            Text(note_of(each), style="dim") if live else Text(each.get("user_id", "-")),
         )
     return table
 

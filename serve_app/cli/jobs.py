@@ -62,7 +62,7 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="NAME=VALUE",
-            help="Inputs: a file, a URL, or - for what is piped in. Parameters: a value.",
+            help="Inputs: a file, a URL, - for what is piped in, or job:ID for that job's video. Parameters: a value.",
             show_default=False,
         ),
     ] = None,

@@ -41,7 +41,7 @@ def follow(
         try:
             seen = ask()
         except (ApiError, Unreachable) as error:
-            refused = isinstance(error, ApiError) and error.status < 500 and not error.passing
+            refused = isinstance(error, ApiError) and not error.passing
             if seen is None or refused or clock() - answered > PATIENCE_S:
                 raise
             if isinstance(error, ApiError):
@@ -63,7 +63,7 @@ def showing_jobs(session: Session) -> Iterator[Show]:
 
         def show(found: Jobs, stale: str) -> None:
             note = Text(stale or "Ctrl-C ends this, and no job.", style="yellow" if stale else "dim")
-            live.update(Group(display.running(found), note), refresh=True)
+            live.update(Group(display.jobs(found, live=True), note), refresh=True)
 
         yield show
 

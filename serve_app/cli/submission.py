@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import mimetypes
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.kind import HEAD_BYTES, chosen
 from serve_app.cli.piped import DASH, NothingPiped, piped
 from serve_app.client import ApiError, Client, Created, InputInfo, ModelInfo, OnBytes, Unreachable
 
@@ -45,16 +43,12 @@ def request_video(
         raise
 
 
-def _no_pipe(_: int) -> Path:
-    raise NothingPiped("nothing is piped in")
-
-
 def interpret(
     models: Sequence[ModelInfo],
     name: str,
     values: Mapping[str, str],
-    without: Collection[str] = (),
-    read: Callable[[int], Path] = _no_pipe,
+    without: Collection[str],
+    read: Callable[[int], Path],
 ) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
     """The files to upload by media kind, and the fields of the ``generate`` request. An optional input is given, or is
     among those to do ``without``. One file may be ``-``, what is piped in: ``read`` is called with the most bytes.
@@ -88,11 +82,10 @@ def interpret(
         elif value.startswith(("http://", "https://", "job:")):
             fields[f"{item['name']}_url"] = value
         else:
-            path = _file(item, value, read)
-            kind = kind_of(path, item["kinds"])
+            kind = _upload_kind(item, inputs)
             if kind in files:
                 raise InvalidArguments(f"{key}: only one {kind} can be uploaded per job; give the other as a URL")
-            files[kind] = path
+            files[kind] = _file(item, value, read)
     for each in without:
         if each not in inputs:
             raise InvalidArguments(f"{name} has no input {each!r} to do without; its inputs: {', '.join(inputs)}")
@@ -127,12 +120,14 @@ def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> set[str
     return types
 
 
-def kind_of(path: Path, kinds: Sequence[str]) -> str:
-    """Which of ``kinds`` the file is by its first bytes, or else by its name. The service has the last word."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    guessed = (mimetypes.guess_type(path.name, strict=False)[0] or "").partition("/")[0]
-    return chosen(head, guessed, kinds)
+def _upload_kind(item: InputInfo, names: Collection[str]) -> str:
+    """As what a file for this input is uploaded, whatever it is: the first kind that the service looks for. What the
+    file is, the service sees by its bytes."""
+    # A kind that another input is named after is meant for that one.
+    kind = next((each for each in item["kinds"] if each == item["name"] or each not in names), None)
+    if kind is None:
+        raise InvalidArguments(f"{item['name']}: give a URL; an upload would be taken for another input")
+    return kind
 
 
 def _file(item: InputInfo, value: str, read: Callable[[int], Path]) -> Path:

@@ -18,7 +18,7 @@ LIMIT_S = 60
 PROGRAM = f"""
 from serve_app.cli import completion, main
 
-completion.PATIENCE_S = {LIMIT_S}
+completion.ANSWER_S = {LIMIT_S}
 main()
 """
 #: As a terminal does with what the script has answered at the Tab key.
@@ -50,7 +50,7 @@ def offered(line: str, url: str, shell: str = "bash", key: str = API_KEY) -> lis
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that does many things answers later than somebody who types waits."""
-    monkeypatch.setattr(completion, "PATIENCE_S", LIMIT_S)
+    monkeypatch.setattr(completion, "ANSWER_S", LIMIT_S)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_where_nobody_can_be_asked_nothing_is_offered_and_nothing_said(
     assert offered("submit ", "nonsense") == []
     assert offered("wait ", "http://host:port") == []
     assert offered("wait ", service.url, key="wrong") == []
-    monkeypatch.setattr(completion, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(completion, "ANSWER_S", 0.1)
     assert offered("submit ", silent) == []
 
 

@@ -28,6 +28,21 @@ def test_submit_uploads_a_file(run: Run, service: LiveService, picture: Path) ->
     assert copy.read_bytes() == picture.read_bytes()
 
 
+def test_a_film_is_uploaded_for_its_sound(run: Run, service: LiveService, folder: Path) -> None:
+    for name in ("face.png", "film.mp4"):
+        (folder / name).write_bytes(name.encode())
+
+    for video, uploaded in (("http://example.com/a.mp4", {"audio"}), ("face.png", {"video", "audio"})):
+        result = run("submit", "wav2lip", f"video={video}", "audio=film.mp4")
+        assert result.exit_code == 0, result.output
+        job = service.do(service.job(result.stdout.strip()))
+        assert job is not None
+        assert job.uploads.keys() == uploaded
+        copy = folder / "copy"
+        service.do(service.services.storage.get_file(job.uploads["audio"], copy, 1000))
+        assert copy.read_bytes() == b"film.mp4"
+
+
 @pytest.mark.parametrize("name", ["image", "image_url"])
 def test_submit_passes_a_url_on(run: Run, service: LiveService, name: str) -> None:
     result = run(

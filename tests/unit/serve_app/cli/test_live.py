@@ -72,7 +72,13 @@ def test_who_is_told_to_wait_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    "answers", [[GONE], [ApiError(503, "unavailable", "Wait.")], [["a"], ApiError(401, "unauthorized", "No.")]]
+    "answers",
+    [
+        [GONE],
+        [ApiError(503, "unavailable", "Wait.")],
+        [["a"], ApiError(401, "unauthorized", "No.")],
+        [["a"], ApiError(500, "internal_error", "Broken.")],
+    ],
 )
 def test_what_does_not_pass_ends_it(answers: list[Any]) -> None:
     watched = Watched(answers)
