@@ -27,7 +27,7 @@ from serve_app.cli import (
     weights,
 )
 from serve_app.cli.address import address
-from serve_app.cli.extras import OfDemo, OfHead, OfMachine, OfNode
+from serve_app.cli.extras import needing
 from serve_app.cli.submission import InvalidArguments
 from serve_app.cli.terminal import Code, CommandFailed, Session, UsageProblem, consoles, sentence
 from serve_app.client import ApiError, Unreachable, WaitTimedOut
@@ -180,25 +180,25 @@ app.add_typer(key_commands, name="keys")
 
 # -------------------------------------------------------------------- this machine
 
-app.command(cls=OfMachine)(machine.up)
-app.command(cls=OfDemo)(machine.demo)
-app.command(cls=OfHead)(machine.migrate)
+app.command(cls=needing("local"))(machine.up)
+app.command(cls=needing("demo"))(machine.demo)
+app.command(cls=needing("head"))(machine.migrate)
 
 # -------------------------------------------------------------------- a cluster
 
-app.command(cls=OfHead)(head.head)
-app.command(cls=OfHead)(nodes.nodes)
-app.command(cls=OfHead)(doctor.doctor)
-app.command(cls=OfHead)(offers.offers)
-app.command(cls=OfHead)(costs.costs)
+app.command(cls=needing("head"))(head.head)
+app.command(cls=needing("head"))(nodes.nodes)
+app.command(cls=needing("head"))(doctor.doctor)
+app.command(cls=needing("head"))(offers.offers)
+app.command(cls=needing("head"))(costs.costs)
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
-node_commands.command(cls=OfNode)(node.join)
-node_commands.command(cls=OfHead)(node_access.token)
-node_commands.command(cls=OfHead)(node_access.revoke)
+node_commands.command(cls=needing("gpu"))(node.join)
+node_commands.command(cls=needing("head"))(node_access.token)
+node_commands.command(cls=needing("head"))(node_access.revoke)
 app.add_typer(node_commands, name="node")
 weights_commands = typer.Typer(no_args_is_help=True, help="Keep weights in the bucket, for GPU nodes to fetch.")
-weights_commands.command(cls=OfHead)(weights.mirror)
-weights_commands.command("list", cls=OfHead)(weights.list_mirrors)
-weights_commands.command(cls=OfHead)(weights.link)
+weights_commands.command(cls=needing("head"))(weights.mirror)
+weights_commands.command("list", cls=needing("head"))(weights.list_mirrors)
+weights_commands.command(cls=needing("head"))(weights.link)
 app.add_typer(weights_commands, name="weights")
 app.add_typer(webhooks.commands, name="webhooks")

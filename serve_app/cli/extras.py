@@ -1,13 +1,13 @@
 """The commands that need more than a client, and one line where that is not installed.
 
-``pip install video-api`` brings what the commands need that only speak HTTP with a service. All others import what a
-head does, and say here which extra of the package has it.
+``pip install video-api`` brings what the commands need that only speak HTTP with a service. All others name the extra
+of the package that has what they import, and say so here.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand
@@ -15,15 +15,16 @@ from typer.core import TyperCommand
 from serve_app.cli.terminal import UsageProblem
 
 _DISTRIBUTION = "video-api"
-#: A line of METADATA: ``ray[serve]==2.60.0; extra == "head"``.
-_OF_HEAD = re.compile(r"""([\w.-]+).*;.*\bextra == ["']head["']""")
+#: A line of METADATA: ``ray[serve]==2.60.0; extra == "head"``. Name, extras of that, our extra.
+_LINE = re.compile(r"""([\w.-]+)\s*(?:\[([^\]]*)\])?.*;.*\bextra == ["']([\w-]+)["']""")
+#: What does as well: a machine without a desktop can't import the one, and is given the other.
+_INSTEAD = {"opencv-python": "opencv-python-headless"}
 
 
-class OfHead(TyperCommand):
-    """A command that needs what a head needs."""
+class _Command(TyperCommand):
+    """A command that needs what an extra brings."""
 
-    #: What to install for it. Any of them has all that a head needs.
-    extra = "head"
+    extra: ClassVar[str]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """What is missing here is said before what is wrong with the arguments, but ``--help`` is answered."""
@@ -41,7 +42,7 @@ class OfHead(TyperCommand):
         return super().invoke(ctx)
 
     def _require(self, ctx: Any) -> None:
-        if lacking := missing(_requirements()):
+        if lacking := missing(self.extra, _requirements()):
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise UsageProblem(
                 f"`{ctx.command_path}` needs more than is installed here ({lacking[0]}{more} not found):"
@@ -49,27 +50,25 @@ class OfHead(TyperCommand):
             )
 
 
-class OfNode(OfHead):
-    """One for a machine with a GPU."""
-
-    extra = "gpu"
-
-
-class OfMachine(OfHead):
-    """One that runs the whole service on one machine."""
-
-    extra = "local"
+def needing(extra: str) -> type[TyperCommand]:
+    """The class of a command that needs all of this extra."""
+    return type("Needing", (_Command,), {"extra": extra})
 
 
-class OfDemo(OfHead):
-    """One that also makes its own inputs."""
+def missing(extra: str, requirements: Sequence[str]) -> Sequence[str]:
+    """What the extra and those that it takes in bring by these lines of METADATA, and is not installed."""
+    return [name for name in _names(extra, requirements) if not _installed(name)]
 
-    extra = "demo"
 
-
-def missing(requirements: Iterable[str]) -> Sequence[str]:
-    """What a head needs by these lines of METADATA, and is not installed."""
-    return [found[1] for line in requirements if (found := _OF_HEAD.match(line)) and not _installed(found[1])]
+def _names(extra: str, requirements: Sequence[str]) -> Iterator[str]:
+    for line in requirements:
+        if (found := _LINE.match(line)) is None or found[3] != extra:
+            continue
+        if found[1] != _DISTRIBUTION:
+            yield found[1]
+            continue
+        for other in (found[2] or "").split(","):
+            yield from _names(other.strip(), requirements)
 
 
 def _requirements() -> Sequence[str]:
@@ -81,8 +80,10 @@ def _requirements() -> Sequence[str]:
 
 
 def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    for each in (name, _INSTEAD.get(name)):
+        try:
+            if each is not None and metadata.version(each):
+                return True
+        except metadata.PackageNotFoundError:
+            pass
+    return False
