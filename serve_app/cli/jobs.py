@@ -27,8 +27,10 @@ def _job_id(*statuses: str) -> Any:
 
 _PLACE = "a file, or a folder (there already, or ending in /) for ID.mp4"
 _OUTPUT = ("--output", "-o")
+#: Seconds. Less would be questions without a pause.
+_MIN_POLL_S = 0.1
 Poll = Annotated[
-    float, typer.Option("--poll", min=0, help="Seconds between two questions, where the service tells no events.")
+    float, typer.Option("--poll", min=_MIN_POLL_S, help="Seconds between two questions, where the service tells no events.")
 ]
 Metadata = Annotated[
     list[str] | None,
@@ -178,22 +180,23 @@ def list_jobs(
     model: Annotated[str | None, typer.Option(autocompletion=completion.models)] = None,
     user_id: Annotated[str | None, typer.Option("--user")] = None,
     metadata: Metadata = None,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing them, until Ctrl-C.")] = False,
-    poll: Annotated[float, typer.Option(min=0, help="Seconds between two looks of --watch.")] = 2.0,
+    limit: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing them, and what is new, until Ctrl-C.")] = False,
+    poll: Annotated[float, typer.Option(min=_MIN_POLL_S, help="Seconds between two looks of --watch.")] = 2.0,
 ) -> None:
-    """List jobs, newest first; or watch all of them as they go."""
+    """List the newest jobs; or watch them as they go: a new one comes on top, one that has begun is seen to its end
+    though newer ones push it out, as long as it is among the newest 100."""
     current: Session = ctx.obj
     wanted = _pairs(metadata or [])
     with current.client() as client:
-        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id, metadata=wanted, limit=limit)
+        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id, metadata=wanted)
         if not watch:
-            page = ask()
+            page = ask(limit=limit)
             current.show(page, display.jobs(page["data"]))
             return
         try:
             with live.showing_jobs(current) as show:
-                live.follow(lambda: ask()["data"], show, poll)
+                live.follow(live.Newest(lambda newest: ask(limit=newest)["data"], limit), show, poll)
         except KeyboardInterrupt:
             # The only end that there is, so nothing to complain of.
             raise typer.Exit(Code.INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""All of one's jobs as they go (``list --watch``): a live table for people, a line with each change for a pipe."""
+"""The newest jobs as they go (``list --watch``): a live table for people, a line with each change for a pipe."""
 
 import json
 import time
@@ -12,12 +12,33 @@ from rich.text import Text
 from serve_app.cli import display
 from serve_app.cli.progress import Lines
 from serve_app.cli.terminal import Session
-from serve_app.client import PATIENCE_S, ApiError, Job, Unreachable
+from serve_app.client import ENDED, PAGE, PATIENCE_S, ApiError, Job, Unreachable
 
 #: Newest first.
 Jobs = Sequence[Job]
 #: Told of each look: the jobs as they were seen last, and why they are not fresh, if they are not.
 Show = Callable[[Jobs, str], None]
+
+
+class Newest:
+    """The newest jobs, and of those behind them the ones that were seen unfinished, until their end was seen as well:
+    as far down as one request reaches."""
+
+    def __init__(self, ask: Callable[[int], Jobs], limit: int) -> None:
+        """``ask`` answers with the newest so many, of which ``limit`` are watched whatever they do."""
+        self._ask = ask
+        self._limit = limit
+        self._unfinished: frozenset[str] = frozenset()
+
+    def __call__(self) -> Jobs:
+        found = self._ask(max(self._limit, PAGE))
+        seen = [job for place, job in enumerate(found) if place < self._limit or job["job_id"] in self._unfinished]
+        self._unfinished = _unfinished(seen)
+        return seen
+
+
+def _unfinished(found: Jobs) -> frozenset[str]:
+    return frozenset(job["job_id"] for job in found if job["status"] not in ENDED)
 
 
 def follow(
@@ -60,12 +81,24 @@ def showing_jobs(session: Session) -> Iterator[Show]:
         yield _Changes(session)
         return
     with Live(console=session.out, auto_refresh=False) as live:
+        before: Jobs = ()
 
         def show(found: Jobs, stale: str) -> None:
+            nonlocal before
+            for line in _left(before, found):
+                live.console.print(line, style="dim", markup=False, soft_wrap=True)
+            before = found
             note = Text(stale or "Ctrl-C ends this, and no job.", style="yellow" if stale else "dim")
             live.update(Group(display.jobs(found, live=True), note), refresh=True)
 
         yield show
+
+
+def _left(before: Jobs, found: Jobs) -> Sequence[str]:
+    """A line for each job whose end is not going to be seen."""
+    gone = _unfinished(before) - {job["job_id"] for job in found}
+    # Too old, deleted, or no longer of the status that is asked for.
+    return [f"{job_id} is no longer in this list: video-api status {job_id}" for job_id in sorted(gone)]
 
 
 class _Changes:
@@ -79,6 +112,8 @@ class _Changes:
         if stale and not self._stale:
             self._session.err.print(stale, markup=False, soft_wrap=True)
         self._stale = stale
+        for line in _left(tuple(self._seen.values()), found):
+            self._session.err.print(line, markup=False, soft_wrap=True)
         # The newest last, as what comes later does.
         for job in reversed(found):
             job_id = job["job_id"]

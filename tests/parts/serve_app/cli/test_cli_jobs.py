@@ -11,7 +11,7 @@ from serve_app.jobs.job import Status
 from tests.parts.serve_app.cli.invocation import Run, parsed
 from tests.parts.serve_app.cli.live_service import POSTER, VIDEO, LiveService
 
-POLL = ("--poll", "0.01")
+POLL = ("--poll", "0.1")
 
 
 def test_submit_uploads_a_file(run: Run, service: LiveService, picture: Path) -> None:

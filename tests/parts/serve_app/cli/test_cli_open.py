@@ -10,7 +10,7 @@ from serve_app.jobs.job import Status
 from tests.parts.serve_app.cli.invocation import Run
 from tests.parts.serve_app.cli.live_service import LiveService
 
-ASKED = ("submit", "ltx2", "image=http://example.com/cat.jpg", "--open", "--poll", "0.01")
+ASKED = ("submit", "ltx2", "image=http://example.com/cat.jpg", "--open", "--poll", "0.1")
 
 
 @pytest.fixture

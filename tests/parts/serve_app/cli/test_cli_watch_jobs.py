@@ -25,7 +25,7 @@ LIMIT_S = 60
 def watching(url: str, *options: str, **streams: Any) -> Iterator["subprocess.Popen[str]"]:
     """The command, which is gone afterwards."""
     program = [sys.executable, "-c", PROGRAM, "--url", url, "--key", API_KEY]
-    command = [*program, "list", "--watch", "--poll", "0.05", *options]
+    command = [*program, "list", "--watch", "--poll", "0.1", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "160"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     with subprocess.Popen(command, env=environment, text=True, **streams) as process:
@@ -54,13 +54,26 @@ def test_a_pipe_gets_a_line_with_each_change(run: Run, service: LiveService, sub
         second = submitted("fail")
         until(process.stdout, second)
         for job_id in (first, second):
-            run("wait", job_id, "--poll", "0.01")
+            run("wait", job_id, "--poll", "0.1")
         assert until(process.stdout, f"{first} completed") == f"{first} completed 100%\n"
         until(process.stdout, f"{second} failed")
         process.send_signal(signal.SIGINT)
         rest, said = process.communicate(timeout=LIMIT_S)
 
     assert (process.returncode, rest, said) == (130, "", "")
+
+
+def test_one_that_newer_ones_push_out_is_seen_to_its_end(
+    run: Run, service: LiveService, submitted: Callable[[str], str]
+) -> None:
+    first = submitted("a cat")
+    with watching(service.url, "--limit", "1") as process:
+        until(process.stdout, first)
+        second = submitted("a cat")
+        until(process.stdout, second)
+        for job_id in (first, second):
+            run("wait", job_id)
+            until(process.stdout, f"{job_id} completed")
 
 
 def test_json_is_a_job_a_line_and_filters_hold(run: Run, service: LiveService, submitted: Callable[[str], str]) -> None:
@@ -79,7 +92,7 @@ def test_a_terminal_has_a_table_until_ctrl_c(run: Run, service: LiveService, sub
     with watching(service.url, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
         os.close(theirs)
         shown = read_until(ours, job_id)
-        run("wait", job_id, "--poll", "0.01")
+        run("wait", job_id, "--poll", "0.1")
         shown += read_until(ours, "completed")
         process.send_signal(signal.SIGINT)
         shown += read_until(ours, "")
@@ -151,6 +164,6 @@ def test_a_restart_of_the_service_is_outlived() -> None:
             assert process.wait(LIMIT_S) == 130
 
 
-@pytest.mark.parametrize("options", [("--poll", "-1"), ("--metadata", "shot")])
+@pytest.mark.parametrize("options", [("--poll", "0"), ("--metadata", "shot")])
 def test_what_makes_no_sense_is_refused_at_once(run: Run, options: tuple[str, ...]) -> None:
     assert run("list", "--watch", *options).exit_code == 2
