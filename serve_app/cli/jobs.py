@@ -30,7 +30,8 @@ _OUTPUT = ("--output", "-o")
 #: Seconds. Less would be questions without a pause.
 _MIN_POLL_S = 0.1
 Poll = Annotated[
-    float, typer.Option("--poll", min=_MIN_POLL_S, help="Seconds between two questions, where the service tells no events.")
+    float,
+    typer.Option("--poll", min=_MIN_POLL_S, help="Seconds between two questions, where the service tells no events."),
 ]
 Metadata = Annotated[
     list[str] | None,
@@ -245,11 +246,10 @@ def _go_on(
     job = _follow(current, client, job_id, poll_s, timeout_s)
     path = end.place and _save(current, client, job_id, end.place)
     current.show(job, str(path) if path else display.job(job))
-    if end.open is not None:
-        if fault := end.open(path or job["result_url"]):
-            # The job is done all the same.
-            shown = path.absolute() if path else "the link"
-            current.err.print(f"could not open {shown}: {fault}", style="yellow", markup=False, soft_wrap=True)
+    if end.open is not None and (fault := end.open(path or job["result_url"])):
+        # The job is done all the same.
+        shown = path.absolute() if path else "the link"
+        current.err.print(f"could not open {shown}: {fault}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _follow(current: Session, client: Client, job_id: str, poll_s: float, timeout_s: float | None) -> Job:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime
@@ -95,7 +95,8 @@ def up(session: Session, config: Path) -> None:
 
 
 def demo(session: Session, config: Path, out: Path) -> Code:
-    """Make a video with every model that a sample can be made for, and one with two of them. Returns the exit code."""
+    """Make a video with every model that a sample can be made for, and one with two of them if there are two that make
+    a portrait talk. Returns the exit code."""
     code = Code.OK
     try:
         with (
@@ -109,7 +110,7 @@ def demo(session: Session, config: Path, out: Path) -> Code:
                 if not _show_off(session, client, model, out):
                     code = Code.JOB_FAILED
             stop.check()
-            if not _make_talk(session, client, {model["model"] for model in models}, out):
+            if (pair := talking_pair(models)) and not _make_talk(session, client, *pair, out):
                 code = Code.JOB_FAILED
     except (Stopped, SystemExit):
         session.err.print("stopped")
@@ -205,9 +206,8 @@ def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> 
     """One video of one model, by way of everything that a client has. False if the job did not complete."""
     name = model["model"]
     values = {}
-    for item in model["inputs"]:
-        # The first kind is what the model is for; others only stand in for it.
-        sample = samples.make(item["kinds"][0], out)
+    for item, kind in zip(model["inputs"], _takes(model), strict=True):
+        sample = samples.make(kind, out)
         if sample is None:
             session.err.print(f"{name}: passed over, there is no sample of its input {item['name']}")
             return True
@@ -217,24 +217,42 @@ def _show_off(session: Session, client: Client, model: ModelInfo, out: Path) -> 
     return _finish(session, client, [_ask(client, name, values)], out, began)
 
 
-def _make_talk(session: Session, client: Client, models: Set[str], out: Path) -> bool:
+def talking_pair(models: Sequence[ModelInfo]) -> tuple[ModelInfo, ModelInfo] | None:
+    """A model that lets a picture move and one that lets what moves talk, by what they take; None: one is missing."""
+    movers = [each for each in models if _takes(each) == ["image"] and "prompt" in _params(each)]
+    talkers = [each for each in models if _takes(each) == ["video", "audio"]]
+    return (movers[0], talkers[0]) if movers and talkers else None
+
+
+def _takes(model: ModelInfo) -> Sequence[str]:
+    """What each input is for: the first of its kinds, others only stand in for it."""
+    return [item["kinds"][0] for item in model["inputs"]]
+
+
+def _params(model: ModelInfo) -> Mapping[str, object]:
+    found: Mapping[str, object] = model["params_schema"].get("properties", {})
+    return found
+
+
+def _make_talk(session: Session, client: Client, mover: ModelInfo, talker: ModelInfo, out: Path) -> bool:
     """A portrait moves, and what moves talks: a chain of two jobs. As above."""
-    if not {"ltx2", "wav2lip"} <= models:
-        return True
     portrait, speech = samples.make(samples.PORTRAIT, out), samples.make("audio", out)
     if portrait is None or speech is None:
         session.err.print("talking portrait: passed over, there is no sample of a face or a voice")
         return True
     began = time.monotonic()
-    shot = {"image": str(portrait), "prompt": "She looks into the camera and talks.", "duration": "1"}
-    moving = _ask(client, "ltx2", shot)
-    lips = {"video": f"job:{moving['job_id']}", "audio": str(speech)}
-    if client.health()["weights"].get("ltx2") == "random":
+    shot = {mover["inputs"][0]["name"]: str(portrait), "prompt": "She looks into the camera and talks."}
+    if "duration" in _params(mover):
+        shot["duration"] = "1"
+    moving = _ask(client, mover["model"], shot)
+    video, audio = (item["name"] for item in talker["inputs"])
+    lips = {video: f"job:{moving['job_id']}", audio: str(speech)}
+    if client.health()["weights"].get(mover["model"]) == "random" and "face_box" in _params(talker):
         # In noise there is no face to be found.
         lips["face_box"] = "[0, 64, 0, 64]"
-    session.err.print(f"\nA portrait that talks: {_command('ltx2', shot)}", soft_wrap=True)
-    session.err.print(f"and of its video: {_command('wav2lip', lips)}", soft_wrap=True)
-    return _finish(session, client, [moving, _ask(client, "wav2lip", lips)], out, began)
+    session.err.print(f"\nA portrait that talks: {_command(mover['model'], shot)}", soft_wrap=True)
+    session.err.print(f"and of its video: {_command(talker['model'], lips)}", soft_wrap=True)
+    return _finish(session, client, [moving, _ask(client, talker["model"], lips)], out, began)
 
 
 def _command(model: str, values: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 import wave
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from deployments.registry import MODELS
 from serve_app.cli import app, samples, stack
+from serve_app.client import ModelInfo
 from serve_app.intake.probe import probe
 from serve_app.local import stack as local
 from serve_app.local.stack import Endpoints
@@ -234,6 +235,28 @@ def test_demo_saves_a_video_of_each_model(service: LiveService, monkeypatch: pyt
     assert "video" in made[-1]["job"]["sources"]
     assert all((folder / video["path"]).read_bytes() == VIDEO for video in made)
     assert "generating 42%" in result.stderr
+
+
+def test_the_pair_of_the_demo_is_chosen_by_what_models_take() -> None:
+    def model(name: str, *inputs: tuple[str, ...], params: Sequence[str] = ()) -> ModelInfo:
+        return {
+            "model": name,
+            "title": "",
+            "description": "",
+            "inputs": [
+                {"name": kinds[0], "kinds": list(kinds), "description": "", "max_bytes": 1, "max_seconds": None}
+                for kinds in inputs
+            ],
+            "params_schema": {"properties": {name: {} for name in params}},
+        }
+
+    still, sound = model("still", ("image",)), model("sound", ("image",), ("audio",))
+    mover = model("mover", ("image",), params=["prompt"])
+    talker = model("talker", ("video", "image"), ("audio", "video"))
+
+    assert stack.talking_pair([still, talker, sound, mover]) == (mover, talker)
+    assert stack.talking_pair([still, sound, talker]) is None
+    assert stack.talking_pair([still, sound, mover]) is None
 
 
 def test_demo_fails_when_a_job_does(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
