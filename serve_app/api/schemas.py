@@ -194,7 +194,7 @@ class JobView(BaseModel):
     timeout_s: float | None = Field(None, description="Seconds that a run may take, where that was asked for.")
     metadata: Mapping[str, str] | None = None
     retry_of: str | None = Field(None, description="The job that this one retries.")
-    sources: Mapping[str, str] | None = Field(
+    source_jobs: Mapping[str, str] | None = Field(
         None, description="The jobs whose videos it takes, by input; it waits for those that have not ended."
     )
     media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
@@ -249,7 +249,7 @@ class JobView(BaseModel):
             timeout_s=job.timeout_s,
             metadata=job.metadata,
             retry_of=job.retry_of,
-            sources=chained(job.sources) or None,
+            source_jobs=chained(job.sources) or None,
             media=job.media if isinstance(job.media, dict) else None,
             notes=job.notes or None,
             created_at=job.created_at,

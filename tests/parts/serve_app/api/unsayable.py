@@ -13,6 +13,7 @@ from schemathesis.generation.meta import CoverageScenario
 #: As ``LTX2Params`` has it: five seconds at 1920x1088 and 24 fps.
 MOST_PIXELS = 1920 * 1088 * 121
 
+
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
     """A product of fields, and an order of numbers in a list."""
