@@ -63,6 +63,9 @@ async def read(connection: Request) -> AsyncIterator[Wish]:
 
 
 def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
+    if isinstance(value, dict) and not isinstance(value.get("model", ""), str):
+        # The message of the union would show what it is instead.
+        raise InvalidRequest("model: must be a string.", param="model")
     try:
         request: GenerateOptions = BODY.validate_python(value)
     except ValidationError as error:

@@ -54,7 +54,7 @@ async def read(request: Request) -> AsyncIterator[Wish]:
             texts = values(form, form.fields.get("model", DEFAULT_MODEL))
             yield _wish(_folded({**texts, **form.files}))
     elif kind == _JSON:
-        async with read_json(request, (_REFERENCE, _URL)) as given:
+        async with read_json(request, (_REFERENCE, f"{_REFERENCE}[{_URL}]")) as given:
             if not isinstance(given, dict):
                 raise InvalidRequest("The body must be a JSON object.")
             yield _wish(given)
