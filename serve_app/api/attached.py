@@ -29,8 +29,6 @@ from serve_app.jobs.job import NewJob
 from serve_app.services import Services
 from serve_app.storage import keys
 
-#: Bytes of a request with what comes with it: a file of 10 MiB in base64.
-MAX_BYTES = 14_000_000
 #: Files that may come with a request: more than any has a name for.
 MAX_FILES = 8
 #: Parts of a form, the headers of one and their bytes.

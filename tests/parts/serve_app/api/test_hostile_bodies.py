@@ -20,12 +20,12 @@ from serve_app import disk
 from serve_app.access.caller import Limits, Scope
 from serve_app.access.key_store import KeyStore
 from serve_app.api.asgi import create_asgi
-from serve_app.api.attached import MAX_BYTES, Shelf, parse, take_apart
+from serve_app.api.attached import Shelf, parse, take_apart
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.gate import Gate, GateLimits
 from serve_app.api.problems import install
 from serve_app.api.spool import Spool, arrived
-from serve_app.api.streaming import large
+from serve_app.api.streaming import MAX_BYTES, large
 from serve_app.services import Services, build_ring
 from serve_app.settings import Settings
 from tests.parts.serve_app.api.test_gate import KEY, Exchange
