@@ -23,7 +23,7 @@ from deployments.stage import Stage
 from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.api.examples import JOB_ID
 from serve_app.api.labels import Metadata
-from serve_app.api.source import Source, SourceOrJob
+from serve_app.api.source import UUID, Source, SourceOrJob
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
@@ -33,7 +33,7 @@ from serve_app.jobs.job import Job, NewJob, Status, chained
 JobId = Annotated[
     str,
     Field(
-        pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        pattern=f"^{UUID}$",
         examples=[JOB_ID],
     ),
 ]
