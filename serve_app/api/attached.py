@@ -98,6 +98,23 @@ class Shelf:
 
 
 @asynccontextmanager
+async def read(request: Request, uris: Collection[str], files: Collection[str] = ()) -> AsyncIterator[Any]:
+    """The request's body: a :class:`Form`, or what :func:`read_json` says, by its content type.
+
+    Raises InvalidRequest or PayloadTooLarge.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        async with read_form(request, files, uris) as form:
+            yield form
+    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        async with read_json(request, uris) as value:
+            yield value
+    else:
+        raise InvalidRequest("Send application/json, or multipart/form-data with files.")
+
+
+@asynccontextmanager
 async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[Any]:
     """The request's body as JSON values. Where a member is in ``uris`` and a data URI, there is an
     :class:`AttachedFile` in its place. That of a member is named as in a form: ``outer[inner]``.
@@ -148,7 +165,7 @@ def _member(value: Any, name: str) -> Any:
 
 
 @asynccontextmanager
-async def read_form(request: Request, files: Collection[str] = (), uris: Collection[str] = ()) -> AsyncIterator[Form]:
+async def read_form(request: Request, files: Collection[str], uris: Collection[str]) -> AsyncIterator[Form]:
     """The request's ``multipart/form-data``. A part is a file if it has a file's name or a medium's type, or its own
     name is in ``files``; and a text is one whose name is in ``uris`` and that is a data URI.
 

@@ -46,7 +46,8 @@ from serve_app.services import Services, ServicesOf
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 
-def _possible(job_id: str) -> str:
+def possible(job_id: str) -> str:
+    """An id that may be a job's. Raises JobNotFound."""
     # PostgreSQL would refuse to look for it.
     if "\0" in job_id:
         raise JobNotFound
@@ -56,7 +57,7 @@ def _possible(job_id: str) -> str:
 JobPath = Annotated[
     str,
     Path(description="The `job_id` that `generate` answered with.", examples=[JOB_ID]),
-    AfterValidator(_possible),
+    AfterValidator(possible),
 ]
 
 

@@ -256,6 +256,11 @@ async def test_a_body_that_is_neither_object_nor_form(
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
 
 
+async def test_json_by_another_name(client: httpx.AsyncClient, services: Services) -> None:
+    headers = {"content-type": "application/vnd.api+json"}
+    await job_of(await client.post("/v1/videos", content=b'{"prompt": "A storm"}', headers=headers), services)
+
+
 async def test_a_picture_that_comes_twice_is_refused(client: httpx.AsyncClient) -> None:
     parts = {"prompt": (None, "x"), "input_reference": ("a.png", PICTURE), "input_reference[image_url]": (None, LINK)}
     answer = await client.post("/v1/videos", files=parts)
