@@ -119,7 +119,7 @@ class Job(TypedDict):
     timeout_s: NotRequired[float]
     metadata: NotRequired[dict[str, str]]
     retry_of: NotRequired[str]
-    sources: NotRequired[dict[str, str]]
+    source_jobs: NotRequired[dict[str, str]]
     media: NotRequired[dict[str, Any]]
     notes: NotRequired[dict[str, Any]]
     created_at: str

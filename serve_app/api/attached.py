@@ -23,14 +23,12 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from serve_app.api.auth import caller_of
 from serve_app.api.data_uris import decoded, is_data_uri, pieces, shortened
 from serve_app.api.errors import InvalidRequest, PayloadTooLarge
-from serve_app.api.inputs import storing
+from serve_app.api.inputs import storing, whole
 from serve_app.api.spool import Spool, arrived, our_disk
 from serve_app.jobs.job import NewJob
 from serve_app.services import Services
 from serve_app.storage import keys
 
-#: Bytes of a request with what comes with it: a file of 10 MiB in base64.
-MAX_BYTES = 14_000_000
 #: Files that may come with a request: more than any has a name for.
 MAX_FILES = 8
 #: Parts of a form, the headers of one and their bytes.
@@ -38,13 +36,17 @@ MAX_PARTS, MAX_HEADERS, MAX_HEADER_BYTES = 100, 8, 4096
 #: Bytes of a form's texts together: as much as a request without files.
 MAX_TEXT_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
+#: What says that a part of a form is a file beside its name.
+_OTHER_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
+_MEDIA = re.compile(rb"\s*(?:image|video|audio)/|\s*application/octet-stream", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class AttachedFile:
     """What came with a request, on disk while it is read."""
 
-    path: Path
+    #: Of this machine: no message shows it.
+    path: Path = field(repr=False)
     #: Bytes.
     size: int
     sha256: str
@@ -59,8 +61,11 @@ class Form:
     lists: Mapping[str, Sequence[str]]
 
 
+@dataclass(frozen=True)
 class _LongText:
     """In place of a text that is longer than any may be: whatever is asked for, it is not this."""
+
+    inside: slice = field(repr=False)
 
 
 @dataclass
@@ -93,9 +98,26 @@ class Shelf:
 
 
 @asynccontextmanager
+async def read(request: Request, uris: Collection[str], files: Collection[str] = ()) -> AsyncIterator[Any]:
+    """The request's body: a :class:`Form`, or what :func:`read_json` says, by its content type.
+
+    Raises InvalidRequest or PayloadTooLarge.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        async with read_form(request, files, uris) as form:
+            yield form
+    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        async with read_json(request, uris) as value:
+            yield value
+    else:
+        raise InvalidRequest("Send application/json, or multipart/form-data with files.")
+
+
+@asynccontextmanager
 async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[Any]:
-    """The request's body as JSON values. Where an object's member is in ``uris`` and a data URI, there is an
-    :class:`AttachedFile` in its place.
+    """The request's body as JSON values. Where a member is in ``uris`` and a data URI, there is an
+    :class:`AttachedFile` in its place. That of a member is named as in a form: ``outer[inner]``.
 
     Raises InvalidRequest or PayloadTooLarge.
     """
@@ -117,24 +139,35 @@ def parse(content: bytes | Path, uris: Collection[str], shelf: Shelf) -> Any:
         text, cut = shortened(body)
 
         def settle(found: dict[str, Any]) -> dict[str, Any]:
-            return {name: one(name, value) for name, value in found.items()}
+            return {name: one(value) for name, value in found.items()}
 
-        def one(name: str, value: Any) -> Any:
-            place = cut.get(value) if isinstance(value, str) else None
-            if name in uris and (place is not None or is_data_uri(value)):
-                return shelf.put(decoded([value] if place is None else pieces(body, place), name))
-            return value if place is None else _LongText()
+        def one(value: Any) -> Any:
+            inside = cut.get(value) if isinstance(value, str) else None
+            return value if inside is None else _LongText(inside)
 
         try:
-            return json.loads(text, object_hook=settle)
+            found = json.loads(text, object_hook=settle)
+            for name in uris:
+                outer, _, inner = name.removesuffix("]").partition("[")
+                holder, member = (_member(found, outer), inner) if inner else (found, outer)
+                given = _member(holder, member)
+                if isinstance(given, _LongText):
+                    holder[member] = shelf.put(decoded(pieces(body, given.inside), name))
+                elif is_data_uri(given):
+                    holder[member] = shelf.put(decoded([given], name))
         except (ValueError, RecursionError):
             raise InvalidRequest("JSON decode error: the body is no valid JSON.") from None
+        return found
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 @asynccontextmanager
-async def read_form(request: Request, files: Collection[str] = (), uris: Collection[str] = ()) -> AsyncIterator[Form]:
-    """The request's ``multipart/form-data``. A part is a file if it has a file's name, or its own is in ``files``; and
-    a text is one whose name is in ``uris`` and that is a data URI.
+async def read_form(request: Request, files: Collection[str], uris: Collection[str]) -> AsyncIterator[Form]:
+    """The request's ``multipart/form-data``. A part is a file if it has a file's name or a medium's type, or its own
+    name is in ``files``; and a text is one whose name is in ``uris`` and that is a data URI.
 
     Raises InvalidRequest or PayloadTooLarge.
     """
@@ -200,7 +233,7 @@ class _Parts:
         self._shelf = shelf
         self._parts = self._text_bytes = 0
         self._header = (bytearray(), bytearray())
-        self._disposition = b""
+        self._disposition = self._type = b""
         self._name = ""
         self._text: bytearray | None = None
         self._file: BinaryIO | None = None
@@ -218,7 +251,7 @@ class _Parts:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise PayloadTooLarge(f"The form has more than {MAX_PARTS} parts.")
-        self._disposition = b""
+        self._disposition = self._type = b""
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._header[0].extend(data[start:end])
@@ -230,6 +263,8 @@ class _Parts:
         name, value = self._header
         if name.strip().lower() == b"content-disposition":
             self._disposition = bytes(value)
+        elif name.strip().lower() == b"content-type":
+            self._type = bytes(value)
         self._header = (bytearray(), bytearray())
 
     def headers_end(self) -> None:
@@ -237,13 +272,15 @@ class _Parts:
         self._name = options.get(b"name", b"").decode(errors="replace")
         if not self._name:
             raise InvalidRequest("A part of the form has no name: say Content-Disposition: form-data; name=….")
-        is_file = b"filename" in options or self._name in self._file_names
+        # The parser passes over a name in another alphabet, which RFC 7578 forbids and some send alone.
+        named = b"filename" in options or _OTHER_NAME.search(self._disposition) is not None
+        is_file = named or self._name in self._file_names or _MEDIA.match(self._type) is not None
         if self._name in self.files or (is_file and self._name in self.texts):
             raise InvalidRequest(f"{self._name}: is given twice.", param=self._name)
         if not is_file:
             self._text = bytearray()
             return
-        self._named = bool(options.get(b"filename"))
+        self._named = named and options.get(b"filename") != b""
         self._hash = hashlib.sha256()
         self._file = self._shelf.next().open("wb")
 
@@ -293,7 +330,7 @@ async def stored(
     async with services.copies.hold(new.owner), storing(new, folder, services.storage):
         for name, file in attached.items():
             uploads[name] = keys.brought(folder, new.nonce, name)
-            await services.storage.put_file(uploads[name], file.path, "application/octet-stream")
+            await whole(services.storage.put_file(uploads[name], file.path, "application/octet-stream"))
     return replace(new, uploads=uploads)
 
 

@@ -29,13 +29,9 @@ def is_data_uri(text: object) -> bool:
     return isinstance(text, str) and _SCHEME.match(text) is not None
 
 
-def data_uri(text: str, param: str) -> bytes:
-    """The bytes of a data URI (RFC 2397). Raises InvalidRequest about the field ``param``."""
-    return b"".join(decoded([text], param))
-
-
 def decoded(pieces: Iterable[str], param: str) -> Iterator[bytes]:
-    """The bytes of a data URI that comes in pieces, of which the first has all that is before the data."""
+    """The bytes of a data URI (RFC 2397) that comes in pieces, of which the first has all that is before the data.
+    Raises InvalidRequest about the field ``param``."""
     rest = iter(pieces)
     first = next(rest, "")
     head = _HEAD.match(first)

@@ -45,6 +45,8 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import ClassVar
 
+from serve_app.api.streaming import MAX_BYTES
+
 
 class VideoApiError(Exception):
     """Something went wrong."""
@@ -273,8 +275,8 @@ class PayloadTooLarge(VideoApiError):
     status = 413
     code = "payload_too_large"
     remedy = (
-        "Send less: a request to `generate` may have 14 MB with the files in it, any other 64 KiB. Larger media go by "
-        "upload or URL; `/api/v1/models` has the limits."
+        f"Send less: a request to `generate` or `POST /v1/videos` may have {MAX_BYTES // 1000**2} MB with the files in "
+        "it, any other 64 KiB. Larger media go by upload or URL; `/api/v1/models` has the limits."
     )
 
 

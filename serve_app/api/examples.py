@@ -10,6 +10,7 @@ from fastapi.openapi.models import Example
 from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
+from serve_app.jobs.job import OF_JOB
 
 JOB_ID = "01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"
 
@@ -40,6 +41,10 @@ def _of_model(spec: ModelSpec) -> dict[str, Example]:
         "uploaded": Example(summary=f"{spec.title}: inputs that were uploaded", value={**body, "job_id": JOB_ID}),
         "enclosed": Example(summary=f"{spec.title}: inputs in the request, as data URIs", value={**body, **data}),
     }
+    chained = {f"{item.name}_url": f"{OF_JOB}{JOB_ID}" for item in spec.inputs if "video" in item.kinds[:1]}
+    if chained:
+        text = f"{spec.title}: the video of another job, for which it waits"
+        ways["chained"] = Example(summary=text, value={**body, **urls, **chained})
     if optional:
         without = {f"{name}_url": None for name in optional}
         ways["without_" + "_".join(optional)] = Example(

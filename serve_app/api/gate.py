@@ -58,7 +58,7 @@ class GateLimits:
     #: From the whole request to the beginning of the answer.
     answer_s: float = 9.0
     #: The time in which a large body has to be here, and bytes of all of them at a time. Its sender keeps to the pace
-    #: below.
+    #: below, and to one with which it is here in time.
     large_s: float = 300.0
     large_bytes: int = 512 * 1024**2
     #: As ``answer_s``, where the body was a large one: what is in it goes to the store first.
@@ -76,7 +76,7 @@ class GateLimits:
     #: time with the requests above; and those of one key.
     live: int = 512
     live_of_key: int = 20
-    #: Of the requests, of large bodies, and of the streams that clients may have, one key's share.
+    #: Of the requests, and of the streams that clients may have, one key's share.
     key_share: float = 0.5
 
 
@@ -104,9 +104,7 @@ class Gate:
         self._ring = ring
         self._rates = Rates()
         self._limits = limits or GateLimits()
-        self._spool = Spool(
-            settings.data_dir / "arriving", most=self._limits.large_bytes, key_share=self._limits.key_share
-        )
+        self._spool = Spool(settings.data_dir / "arriving", most=self._limits.large_bytes)
         #: With what each declares, and how large its bodies may be.
         self._routes: list[tuple[Pattern[str], set[str], Streams | Live | None, int]] = [
             (
@@ -209,8 +207,11 @@ class Gate:
 
     async def _large_body(self, scope: Scope, receive: Receive, largest: int, held: AsyncExitStack) -> Path | None:
         # Who does not say how much it is may send as much as anybody.
-        held.enter_context(self._spool.room(promised(scope) or largest, _key_of(scope)))
-        paced = Paced(receive, largest, pace_bytes=self._limits.pace_bytes, pace_s=self._limits.pace_s)
+        size = promised(scope) or largest
+        held.enter_context(self._spool.room(size, _key_of(scope)))
+        # Room is kept for all of it from now on, so nobody may be slower than he has to be.
+        pace_bytes = max(self._limits.pace_bytes, int(size * self._limits.pace_s / self._limits.large_s))
+        paced = Paced(receive, largest, pace_bytes=pace_bytes, pace_s=self._limits.pace_s)
         try:
             async with asyncio.timeout(self._limits.large_s):
                 return await held.enter_async_context(self._spool.body(paced))

@@ -10,7 +10,7 @@ from deployments.engine import InputSpec
 from deployments.registry import MODELS
 from serve_app.access.caller import Caller
 from serve_app.api import wish
-from serve_app.api.attached import MAX_BYTES, stored
+from serve_app.api.attached import stored
 from serve_app.api.auth import Maker
 from serve_app.api.errors import (
     BudgetReached,
@@ -32,13 +32,13 @@ from serve_app.api.errors import (
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.jobs import view
 from serve_app.api.limits import require_place
-from serve_app.api.links import TO_THE_JOB
+from serve_app.api.links import TO_THE_JOB, job_path
 from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import Created, GenerateOptions, JobView, new_job
-from serve_app.api.streaming import Live, large, live
+from serve_app.api.streaming import MAX_BYTES, Live, large, live
 from serve_app.api.submission import accept
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.services import Services, ServicesOf
@@ -64,7 +64,8 @@ async def create(body: bytes, caller: Caller, services: Services) -> Response | 
         return await placed(new_job(request, {}, caller.key_id, current_request_id()), services)
 
     response = Response(status_code=201, media_type="application/json")
-    created = await accept(prepare, caller, services, response, once=None)
+    created, _ = await accept(prepare, caller, services, once=None)
+    response.headers["location"] = job_path(created.job_id)
     response.headers["retry-after"] = _again(created)
     response.body = created.model_dump_json(exclude_none=True).encode()
     response.headers["content-length"] = str(len(response.body))
@@ -130,7 +131,8 @@ async def generate(
             return await stored(new, files, services, None if opened is None else opened.folder)
 
         once = keyed(key, caller, "generate", wished.asked)
-        created = await accept(prepare, caller, services, response, job_id=request.job_id, once=once)
+        created, replayed = await accept(prepare, caller, services, job_id=request.job_id, once=once)
+    response.headers.update({"location": job_path(created.job_id), **replayed})
     if wait_s:
         response.headers.update(applied(wait_s))
         # A repetition waits as well, unless the job was deleted meanwhile.

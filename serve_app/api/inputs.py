@@ -1,8 +1,9 @@
 """Inputs that lie in the store for a job that is about to be: what came with its request, or was copied for it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -21,6 +22,17 @@ async def storing(new: NewJob, folder: str, storage: Storage) -> AsyncIterator[N
     except BaseException:
         # Also when its client is given up: storing may take longer than an answer.
         await asyncio.shield(_delete(new, folder, storage))
+        raise
+
+
+async def whole(storing: Coroutine[Any, Any, None]) -> None:
+    """To its end, also when it is cancelled: a thread that writes can't be, and what it writes after its prefix was
+    deleted would stay."""
+    task = asyncio.create_task(storing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
         raise
 
 

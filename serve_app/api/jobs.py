@@ -28,7 +28,7 @@ from serve_app.api.examples import JOB_ID
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.limits import require_place
-from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE
+from serve_app.api.links import TO_THE_JOB, TO_THE_NEXT_PAGE, job_path
 from serve_app.api.placing import placed
 from serve_app.api.prefer import WaitGranted, applied, held
 from serve_app.api.problems import documented
@@ -46,7 +46,8 @@ from serve_app.services import Services, ServicesOf
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 
-def _possible(job_id: str) -> str:
+def possible(job_id: str) -> str:
+    """An id that may be a job's. Raises JobNotFound."""
     # PostgreSQL would refuse to look for it.
     if "\0" in job_id:
         raise JobNotFound
@@ -56,7 +57,7 @@ def _possible(job_id: str) -> str:
 JobPath = Annotated[
     str,
     Path(description="The `job_id` that `generate` answered with.", examples=[JOB_ID]),
-    AfterValidator(_possible),
+    AfterValidator(possible),
 ]
 
 
@@ -230,7 +231,9 @@ async def retry_job(
         async with services.copies.hold(new.owner):
             return await with_inputs(new, job, await services.store.sources_again(job), services.storage)
 
-    return await accept(prepare, caller, services, response, once=keyed(key, caller, "retry", {"job_id": job_id}))
+    created, replayed = await accept(prepare, caller, services, once=keyed(key, caller, "retry", {"job_id": job_id}))
+    response.headers.update({"location": job_path(created.job_id), **replayed})
+    return created
 
 
 @router.delete(

@@ -1,4 +1,4 @@
-"""OpenAPI links: with what an answer tells, which operation can be called next."""
+"""Where to go on from an answer: OpenAPI links, by which operations can be called next, and the path of a job."""
 
 from typing import Any
 
@@ -15,6 +15,13 @@ TO_THE_JOB: dict[str, Any] = {
         ("download", "presign_download", "Its video, once it has completed."),
     )
 }
+
+
+def job_path(job_id: str) -> str:
+    """Where a job is, for the ``Location`` of the answer that has made it."""
+    return f"/api/v1/jobs/{job_id}"
+
+
 #: Of a page of a list.
 TO_THE_NEXT_PAGE: dict[str, Any] = {
     "next": {

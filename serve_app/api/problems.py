@@ -1,5 +1,6 @@
 """Every error leaves as one shape: RFC 9457 with a stable code, documented in OpenAPI."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import psycopg
 import structlog
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -48,7 +49,7 @@ def documented(*errors: type[VideoApiError], shape: str = "Problem") -> dict[int
     return by_status
 
 
-def answer(error: VideoApiError, base_url: str, path: str) -> JSONResponse:
+def answer(error: VideoApiError, base_url: str, path: str) -> Response:
     """The problem as the service at ``base_url`` says it to who has asked for ``path``."""
     details = ProblemDetails(
         type=uri(error.code, base_url),
@@ -66,10 +67,12 @@ def answer(error: VideoApiError, base_url: str, path: str) -> JSONResponse:
         headers = dict(openai.headers(error))
     else:
         content["error"] = error.detail
-    return JSONResponse(content, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+    # It may repeat what a client has said, in which half a character may be: that has no bytes.
+    body = json.dumps(content, ensure_ascii=False).encode(errors="replace")
+    return Response(body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def failed(error: Exception, base_url: str, path: str) -> JSONResponse:
+def failed(error: Exception, base_url: str, path: str) -> Response:
     """The answer to whatever went wrong with a request for ``path``."""
     match error:
         case VideoApiError():

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from deployments.registry import MODELS
 from serve_app.api.errors import InputsGone, InvalidRequest, JobNotFailed
-from serve_app.api.inputs import storing
+from serve_app.api.inputs import storing, whole
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.job import Job, NewJob, Status
 from serve_app.storage import keys
@@ -91,7 +91,7 @@ def _kept(job: Job, name: str) -> tuple[str, ...]:
 async def _copy(storage: Storage, candidates: tuple[str, ...], target: str) -> bool:
     for source in candidates:
         try:
-            await storage.copy(source, target)
+            await whole(storage.copy(source, target))
         except ObjectMissing:
             continue
         return True

@@ -23,7 +23,7 @@ from deployments.stage import Stage
 from serve_app.api.body import WITHOUT_NUL, RequestBody, without_nul
 from serve_app.api.examples import JOB_ID
 from serve_app.api.labels import Metadata
-from serve_app.api.source import Source, SourceOrJob
+from serve_app.api.source import UUID, Source, SourceOrJob
 from serve_app.documentation import table
 from serve_app.jobs.conditions import Condition, WaitCode
 from serve_app.jobs.forecast import CostRange
@@ -33,7 +33,7 @@ from serve_app.jobs.job import Job, NewJob, Status, chained
 JobId = Annotated[
     str,
     Field(
-        pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        pattern=f"^{UUID}$",
         examples=[JOB_ID],
     ),
 ]
@@ -194,7 +194,7 @@ class JobView(BaseModel):
     timeout_s: float | None = Field(None, description="Seconds that a run may take, where that was asked for.")
     metadata: Mapping[str, str] | None = None
     retry_of: str | None = Field(None, description="The job that this one retries.")
-    sources: Mapping[str, str] | None = Field(
+    source_jobs: Mapping[str, str] | None = Field(
         None, description="The jobs whose videos it takes, by input; it waits for those that have not ended."
     )
     media: Mapping[str, Any] | None = Field(None, description="Size, frame rate and length of the finished video.")
@@ -249,7 +249,7 @@ class JobView(BaseModel):
             timeout_s=job.timeout_s,
             metadata=job.metadata,
             retry_of=job.retry_of,
-            sources=chained(job.sources) or None,
+            source_jobs=chained(job.sources) or None,
             media=job.media if isinstance(job.media, dict) else None,
             notes=job.notes or None,
             created_at=job.created_at,

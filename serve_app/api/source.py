@@ -5,7 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import HttpUrl, PlainSerializer, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 
+from serve_app.api.examples import JOB_ID
 from serve_app.jobs.job import OF_JOB
+
+#: What an id of a job looks like.
+UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 _URL: dict[str, Any] = {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083}
 _TOKEN = "[A-Za-z0-9!#$&^_.+-]+"  # noqa: S105 - of a media type
@@ -20,8 +24,8 @@ _SOURCES = (_URL, _DATA)
 #: Another job's video, where a video is taken.
 _JOB: dict[str, Any] = {
     "type": "string",
-    "pattern": f"^{OF_JOB}[0-9a-fA-F]{{8}}(-[0-9a-fA-F]{{4}}){{3}}-[0-9a-fA-F]{{12}}$",
-    "examples": [f"{OF_JOB}01990c2e-7b1a-7c3e-9d55-2f1f6f0c9a11"],
+    "pattern": f"^{OF_JOB}{UUID}$",
+    "examples": [f"{OF_JOB}{JOB_ID}"],
 }
 
 

@@ -43,12 +43,12 @@ def our_disk() -> Iterator[None]:
 
 
 class Spool:
-    """A private folder with room for ``most`` bytes, ``key_share`` of them for one key."""
+    """A private folder with room for ``most`` bytes. A key gets three quarters of what the others have left, as in
+    :mod:`serve_app.fair`, or one body: so whatever some keys hold, there is room for the next one."""
 
-    def __init__(self, root: Path, *, most: int, key_share: float) -> None:
+    def __init__(self, root: Path, *, most: int) -> None:
         self._root = root
         self._most = most
-        self._most_of_key = int(most * key_share)
         self._taken = 0
         self._taken_by_key = Counter[str]()
         self._workdir: Workdir | None = None
@@ -66,7 +66,8 @@ class Spool:
         again = {"retry-after": _AGAIN_S}
         if self._taken + size > self._most:
             raise Unavailable("Too many large requests at a time. Try again shortly.", headers=again)
-        if key_id and self._taken_by_key[key_id] + size > self._most_of_key:
+        held = self._taken_by_key[key_id]
+        if key_id and held and held + size > (self._most - self._taken + held) * 3 / 4:
             raise RateLimited("Too many large requests of this key at a time.", headers=again)
         self._taken += size
         self._taken_by_key[key_id] += size

@@ -11,6 +11,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 DECLARED = "__streams__"
 #: Where it has how large its body may be.
 LARGEST = "__largest__"
+#: Bytes of a request with the files in it: one of 10 MiB in base64.
+MAX_BYTES = 14_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

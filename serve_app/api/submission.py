@@ -1,11 +1,10 @@
 """From a wish to a job on disk, and the answer that says so: of ``generate``, and of a retry."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
-from fastapi import Response
 
 from serve_app.access.caller import Caller
 from serve_app.api.errors import JobNotUploading, VideoApiError
@@ -27,13 +26,12 @@ async def accept(
     prepare: Callable[[], Awaitable[NewJob]],
     caller: Caller,
     services: Services,
-    response: Response,
     *,
     job_id: str | None = None,
     once: IdempotencyKey | None,
-) -> Created:
+) -> tuple[Created, Mapping[str, str]]:
     """Submit what ``prepare`` makes, into the job ``job_id`` if it was opened before; with ``once``, for all requests
-    with that key together. ``response`` gets what its headers have to say."""
+    with that key together. With it the headers that say whether it is the answer to a request before."""
     if once is None:
         new, created, quota = await _weighed(prepare, caller, services)
         async with _discarded(new, services):
@@ -42,32 +40,26 @@ async def accept(
             if job is None:
                 # It was there when the uploads were looked for.
                 raise JobNotUploading(param="job_id")
-        found = created(job)
-    else:
+        return created(job), {}
 
-        async def submit() -> tuple[Job | None, Answer]:
-            new, created, quota = await _weighed(prepare, caller, services)
+    async def submit() -> tuple[Job | None, Answer]:
+        new, created, quota = await _weighed(prepare, caller, services)
 
-            def answer(job: Job) -> Answer:
-                return Answer(201, created(job).model_dump_json(exclude_none=True))
+        def answer(job: Job) -> Answer:
+            return Answer(201, created(job).model_dump_json(exclude_none=True))
 
-            async with _discarded(new, services):
-                with told():
-                    found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
-                if found is None:
-                    raise JobNotUploading(param="job_id")
-            if found[0] is None:
-                # Another one was faster: what was stored for this one is nobody's.
-                await discard(new, services.storage)
-            return found
+        async with _discarded(new, services):
+            with told():
+                found = await services.store.submit_once(once, answer, new, job_id, of_key=caller.sees, quota=quota)
+            if found is None:
+                raise JobNotUploading(param="job_id")
+        if found[0] is None:
+            # Another one was faster: what was stored for this one is nobody's.
+            await discard(new, services.storage)
+        return found
 
-        answer, replayed = await answer_once(once, services.store, submit)
-        response.status_code = answer.status
-        if replayed:
-            response.headers[REPLAYED] = "true"
-        found = Created.model_validate_json(answer.body)
-    response.headers["location"] = f"/api/v1/jobs/{found.job_id}"
-    return found
+    answer, replayed = await answer_once(once, services.store, submit)
+    return Created.model_validate_json(answer.body), {REPLAYED: "true"} if replayed else {}
 
 
 @asynccontextmanager

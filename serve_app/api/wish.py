@@ -15,7 +15,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from serve_app.api.attached import AttachedFile, Form, read_form, read_json
+from serve_app.api import attached
+from serve_app.api.attached import AttachedFile, Form
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.schemas import REQUESTS, GenerateOptions, GenerateRequest
 
@@ -47,22 +48,21 @@ async def read(connection: Request) -> AsyncIterator[Wish]:
     Raises:
         InvalidRequest, PayloadTooLarge, RequestValidationError
     """
-    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        async with read_form(connection, _FILES, _URLS) as form:
-            yield _valid(values(form, form.fields.get("model", "")), form.files)
-    elif kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        async with read_json(connection, _URLS) as value:
-            files = {}
-            if isinstance(value, dict):
-                files = {name: given for name, given in value.items() if isinstance(given, AttachedFile)}
-                value = {name: given for name, given in value.items() if name not in files}
-            yield _valid(value, files)
-    else:
-        raise InvalidRequest("Send application/json, or multipart/form-data with files.")
+    async with attached.read(connection, _URLS, _FILES) as body:
+        if isinstance(body, Form):
+            yield _valid(values(body, body.fields.get("model", "")), body.files)
+            return
+        files = {}
+        if isinstance(body, dict):
+            files = {name: given for name, given in body.items() if isinstance(given, AttachedFile)}
+            body = {name: given for name, given in body.items() if name not in files}
+        yield _valid(body, files)
 
 
 def _valid(value: Any, files: Mapping[str, AttachedFile]) -> Wish:
+    if isinstance(value, dict) and not isinstance(value.get("model", ""), str):
+        # The message of the union would show what it is instead.
+        raise InvalidRequest("model: must be a string.", param="model")
     try:
         request: GenerateOptions = BODY.validate_python(value)
     except ValidationError as error:

@@ -54,7 +54,7 @@ def test_a_replica_of_each_model_is_killed_and_all_complete(stack: Stack) -> Non
     jobs = [stack.wait(job_id) for job_id in ids]
     assert [job["status"] for job in jobs] == ["completed"] * 5, jobs
     assert any(job["attempt"] > 1 for job in jobs)
-    assert [job.get("sources") for job in jobs] == [None, *({"video": each} for each in ids[:-1])]
+    assert [job.get("source_jobs") for job in jobs] == [None, *({"video": each} for each in ids[:-1])]
 
 
 @pytest.mark.usefixtures("speech")

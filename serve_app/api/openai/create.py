@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.api.attached import MAX_BYTES, stored
+from serve_app.api.attached import stored
 from serve_app.api.auth import Maker
 from serve_app.api.errors import (
     BudgetReached,
@@ -30,7 +30,7 @@ from serve_app.api.placing import placed
 from serve_app.api.problems import documented
 from serve_app.api.request_id import current_request_id
 from serve_app.api.schemas import new_job
-from serve_app.api.streaming import large
+from serve_app.api.streaming import MAX_BYTES, large
 from serve_app.api.submission import accept
 from serve_app.jobs.job import NewJob
 from serve_app.services import ServicesOf
@@ -77,8 +77,7 @@ async def create_video(
             return await stored(there, wished.files, services)
 
         once = keyed(key, caller, "videos", wished.asked)
-        created = await accept(prepare, caller, services, response, once=once)
-    response.status_code = 200
-    response.headers["location"] = f"{router.prefix}/{created.job_id}"
-    response.headers.update(poll_after(created.eta_seconds))
+        created, replayed = await accept(prepare, caller, services, once=once)
+    location = f"{router.prefix}/{created.job_id}"
+    response.headers.update({"location": location, **replayed, **poll_after(created.eta_seconds)})
     return Video.created(created, new.params)

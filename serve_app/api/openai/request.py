@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
-from serve_app.api.attached import AttachedFile, read_form, read_json
+from serve_app.api import attached
+from serve_app.api.attached import AttachedFile, Form
 from serve_app.api.errors import InvalidRequest, ModelNotFound
 from serve_app.api.openai.video import AUTO
 from serve_app.api.schemas import REQUESTS
@@ -48,18 +49,14 @@ async def read(request: Request) -> AsyncIterator[Wish]:
     Raises:
         ModelNotFound, InvalidRequest, PayloadTooLarge, RequestValidationError
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == _FORM:
-        async with read_form(request, uris=(_REFERENCE, f"{_REFERENCE}[{_URL}]")) as form:
-            texts = values(form, form.fields.get("model", DEFAULT_MODEL))
-            yield _wish(_folded({**texts, **form.files}))
-    elif kind == _JSON:
-        async with read_json(request, (_REFERENCE, _URL)) as given:
-            if not isinstance(given, dict):
-                raise InvalidRequest("The body must be a JSON object.")
-            yield _wish(given)
-    else:
-        raise InvalidRequest(f"Send {_JSON} or {_FORM}.")
+    async with attached.read(request, (_REFERENCE, f"{_REFERENCE}[{_URL}]")) as body:
+        if isinstance(body, Form):
+            texts = values(body, body.fields.get("model", DEFAULT_MODEL))
+            yield _wish(_folded({**texts, **body.files}))
+        elif isinstance(body, dict):
+            yield _wish(body)
+        else:
+            raise InvalidRequest("The body must be a JSON object.")
 
 
 def _folded(given: Mapping[str, Any]) -> Mapping[str, Any]:

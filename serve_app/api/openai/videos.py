@@ -18,6 +18,7 @@ from serve_app.api.errors import (
     Unavailable,
     UnknownCursor,
 )
+from serve_app.api.jobs import possible
 from serve_app.api.openai.error import SHAPE
 from serve_app.api.openai.video import DeletedVideo, Video, VideoPage
 from serve_app.api.problems import documented
@@ -43,14 +44,7 @@ TO_THE_VIDEO: dict[str, Any] = {
 _TO_THE_NEXT_PAGE = {"next": {"operationId": "list_openai_videos", "parameters": {"after": "$response.body#/last_id"}}}
 
 
-def _possible(video_id: str) -> str:
-    # PostgreSQL would refuse to look for it.
-    if "\0" in video_id:
-        raise JobNotFound
-    return video_id
-
-
-VideoPath = Annotated[str, Path(description="The `id` of a video: its `job_id`."), AfterValidator(_possible)]
+VideoPath = Annotated[str, Path(description="The `id` of a video: its `job_id`."), AfterValidator(possible)]
 
 
 async def video_of(video_id: str, caller: Caller, services: Services) -> Seen:

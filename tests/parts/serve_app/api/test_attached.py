@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from serve_app.api import data_uris
 from serve_app.api.attached import Shelf, parse
-from serve_app.api.data_uris import data_uri
+from serve_app.api.data_uris import decoded
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.spool import Spool
 from serve_app.jobs.job import Job, Status
@@ -275,11 +275,11 @@ async def test_what_is_neither_json_nor_a_form_is_refused(client: httpx.AsyncCli
 @example(data=b"=%==3D%3D=\r\n", head="")
 def test_every_byte_comes_through_a_data_uri(data: bytes, head: str) -> None:
     encoded = base64.b64encode(data).decode()
-    assert data_uri(f"data:{head};base64,{encoded}", "x") == data
-    assert data_uri(f"DATA:{head};BASE64,{encoded.rstrip('=')}", "x") == data
-    assert data_uri(f"data:{head};base64,{quote(encoded, safe='')}", "x") == data
-    assert data_uri(f"data:{head};base64,{' '.join(encoded)}\n", "x") == data
-    assert data_uri(f"data:{head},{quote(data, safe='')}", "x") == data
+    assert b"".join(decoded([f"data:{head};base64,{encoded}"], "x")) == data
+    assert b"".join(decoded([f"DATA:{head};BASE64,{encoded.rstrip('=')}"], "x")) == data
+    assert b"".join(decoded([f"data:{head};base64,{quote(encoded, safe='')}"], "x")) == data
+    assert b"".join(decoded([f"data:{head};base64,{' '.join(encoded)}\n"], "x")) == data
+    assert b"".join(decoded([f"data:{head},{quote(data, safe='')}"], "x")) == data
 
 
 @given(
@@ -293,18 +293,18 @@ def test_a_large_data_uri_may_be_escaped_anywhere(
     """It is read piece by piece."""
     letters = zip(way(data).removeprefix("data:"), cycle(forms), strict=False)
     written = "".join(letter if form == "{}" else form.format(ord(letter)) for letter, form in letters)
-    shelf = Shelf(Spool(tmp_path_factory.getbasetemp() / "escaped", most=1000, key_share=1))
+    shelf = Shelf(Spool(tmp_path_factory.getbasetemp() / "escaped", most=1000))
     with pytest.MonkeyPatch.context() as patch, shelf.opened:
         patch.setattr(data_uris, "_LONG", 1)
         patch.setattr(data_uris, "_CHUNK", 200)
-        (_, found) = parse(f'["\\\\\\"{{", {{"x": "data:{written}"}}]'.encode(), ("x",), shelf)
+        found = parse(f'{{"y": "\\\\\\"{{", "x": "data:{written}"}}'.encode(), ("x",), shelf)
         assert found["x"].path.read_bytes() == data
 
 
 @given(st.text(max_size=50).map("data:".__add__) | st.text("data:;base64,%A=\n", max_size=50).map("data:,".__add__))
 def test_a_data_uri_is_read_or_refused(text: str) -> None:
     with suppress(InvalidRequest):
-        assert isinstance(data_uri(text, "x"), bytes)
+        assert isinstance(b"".join(decoded([text], "x")), bytes)
 
 
 # -------------------------------------------------------------------- once, and at last
@@ -380,17 +380,19 @@ async def test_a_request_that_fails_leaves_nothing_in_the_store(
     assert (await send(client, "form", LARGE)).status_code == 503
     assert await objects(services) == set()
 
-    stored = asyncio.Event()
+    storing, given_up = asyncio.Event(), asyncio.Event()
 
-    async def hang(key: str, path: Path, content_type: str) -> None:
+    async def slow(key: str, path: Path, content_type: str) -> None:
+        # As a thread does, which nobody can cancel.
+        storing.set()
+        await given_up.wait()
         await put_file(key, path, content_type)
-        stored.set()
-        await asyncio.Event().wait()
 
-    monkeypatch.setattr(services.storage, "put_file", hang)
+    monkeypatch.setattr(services.storage, "put_file", slow)
     asked = asyncio.create_task(send(client, "base64", LARGE))
-    await stored.wait()
+    await storing.wait()
     asked.cancel()
+    given_up.set()
     await until(partial(nothing_left, services))
     assert await objects(services) == set()
     assert await services.store.list() == []

@@ -51,7 +51,7 @@ async def test_a_job_that_waits_for_another_says_so(
         "waiting_for_source",
     )
     assert seen["wait_reason"] == f"Waits for job {source_id}."
-    assert seen["sources"] == {"video": source_id}
+    assert seen["source_jobs"] == {"video": source_id}
     assert "queue_position" not in seen
     listed = (await client.get("/api/v1/jobs?status=queued&model=wav2lip")).json()["data"]
     assert [each["wait_code"] for each in listed] == ["waiting_for_source"]
@@ -164,7 +164,7 @@ async def test_a_retry_names_the_job_to_retry_first_and_then_takes_it(
     again = (await retry(client, source_id)).json()["job_id"]
     accepted = await retry(client, job_id)
     assert accepted.status_code == 201, accepted.text
-    assert (await job(client, accepted.json()["job_id"]))["sources"] == {"video": again}
+    assert (await job(client, accepted.json()["job_id"]))["source_jobs"] == {"video": again}
 
 
 async def test_a_retry_copies_the_video_that_it_had_and_needs_its_source_no_more(

@@ -99,7 +99,14 @@ def binary(schema: dict[str, Any]) -> set[str]:
 
 async def prepare(client: httpx.AsyncClient, operation: Operation, body: Any) -> None:
     """Make what the body names."""
-    if operation.name == "presign_upload" or not isinstance(body, dict) or "job_id" not in body:
+    if operation.name == "presign_upload" or not isinstance(body, dict):
+        return
+    for source in (value for value in body.values() if str(value).startswith("job:")):
+        opened = {"job_id": source.removeprefix("job:"), "input_type": "image"}
+        assert (await client.post("/api/v1/presign/upload", json=opened)).status_code == 200
+        asked = {"model": "ltx2", "job_id": opened["job_id"], "image_url": None}
+        assert (await client.post("/api/v1/generate", json=asked)).status_code == 201
+    if "job_id" not in body:
         return
     for kind in get_args(MediaKind):
         ticket = await client.post("/api/v1/presign/upload", json={"job_id": body["job_id"], "input_type": kind})

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,12 +20,12 @@ from serve_app import disk
 from serve_app.access.caller import Limits, Scope
 from serve_app.access.key_store import KeyStore
 from serve_app.api.asgi import create_asgi
-from serve_app.api.attached import MAX_BYTES, Shelf, parse, take_apart
+from serve_app.api.attached import Shelf, parse, take_apart
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.gate import Gate, GateLimits
 from serve_app.api.problems import install
 from serve_app.api.spool import Spool, arrived
-from serve_app.api.streaming import large
+from serve_app.api.streaming import MAX_BYTES, large
 from serve_app.services import Services, build_ring
 from serve_app.settings import Settings
 from tests.parts.serve_app.api.test_gate import KEY, Exchange
@@ -115,7 +116,7 @@ async def test_a_boundary_has_to_be_one(ask: Callable[..., Any], boundary: str) 
 
 @pytest.fixture(scope="module")
 def spool(tmp_path_factory: pytest.TempPathFactory) -> Spool:
-    return Spool(tmp_path_factory.mktemp("spool"), most=MB, key_share=1)
+    return Spool(tmp_path_factory.mktemp("spool"), most=MB)
 
 
 @given(
@@ -177,6 +178,34 @@ async def test_malicious_json_is_refused(ask: Callable[..., Any], body: bytes, s
     found = await ask(JSON, body)
     assert found.status == status, found.body
     assert len(found.body) < 2000
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+@pytest.mark.parametrize("model", ['{"image_url": %s}', "%s", "[%s]"])
+async def test_a_message_shows_nothing_of_where_files_lie(ask: Callable[..., Any], model: str, size: int) -> None:
+    uri = json.dumps("data:," + "a" * size)
+    for path in (GENERATE, "/v1/videos"):
+        found = await ask(JSON, b'{"prompt": "a", "model": %b}' % (model % uri).encode(), path=path)
+        assert found.status in (404, 413, 422)
+        assert not re.search(rb"Path|AttachedFile|LongText|intake-", found.body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/videos", rb'{"model": "\ud800", "prompt": "a"}', 404),
+        ("/v1/videos", rb'{"prompt": "a", "input_reference": {"\ud800": 1}}', 422),
+        ("/v1/videos", rb'{"prompt": "a", "\ud800": 1}', 422),
+        (GENERATE, rb'{"model": "\ud800"}', 422),
+        (GENERATE, rb'{"model": "ltx2", "\ud800": 1}', 422),
+    ],
+)
+async def test_half_a_character_is_told_as_no_other(
+    ask: Callable[..., Any], path: str, body: bytes, status: int
+) -> None:
+    found = await ask(JSON, body, path=path)
+    assert found.status == status
+    assert json.loads(found.body)["status"] == status
 
 
 def test_what_comes_along_is_not_kept_in_memory(spool: Spool, tmp_path: Path) -> None:
@@ -292,23 +321,38 @@ async def test_a_large_body_is_handed_over_whole(services: Services) -> None:
     assert left_behind(services.settings) == []
 
 
-async def test_a_slow_sender_is_ended_and_one_that_moves_is_not(services: Services) -> None:
+async def test_who_stops_is_ended_and_who_moves_is_not(services: Services) -> None:
+    patient, stopped = replace(LIMITS, pace_s=30, large_s=60), [b"x" * 1100, None]
+    for limits, pieces, status in (
+        (patient, [b"x" * 100] * 20, 200),
+        (replace(patient, pace_s=0.3), stopped, 408),
+        (replace(patient, large_s=0.3), stopped, 408),
+    ):
+        gated = Gated(services, limits)
+        found = await gated.through(gated.ask(KEY, *pieces))
+        assert found.status == status, limits
+    assert left_behind(services.settings) == []
+
+
+async def test_who_is_slower_than_the_time_allows_is_ended_long_before(services: Services) -> None:
+    """He holds room for all of it."""
+
     class Slow(Exchange):
         async def receive(self) -> Message:
             await asyncio.sleep(0.05)
             return await super().receive()
 
-    gated = Gated(services, LIMITS)
-    for pieces, status in (([b"x" * 100] * 20, 200), ([b"x" * 1100] + [b"x"] * 30, 408), ([b"x" * 60] * 60, 408)):
-        found = await gated.through(Slow("POST", "/api/large", KEY, pieces))
-        assert found.status == status, len(pieces)
-    assert left_behind(services.settings) == []
+    # A thousand bytes each tenth of its time, of which he sends 600 at most.
+    gated = Gated(services, replace(LIMITS, pace_s=0.3, large_s=1.5))
+    found = await gated.through(Slow("POST", "/api/large", KEY | {"content-length": "5000"}, [b"x" * 100] * 50))
+    assert found.status == 408
+    assert found.asked < 12
 
 
-async def test_one_key_takes_half_of_the_room_and_others_go_on(services: Services) -> None:
+async def test_a_key_takes_three_quarters_of_the_room_and_others_go_on(services: Services) -> None:
     gated = Gated(services, replace(LIMITS, pace_s=30, large_s=60))
     ann, bob = await key_of(services), await key_of(services)
-    held = [await gated.begun(ann) for _ in range(2)]
+    held = [await gated.begun(ann) for _ in range(3)]
     assert not any(each.done() for each in held)
     refused = (await gated.begun(ann)).result()
     assert (refused.status, refused.code, refused.headers["retry-after"]) == (429, "rate_limited", "5")
@@ -316,7 +360,8 @@ async def test_one_key_takes_half_of_the_room_and_others_go_on(services: Service
     # Small ones of hers, and large ones of others.
     assert (await gated.through(gated.ask(ann, b"{}"))).status == 200
     assert (await gated.through(gated.ask(bob, b"x" * 3000))).status == 200
-    held += [await gated.begun(bob), await gated.begun(KEY)]
+    held += [await gated.begun(bob)]
+    assert (await gated.begun(bob)).result().status == 503
     full = (await gated.begun(KEY)).result()
     assert (full.status, full.code, full.headers["retry-after"]) == (503, "unavailable", "5")
     # Whoever leaves gives back what he has held.

@@ -165,6 +165,7 @@ async def test_a_picture_as_a_data_url(
     ("name", "part"),
     [
         ("input_reference", ("a.png", PICTURE, "image/png")),
+        ("input_reference", (None, PICTURE, "image/png")),
         ("input_reference", (None, DATA_URL)),
         ("input_reference[image_url]", (None, DATA_URL)),
         ("input_reference[image_url]", (None, LINK)),
@@ -180,6 +181,16 @@ async def test_a_picture_in_a_form(
         assert (job.sources, job.uploads) == ({"image": LINK}, {})
     else:
         assert await uploaded(job, services, tmp_path) == PICTURE
+
+
+async def test_a_picture_with_a_name_in_another_alphabet_alone(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    begin = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (b"prompt", b"A storm")
+    named = b"--x\r\nContent-Disposition: form-data; name=input_reference; filename*=UTF-8''%C3%A4.png\r\n\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await client.post("/v1/videos", content=begin + named + PICTURE + b"\r\n--x--\r\n", headers=headers)
+    assert await uploaded(await job_of(answer, services), services, tmp_path) == PICTURE
 
 
 @pytest.mark.parametrize(
@@ -243,6 +254,11 @@ async def test_a_body_that_is_neither_object_nor_form(
     headers = {} if content_type is None else {"content-type": content_type}
     answer = await client.post("/v1/videos", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
+
+
+async def test_json_by_another_name(client: httpx.AsyncClient, services: Services) -> None:
+    headers = {"content-type": "application/vnd.api+json"}
+    await job_of(await client.post("/v1/videos", content=b'{"prompt": "A storm"}', headers=headers), services)
 
 
 async def test_a_picture_that_comes_twice_is_refused(client: httpx.AsyncClient) -> None:

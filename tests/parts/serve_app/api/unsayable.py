@@ -10,8 +10,14 @@ from uuid import uuid4
 import schemathesis
 from schemathesis.generation.meta import CoverageScenario
 
+from deployments.engine import InputSpec
+from deployments.registry import MODELS
+
+FORM = "multipart/form-data"
+
 #: As ``LTX2Params`` has it: five seconds at 1920x1088 and 24 fps.
 MOST_PIXELS = 1920 * 1088 * 121
+
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
@@ -27,17 +33,32 @@ def filter_case(context: Any, case: Any) -> bool:
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """This tool has no way with examples of forms that have files. ``test_examples.py`` sends them."""
+    """Of forms that have files this tool can neither read the examples, which ``test_examples.py`` sends, nor tell
+    whether one keeps to a rule between fields, for which :func:`_mend_form` sees."""
+    schemas = raw_schema["components"]["schemas"]
     for operations in raw_schema["paths"].values():
         for operation in operations.values():
-            operation.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).pop("examples", None)
+            form = operation.get("requestBody", {}).get("content", {}).get(FORM, {})
+            form.pop("examples", None)
+            schema = form.get("schema", {})
+            for each in schema.get("oneOf", [schema]):
+                named = schemas[each["$ref"].rpartition("/")[2]] if "$ref" in each else each
+                named.pop("allOf", None)
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, **_: Any) -> None:
     """That each request has an idempotency key of its own. One that is no key stays none."""
     if case.meta is not None and case.meta.generation.mode.is_positive and isinstance(case.body, dict):
-        _mend(case.body)
+        if case.media_type == FORM and case.operation.path == "/api/v1/generate":
+            mended = dict(case.body)
+            _mend_form(mended)
+            # What is set is looked at anew, and a form with files is then held for a wrong one.
+            if mended != case.body:
+                case.body = mended
+        elif not _has_a_box(case.body.get("face_box")):
+            # Examples are put together without a look at :func:`filter_body`.
+            del case.body["face_box"]
     asks = None if case.meta is None else getattr(case.meta.phase.data, "scenario", None)
     if asks is CoverageScenario.MISSING_PARAMETER:
         # Headers that are touched get the one back that is to be missing.
@@ -47,13 +68,28 @@ def before_call(context: Any, case: Any, **_: Any) -> None:
         case.headers["Idempotency-Key"] = f"{key}-{uuid4()}"
 
 
-def _mend(form: dict[str, Any]) -> None:
-    """Examples are put together without a look at :func:`filter_body`, or at what rules out what."""
-    if not _has_a_box(form.get("face_box")):
-        del form["face_box"]
-    for name in ("image", "video", "audio"):
-        if name in form:
-            form.pop(f"{name}_url", None)
+def _mend_form(form: dict[str, Any]) -> None:
+    """Makes it keep to the rules between fields that :func:`before_load_schema` takes out. A form with files that was
+    touched is no longer held for a valid one, so it names a job that is not there besides: that is refused, and may be
+    for either."""
+    inputs = MODELS[form["model"]].inputs
+    twice = [item.name for item in inputs if item.name in form and f"{item.name}_url" in form]
+    missing = [item.name for item in inputs if item.name not in form and not _said(form, item)]
+    half = ("width" in form) != ("height" in form)
+    face = ("face_box" in form and "face_index" in form) or not _has_a_box(form.get("face_box"))
+    if twice or missing or half or face:
+        wrong = [f"{name}_url" for name in twice]
+        wrong += ["width", "height"] if half else []
+        wrong += ["face_box"] if face else []
+        for name in wrong:
+            form.pop(name, None)
+        form["job_id"] = str(uuid4())
+
+
+def _said(form: dict[str, Any], item: InputSpec) -> bool:
+    """Whether it says where this input is; an empty URL says that it is left out."""
+    url = form.get(f"{item.name}_url")
+    return url is not None and (item.optional or url != "")
 
 
 def _fits(body: dict[str, Any]) -> bool:

@@ -232,7 +232,7 @@ def test_demo_saves_a_video_of_each_model(service: LiveService, monkeypatch: pyt
     made = [json.loads(line) for line in result.stdout.splitlines()]
     # And one of a chain.
     assert [video["job"]["model"] for video in made] == [*MODELS, "wav2lip"]
-    assert "video" in made[-1]["job"]["sources"]
+    assert "video" in made[-1]["job"]["source_jobs"]
     assert all((folder / video["path"]).read_bytes() == VIDEO for video in made)
     assert "generating 42%" in result.stderr
 
