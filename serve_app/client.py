@@ -14,6 +14,7 @@ import contextlib
 import json
 import mimetypes
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ _TRIES, _AGAIN_S = 5, 0.5
 #: Answers of a service, or of what stands before it, that does not know at the moment.
 _PASSING = frozenset({502, 503, 504})
 _CHUNK = 256 * 1024
+_JOB_ID = re.compile(r"[\w-]+", re.ASCII)
 
 T = TypeVar("T")
 
@@ -667,7 +669,12 @@ class Client:
 
     def _once(self, path: str, **arguments: Any) -> Created:
         headers = {"idempotency-key": f'"{uuid.uuid4()}"'}
-        return cast("Created", self._patiently(partial(self._json, "POST", path, headers=headers, **arguments)))
+        created = self._patiently(partial(self._json, "POST", path, headers=headers, **arguments))
+        # Files are named after it.
+        job_id = created.get("job_id") if isinstance(created, dict) else None
+        if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
+            raise Unreachable(self._base_url, "what answers there is no video-api")
+        return cast("Created", created)
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """``ask``, which may be done twice, until it is answered; the last error if it is not."""

@@ -1,13 +1,15 @@
 """What a shell offers at the Tab key: models and jobs of the service, if it answers soon.
 
 A shell shows whatever is printed while somebody types, so nothing is. Where the service can't be asked, nothing is
-offered.
+offered. Shells evaluate what they are offered, and the service is a stranger's, maybe: of its answers nothing passes
+that a shell could read as code.
 """
 
 import contextlib
 import io
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import typer
 
@@ -18,6 +20,10 @@ from serve_app.client import Client
 ANSWER_S = 1.5
 #: Of the newest jobs.
 _JOBS = 50
+#: What may be put into a command line.
+_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
+#: What is left out of the word about it.
+_DOUBTFUL = re.compile(r"[^\w .,()-]+")
 
 #: What is offered, and a word about it.
 Offer = tuple[str, str]
@@ -48,10 +54,12 @@ def _ask(ctx: typer.Context, incomplete: str, ask: Callable[[Client], Sequence[O
 
     def work() -> None:
         try:
-            # The command line is only half there, so its session isn't either.
+            # The command line is only half there, so its session isn't either. Nor has anybody asked for anything yet,
+            # so whatever folder this is has no say in where the key goes.
             given = ctx.find_root().params
-            with Client(*address(given.get("url") or "", given.get("key") or ""), timeout_s=ANSWER_S) as client:
-                offers.extend(ask(client))
+            asked = address(given.get("url") or "", given.get("key") or "", env_file=None)
+            with Client(*asked, timeout_s=ANSWER_S) as client:
+                offers.extend(_harmless(ask(client)))
         except Exception:  # noqa: S110 - whatever it is, here is not the place to say it
             pass
 
@@ -61,3 +69,9 @@ def _ask(ctx: typer.Context, incomplete: str, ask: Callable[[Client], Sequence[O
         asking.start()
         asking.join(ANSWER_S)
     return [each for each in tuple(offers) if each[0].startswith(incomplete)]
+
+
+def _harmless(offers: Sequence[Offer]) -> Iterator[Offer]:
+    for value, about in offers:
+        if _WORD.fullmatch(value):
+            yield value, _DOUBTFUL.sub(" ", about).strip()

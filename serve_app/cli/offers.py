@@ -90,7 +90,9 @@ def vast_client() -> "VastClient | None":
     from cluster.vast.client import VastClient
     from cluster.vast.exchange import BASE_URL
 
-    found = {name: value for name, value in dotenv_values(".env").items() if value} | dict(os.environ)
+    found = {name: value for name, value in dotenv_values(".env", interpolate=False).items() if value} | dict(
+        os.environ
+    )
     key = found.get("VAST_API_KEY", "").strip()
     if not key:
         return None

@@ -15,15 +15,20 @@ from serve_app.cli.terminal import UsageProblem
 _PROGRAMS = ("open",) if sys.platform == "darwin" else ("xdg-open", "wslview")
 #: Seconds in which an opener that can't open anything says so. A player may be the opener itself, and play on.
 _SAID_S = 5.0
-#: Printable ASCII, as URLs are; and no quote, which could end one in a command that BROWSER names.
-_WEB = re.compile(r"https?://[!#$%&()*+,./0-9:;=?@A-Z\[\]_a-z~-]+")
+#: With a host, and of all else only what addresses of files need: nothing by which a shell behind the opener could
+#: quote or expand. ``&`` is needed.
+_WEB = re.compile(
+    r"https?://([0-9A-Za-z][0-9A-Z_a-z.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?([/?#][#%&+,./0-9:=?@A-Z_a-z~-]*)?"
+)
+#: What may stand around ``%s`` in an argument. Whatever else does makes it code, and what replaces ``%s`` part of it.
+_PLAIN = re.compile(r"[\w./:=@,+?&-]*")
 
 #: Shows a file of this machine, or what a link of a service names. Returns what went wrong, or nothing.
 Open = Callable[[Path | str], str]
 
 
 def opener(environment: Mapping[str, str] = os.environ) -> Open:
-    """Raises UsageProblem where nothing here can open anything.
+    """Raises UsageProblem where nothing here can open anything, or ``BROWSER`` would have it read as code.
 
     A link is a service's word: only what is plainly on the web is opened, no file of this machine, no other program's
     scheme, and nothing that a program could take for an option.
@@ -40,8 +45,16 @@ def opener(environment: Mapping[str, str] = os.environ) -> Open:
 
 def _program(environment: Mapping[str, str]) -> Callable[[str], str]:
     for named in environment.get("BROWSER", "").split(os.pathsep):
-        words = shlex.split(named)
+        try:
+            words = shlex.split(named)
+        except ValueError as error:
+            raise UsageProblem(f"--open: BROWSER: {named}: {error}") from None
         if words and shutil.which(words[0]):
+            if not all(_PLAIN.fullmatch(word.replace("%s", "")) for word in words if "%s" in word):
+                raise UsageProblem(
+                    f"--open: BROWSER: {named}: %s has to be a word of its own, or what is opened is read as code;"
+                    """ e.g. sh -c 'player "$0"' %s"""
+                )
             return _Program(words)
     if sys.platform == "win32":
         return _start

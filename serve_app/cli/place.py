@@ -1,5 +1,6 @@
 """Where ``-o`` says that a video, or its poster, goes."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -31,8 +32,14 @@ class Place:
         return cls(path, folder)
 
     def file(self, job_id: str, extension: str = "mp4") -> Path:
-        """Where the video of this job goes. Its folder is there afterwards."""
+        """Where the video of this job goes. Its folder is there afterwards.
+
+        Raises:
+            UsageProblem: an id that would lead out of the folder.
+        """
         if not self.is_folder:
             return self.path
+        if not re.fullmatch(r"[\w-]+", job_id):
+            raise UsageProblem(f"{job_id!r} is no id of a job")
         self.path.mkdir(exist_ok=True)
         return self.path / f"{job_id}.{extension}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.opener import opener
+from serve_app.cli.terminal import UsageProblem
 from serve_app.jobs.job import Status
 from tests.parts.serve_app.cli.invocation import Run
 from tests.parts.serve_app.cli.live_service import LiveService
@@ -61,6 +62,26 @@ def test_what_browser_names_comes_first(programs: Path, folder: Path) -> None:
     assert not (programs / "xdg-open.given").exists()
 
 
+@pytest.mark.parametrize("named", ["mine 'player %s'", "mine -c 'player \"%s\"'", "mine 'x;%s'"])
+def test_what_is_opened_is_put_into_no_code(programs: Path, folder: Path, named: str) -> None:
+    given = put(programs, "mine")
+
+    with pytest.raises(UsageProblem, match="%s has to be a word of its own"):
+        opener({"BROWSER": named})
+
+    # The way that it says.
+    chosen = opener({"BROWSER": """mine -c 'player "$0"' %s"""})
+    assert chosen(folder / "$(id)&.mp4") == ""
+    assert given.read_text() == f'-c player "$0" {folder / "$(id)&.mp4"}\n'
+    assert opener({"BROWSER": "mine --app=%s"})("http://example.com/a?b=c&d=e") == ""
+    assert given.read_text() == "--app=http://example.com/a?b=c&d=e\n"
+
+
+def test_a_browser_that_is_no_command_line_is_said(programs: Path) -> None:
+    with pytest.raises(UsageProblem, match="--open: BROWSER: it's: No closing quotation"):
+        opener({"BROWSER": "it's"})
+
+
 def test_where_nothing_can_open_it_no_job_is_asked_for(run: Run, programs: Path, service: LiveService) -> None:
     result = run(*ASKED)
 
@@ -92,6 +113,15 @@ def test_an_opener_that_fails_is_said_and_the_video_is_there(
         "https:nowhere",
         "smb://example.com/video.mp4",
         "http://example.com/'; touch here; '",
+        "http://example.com/$(touch$IFS/here)",
+        "http://example.com/`touch`",
+        "http://example.com/a;b",
+        "http://example.com/a|b",
+        "http://example.com/\\a",
+        "http:///etc/passwd",
+        "http://--new-instance/",
+        "http://a@/etc/passwd",
+        r"\\example.com\share\video.exe",
         "http://example.com/\nfile:///etc/passwd",
         "http://example.com/\0",
         "",

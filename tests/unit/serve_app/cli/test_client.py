@@ -271,3 +271,13 @@ def test_long_lists_take_several_pages() -> None:
 
     assert len(page["data"]) == 150
     assert asked == ["limit=100", "after=1&limit=50"]
+
+
+@pytest.mark.parametrize("job_id", ["../../../home/x/evil", "/evil", "a b", "", "a\n", None, 1])
+def test_a_job_with_an_id_that_is_none_is_no_answer(job_id: object) -> None:
+    """Files are named after it."""
+    answering = client(httpx.Response(202, json={**CREATED, "job_id": job_id}))
+    with pytest.raises(Unreachable, match="no video-api"):
+        answering.generate("ltx2")
+    with pytest.raises(Unreachable, match="no video-api"):
+        answering.retry("1")
