@@ -68,7 +68,7 @@ def answer(error: VideoApiError, base_url: str, path: str) -> Response:
     else:
         content["error"] = error.detail
     # It may repeat what a client has said, in which half a character may be: that has no bytes.
-    body = json.dumps(content, ensure_ascii=False).encode(errors="replace")
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     return Response(body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 

@@ -5,6 +5,7 @@ Quick to start: nothing of the service is imported before a command needs it.
 
 import os
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -132,9 +133,8 @@ def session(
 
     --url, --key and --json may stand behind the command, too. What the environment does not set is read from `.env`.
     """
-    url, key = address(url, key)
     out, err = consoles()
-    ctx.obj = Session(url=url, key=key, json=as_json, out=out, err=err)
+    ctx.obj = Session(address=partial(address, url, key), json=as_json, out=out, err=err)
 
 
 # -------------------------------------------------------------------- jobs

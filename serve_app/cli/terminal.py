@@ -1,6 +1,7 @@
 """What all commands share: where results and messages go, and what the exit codes mean."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -49,16 +50,17 @@ def sentence(text: str) -> str:
 class Session:
     """The global options, and two consoles: results go to ``out``, everything else to ``err``."""
 
-    url: str
-    key: str
+    #: URL and key. Asked only by commands that need them: it may have to say why there are none.
+    address: Callable[[], tuple[str, str]]
     json: bool
     out: Console
     err: Console
 
     def client(self) -> Client:
         """Raises UsageProblem where the address cannot be one."""
-        _check_url(self.url)
-        return Client(self.url, self.key)
+        url, key = self.address()
+        _check_url(url)
+        return Client(url, key)
 
     def show(self, data: Any, rendered: Any) -> None:
         """The result: ``data`` for a script, ``rendered`` for a person."""

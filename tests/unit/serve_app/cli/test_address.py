@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from serve_app.cli.address import address
-from serve_app.cli.terminal import UsageProblem
+from serve_app.cli.commands import app
+from serve_app.cli.terminal import Code, UsageProblem
 
 ELSEWHERE = "https://elsewhere.example.com"
 
@@ -28,6 +30,14 @@ def test_a_key_of_the_environment_goes_to_no_address_of_a_file(folder: Path, mon
     monkeypatch.setenv("VIDEO_API_KEY", "secret")
     with pytest.raises(UsageProblem, match=r"VIDEO_API_URL is set in \.env, and VIDEO_API_KEY in the environment"):
         address("", "secret")
+
+
+def test_a_command_that_asks_no_service_needs_no_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".env").write_text(f"VIDEO_API_URL={ELSEWHERE}\n")
+    monkeypatch.setenv("VIDEO_API_KEY", "secret")
+
+    assert CliRunner().invoke(app, ["submit", "--help"]).exit_code == Code.OK
+    assert CliRunner().invoke(app, ["models"]).exit_code == Code.USAGE
 
 
 def test_an_address_of_a_file_goes_with_the_file_s_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_who_wants_more_than_a_page_gets_more() -> None:
 def test_one_that_leaves_before_its_end_is_said_once(terminal: bool) -> None:
     out, err = StringIO(), StringIO()
     consoles = {"out": Console(file=out, force_terminal=terminal, width=200), "err": Console(file=err, width=200)}
-    with showing_jobs(Session(url="", key="", json=False, **consoles)) as show:
+    with showing_jobs(Session(address=lambda: ("", ""), json=False, **consoles)) as show:
         show([a_job("begun", "processing"), a_job("done", "completed")], "")
         show([a_job("new", "queued")], "")
         show([a_job("new", "queued")], "")

@@ -19,7 +19,7 @@ def test_a_line_to_copy_is_not_folded() -> None:
     out, written = terminal(force_terminal=True)
     err, _ = terminal()
     line = "LTX2_WEIGHTS='https://store/" + "x" * 10 * WIDTH + "'"
-    Session(url="", key="", json=False, out=out, err=err).show({}, line)
+    Session(address=lambda: ("", ""), json=False, out=out, err=err).show({}, line)
     assert written.getvalue().splitlines() == [line]
 
 
