@@ -45,9 +45,12 @@ coverage: $(STAMP)  ## Lines that neither unit nor parts run, in the tests' own 
 	$(MAKE) --no-print-directory unit parts
 	$(BIN)/coverage report
 
+# Clusters of several machines first, and each alone: the rest shares a service that runs beside it.
 e2e: $(STAMP)  ## A real Ray cluster; kills processes
 	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e/test_cluster.py
-	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e tests/chaos --ignore=tests/e2e/test_cluster.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e/test_first_day.py
+	$(PYTEST) --timeout=600 -o faulthandler_timeout=1000 tests/e2e tests/chaos \
+		--ignore=tests/e2e/test_cluster.py --ignore=tests/e2e/test_first_day.py
 
 soak-tests: $(STAMP)  ## unit and parts twenty times: quiet, beside busy loops, and without a terminal in random order
 	PYTEST="$(PYTEST)" tests/soak

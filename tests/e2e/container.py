@@ -60,7 +60,6 @@ class Container:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*inside, "sh", "-c", contained, "sh", *command],
-                # Ray's settings in this process are for a cluster of its own.
                 env={**({} if bare else _inherited()), **environment},
                 stdout=log,
                 stderr=log,
@@ -118,7 +117,8 @@ class Container:
 
 
 def _inherited() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """What this process has without Ray's settings and the closed folder of a cluster of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "TMPDIR"}
 
 
 def _opened(folder: Path) -> list[str]:
