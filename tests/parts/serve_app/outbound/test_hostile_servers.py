@@ -214,7 +214,8 @@ async def test_a_chunk_header_that_drips_fast_costs_little(path: Path) -> None:
             return reader, writer
 
         client._connector._dial = counting
-        with pytest.raises(OutboundError, match="1 s in all"):
+        # A fast machine has sent the 64 KiB, which no header may exceed, before the second is over.
+        with pytest.raises(OutboundError, match=r"1 s in all|broke off"):
             await client.download(source.url("/a"), path, 2**40)
     assert reads < Limits().steps_per_s * 1.2
 
