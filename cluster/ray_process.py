@@ -82,6 +82,10 @@ class RayProcess:
         log.info("ray.started", pid=process.pid)
         return cls(process, drain_s)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def stop(self) -> None:
         """Drain, then end all processes. Returns when they are gone."""
         if not self.exited.done():

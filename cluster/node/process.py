@@ -27,7 +27,7 @@ from cluster.mesh.agent import Agent, NodeRefused, join
 from cluster.mesh.dialer import HubAddress
 from cluster.mesh.identity import Credentials, digest
 from cluster.mesh.invitation import BadInvitation, Invitation
-from cluster.node import machine, weights
+from cluster.node import machine, weights, workers
 from cluster.node.download import WeightsError, WeightsRefused
 from cluster.node.machine import Unfit
 from cluster.node.reporter import IDLE, JOINING, REFUSED_WEIGHTS, WEIGHTS, Reporter, complain
@@ -272,11 +272,13 @@ class Node:
                 drain_s=options.drain_s,
             )
             rising = asyncio.create_task(self._tell_when_up(reporter))
+            tidying = asyncio.create_task(workers.end_idle(self._ray.pid))
             try:
                 status = await asyncio.shield(self._ray.exited)
             finally:
-                rising.cancel()
-                await asyncio.gather(rising, return_exceptions=True)
+                for task in (rising, tidying):
+                    task.cancel()
+                await asyncio.gather(rising, tidying, return_exceptions=True)
                 await self._ray.stop()
             pause = 1.0 if loop.time() - begun > STABLE_S else min(pause * 2, MOST_PAUSE_S)
             log.warning("node.ray_ended", status=status, again_in_s=pause)

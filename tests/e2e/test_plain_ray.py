@@ -1,5 +1,6 @@
 """``serve deploy configs/local.yaml`` on a Ray that somebody has started by ``ray start --head`` on a small machine."""
 
+import asyncio
 import io
 import json
 import os
@@ -8,8 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cluster.node.workers import end_idle
 from serve_app.cli import samples
 from serve_app.local.postgres_guard import wait_until_gone
 from tests.e2e.cluster import wait_until
@@ -28,6 +30,13 @@ from tests.stack import CONFIG, Stack
 ROOT = Path(__file__).parents[2]
 CPUS = 2
 TOKEN = "0123456789abcdef" * 4
+#: Leaves a worker without work until its standard input ends; says the worker's process id.
+DRIVER = """
+import os, sys, ray
+ray.init(sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()), flush=True)
+sys.stdin.read()
+"""
 #: Seconds for what takes ten on a quiet machine.
 SOON_S = 180
 
@@ -39,6 +48,9 @@ class PlainRay:
     stack: Stack
     data: Path
     ray: "subprocess.Popen[bytes]"
+    #: Of Ray's head, and what reaches it.
+    address: str
+    environment: Mapping[str, str]
 
     def kill(self) -> None:
         """Every process of Ray at once, as ``ray stop --force`` does, which would take every other Ray with it."""
@@ -82,7 +94,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainRay]:
             httpx.Client(base_url=f"http://127.0.0.1:{dashboard}", headers={"authorization": f"Bearer {TOKEN}"})
         )
         http = parts.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
-        made = PlainRay(Stack(http, peer, board), data, ray)
+        made = PlainRay(Stack(http, peer, board), data, ray, f"127.0.0.1:{gcs}", environment)
         parts.callback(lambda: ray.poll() is None and made.kill())
         wait_until("the dashboard", lambda: board.get("/api/serve/applications/").status_code == 200, SOON_S)
 
@@ -142,6 +154,27 @@ def test_every_replica_there_may_be_fits_one_cpu() -> None:
     most = application["args"]["max_replicas"]
     asked = {each["name"]: each["ray_actor_options"]["num_cpus"] for each in application["deployments"]}
     assert sum(cpus * most.get(name, 1) for name, cpus in asked.items()) <= 1
+
+
+async def test_of_ray_s_workers_those_without_work_are_ended(plain: PlainRay) -> None:
+    """As one that was granted to a head which is no more: it would hold a node's GPU for ever."""
+    working = {replica["pid"] for name in ("api", "dispatcher") for replica in plain.stack.replicas(name)}
+    pipe = asyncio.subprocess.PIPE
+    driver = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", DRIVER, plain.address), env=plain.environment, stdin=pipe, stdout=pipe
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    idle = psutil.Process(int(await driver.stdout.readline()))
+    ending = asyncio.create_task(end_idle(plain.ray.pid, idle_s=1))
+    gone = await asyncio.to_thread(wait_until_gone, [idle], SOON_S)
+    ending.cancel()
+    with suppress(asyncio.CancelledError):
+        await ending
+    driver.stdin.close()
+    await driver.wait()
+    assert gone
+    assert working == {replica["pid"] for name in ("api", "dispatcher") for replica in plain.stack.replicas(name)}
 
 
 def test_the_database_ends_with_a_ray_that_is_killed(plain: PlainRay) -> None:
