@@ -189,10 +189,10 @@ class Cluster:
         """Nodes that Ray takes for alive, by address."""
         return {row["node_ip"]: row for row in self.all_ray_nodes() if row["state"] == "ALIVE"}
 
-    def replicas(self, deployment: str, application: str = APP) -> list[dict[str, Any]]:
+    def replicas(self, deployment: str, application: str = APP, state: str = "RUNNING") -> list[dict[str, Any]]:
         details = self._ok(self.dashboard.get("/api/serve/applications/"))
         replicas = details["applications"][application]["deployments"][deployment]["replicas"]
-        return [replica for replica in replicas if replica["state"] == "RUNNING"]
+        return [replica for replica in replicas if replica["state"] == state]
 
     def _ok(self, answer: httpx.Response) -> Any:
         assert answer.status_code in (200, 201), f"{answer.request.url} {answer.status_code} {answer.text[:500]}"
