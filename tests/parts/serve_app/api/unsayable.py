@@ -12,6 +12,7 @@ from schemathesis.generation.meta import CoverageScenario
 
 from deployments.engine import InputSpec
 from deployments.registry import MODELS
+from serve_app.api import idempotency
 
 FORM = "multipart/form-data"
 
@@ -64,8 +65,21 @@ def before_call(context: Any, case: Any, **_: Any) -> None:
         # Headers that are touched get the one back that is to be missing.
         return
     key = (case.headers or {}).get("Idempotency-Key")
-    if isinstance(key, str) and len(key) <= 200 and re.fullmatch(r"[!#-+\--~]+", key):
-        case.headers["Idempotency-Key"] = f"{key}-{uuid4()}"
+    if isinstance(key, str):
+        case.headers["Idempotency-Key"] = _of_its_own(key)
+
+
+def _of_its_own(key: str) -> str:
+    """One that no request had before, bare or quoted as it is, and no longer than it may be."""
+    try:
+        idempotency.parse(key)
+    except ValueError:
+        return key
+    most = idempotency.MAX_LENGTH - len(f"-{uuid4()}")
+    bare = key.strip(" \t")
+    if not bare.startswith('"'):
+        return f"{bare[:most]}-{uuid4()}"
+    return f'{bare[:-1]}-{uuid4()}"' if len(bare) - 2 <= most else f'"{uuid4()}"'
 
 
 def _mend_form(form: dict[str, Any]) -> None:
