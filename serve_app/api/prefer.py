@@ -23,8 +23,9 @@ MAX_WAIT_S = 60
 #: Where a request's scope has the seconds that were granted.
 _GRANTED = "video_api.wait_s"
 
-#: One preference with its parameters: ``wait=10; x="a, b"``, up to a comma that is in no quoted text.
-_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*(?:"|$))+')
+#: One preference with its parameters: ``wait=10; x="a, b"``, up to a comma that is in no quoted text. A text without an
+#: end goes on to the end of all, and never is one read twice: else it would be from each of its quotes.
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+(?:"|\\?$))+', re.DOTALL)
 _WAIT = re.compile(r'\s*wait\s*=\s*(?:"(\d+)"|(\d+))\s*(?:;.*)?', re.IGNORECASE | re.ASCII | re.DOTALL)
 
 

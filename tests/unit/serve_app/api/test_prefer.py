@@ -39,3 +39,9 @@ def test_the_wait_is_found(headers: list[str], seconds: int) -> None:
 @given(st.lists(st.text(alphabet='wait=5,;" \\x0٣\n'), max_size=3))
 def test_whatever_is_sent_is_no_error(headers: list[str]) -> None:
     assert 0 <= wait_s(headers) <= MAX_WAIT_S
+
+
+@pytest.mark.parametrize("unit", ['\\"', '"', '"a', '"a\\\n', '"\\,'])
+def test_a_text_without_an_end_is_read_once(unit: str) -> None:
+    """Read from each of its quotes, a megabyte would take an hour; and this goes on before anybody else's request."""
+    assert wait_s(["wait=5", f'x="{unit * (2**20 // len(unit))}\\']) == 5
