@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,35 +18,54 @@ import structlog
 
 log = structlog.get_logger()
 
-#: Seconds without work after which a worker is ended. One that has been granted to somebody who lives works within
-#: milliseconds; one that is granted to nobody Ray itself ends after a second, but for a few.
-IDLE_S = 30.0
+#: A worker is ended after so many looks in a row at which it had no work, so many seconds apart. One that was granted
+#: to somebody who lives has its work at once; one granted to nobody Ray itself ends after a second, but for a few.
+LOOKS, EVERY_S = 10, 3.0
+#: Seconds of computing between two looks by which it has work after all: it imports what it is to be.
+_BUSY_S = 0.2
 #: What Ray calls a worker that has no work.
 _IDLE = b"ray::IDLE"
 _PROC = Path("/proc")
 #: Fields of ``/proc/PID/stat`` after the name: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
-_PARENT, _STARTED = 1, 19
+_PARENT, _USER, _SYSTEM, _STARTED = 1, 11, 12, 19
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-async def end_idle(ray_pid: int, idle_s: float = IDLE_S) -> NoReturn:
-    """End those below ``ray start``'s process that have been without work at each of our looks for ``idle_s``."""
-    now = asyncio.get_running_loop().time
-    #: Process id and start, since then a process id may be somebody else's; when it was first seen without work.
-    since: dict[tuple[int, int], float] = {}
+@dataclass(frozen=True)
+class _Worker:
+    pid: int
+    #: Clock ticks since boot: a process id may be somebody else's later.
+    started: int
+
+
+async def end_idle(ray_pid: int, every_s: float = EVERY_S) -> NoReturn:
+    """End those below ``ray start``'s process that have no work for :data:`LOOKS` looks."""
+    #: The looks so far, and the seconds that it had computed at the last.
+    seen: dict[_Worker, tuple[int, float]] = {}
     while True:
-        idle = await asyncio.to_thread(_idle, ray_pid)
-        since = {worker: since.get(worker, now()) for worker in idle.items()}
-        for pid, _ in (worker for worker, begun in since.items() if now() - begun >= idle_s):
-            log.warning("node.idle_worker_ended", pid=pid, idle_s=idle_s)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(idle_s / 10)
+        try:
+            idle = await asyncio.to_thread(_idle, ray_pid)
+            seen = {worker: (_looks(seen.get(worker), cpu_s), cpu_s) for worker, cpu_s in idle.items()}
+            for worker in (worker for worker, (looks, _) in seen.items() if looks >= LOOKS):
+                log.warning("node.idle_worker_ended", pid=worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # It was faster.
+            pass
+        except Exception:
+            log.exception("node.idle_workers_not_seen")
+        await asyncio.sleep(every_s)
 
 
-def _idle(ray_pid: int) -> Mapping[int, int]:
-    """When each worker without work was started, in clock ticks since boot, by process id."""
+def _looks(before: tuple[int, float] | None, cpu_s: float) -> int:
+    """How many there were in a row, with this one."""
+    return 1 if before is None or cpu_s - before[1] > _BUSY_S else before[0] + 1
+
+
+def _idle(ray_pid: int) -> Mapping[_Worker, float]:
+    """The workers without work, and how many seconds each has computed."""
     parents: dict[int, int] = {}
-    found: dict[int, int] = {}
+    found: dict[_Worker, float] = {}
     for folder in _PROC.iterdir():
         if not folder.name.isdecimal():
             continue
@@ -61,6 +80,6 @@ def _idle(ray_pid: int) -> Mapping[int, int]:
             continue
         parents[pid] = int(stat[_PARENT])
         if title == _IDLE:
-            found[pid] = int(stat[_STARTED])
+            found[_Worker(pid, int(stat[_STARTED]))] = (int(stat[_USER]) + int(stat[_SYSTEM])) / _TICKS
     # Ray's process has a raylet, and that the workers.
-    return {pid: started for pid, started in found.items() if parents.get(parents[pid]) == ray_pid}
+    return {worker: cpu_s for worker, cpu_s in found.items() if parents.get(parents[worker.pid]) == ray_pid}
