@@ -21,8 +21,8 @@ log = structlog.get_logger()
 #: A worker is ended after so many looks in a row at which it had no work, so many seconds apart. One that was granted
 #: to somebody who lives has its work at once; one granted to nobody Ray itself ends after a second, but for a few.
 LOOKS, EVERY_S = 10, 3.0
-#: Seconds of computing between two looks by which it has work after all: it imports what it is to be.
-_BUSY_S = 0.2
+#: The share of a processor by which it has work after all: it imports what it is to be.
+_BUSY = 0.05
 #: What Ray calls a worker that has no work.
 _IDLE = b"ray::IDLE"
 _PROC = Path("/proc")
@@ -45,7 +45,7 @@ async def end_idle(ray_pid: int, every_s: float = EVERY_S) -> NoReturn:
     while True:
         try:
             idle = await asyncio.to_thread(_idle, ray_pid)
-            seen = {worker: (_looks(seen.get(worker), cpu_s), cpu_s) for worker, cpu_s in idle.items()}
+            seen = {worker: (_looks(seen.get(worker), cpu_s, every_s), cpu_s) for worker, cpu_s in idle.items()}
             for worker in (worker for worker, (looks, _) in seen.items() if looks >= LOOKS):
                 log.warning("node.idle_worker_ended", pid=worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
@@ -57,9 +57,9 @@ async def end_idle(ray_pid: int, every_s: float = EVERY_S) -> NoReturn:
         await asyncio.sleep(every_s)
 
 
-def _looks(before: tuple[int, float] | None, cpu_s: float) -> int:
+def _looks(before: tuple[int, float] | None, cpu_s: float, every_s: float) -> int:
     """How many there were in a row, with this one."""
-    return 1 if before is None or cpu_s - before[1] > _BUSY_S else before[0] + 1
+    return 1 if before is None or cpu_s - before[1] > _BUSY * every_s else before[0] + 1
 
 
 def _idle(ray_pid: int) -> Mapping[_Worker, float]:

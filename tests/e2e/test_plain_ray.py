@@ -166,7 +166,7 @@ async def test_of_ray_s_workers_those_without_work_are_ended(plain: PlainRay) ->
     assert driver.stdin is not None
     assert driver.stdout is not None
     idle = psutil.Process(int(await driver.stdout.readline()))
-    ending = asyncio.create_task(end_idle(plain.ray.pid, every_s=0.2))
+    ending = asyncio.create_task(end_idle(plain.ray.pid, every_s=0.5))
     gone = await asyncio.to_thread(wait_until_gone, [idle], SOON_S)
     ending.cancel()
     with suppress(asyncio.CancelledError):
