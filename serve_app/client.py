@@ -6,8 +6,11 @@ imports nothing of the service.
     with Client("http://127.0.0.1:8000", api_key) as client:
         job_id = client.upload(Path("cat.jpg"), "image")
         client.generate("ltx2", job_id=job_id, prompt="A cat yawns", duration=3)
-        client.wait(job_id)
-        client.download(job_id, Path("cat.mp4"))
+        job = client.wait(job_id)
+        if job["status"] == "completed":
+            client.download(job_id, Path("cat.mp4"))
+        else:
+            print(job.get("error_message", job["status"]))
 """
 
 import contextlib
@@ -328,13 +331,12 @@ class ApiError(Exception):
 
 
 class Unreachable(Exception):
-    """No answer. The message names the address and how to change it."""
+    """No answer. The message names the address."""
 
     def __init__(self, url: str, reason: str) -> None:
         #: The cause alone, without a full stop.
         self.reason = reason.rstrip(".")
-        where = "VIDEO_API_URL (or --url) says where it is."
-        super().__init__(f"cannot reach {url}: {self.reason}. Is the service up? {where}")
+        super().__init__(f"cannot reach {url}: {self.reason}. Is the service up?")
 
 
 class WaitTimedOut(Exception):

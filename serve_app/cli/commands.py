@@ -72,7 +72,8 @@ class Commands(TyperGroup):
                 )
             raise _failed(message, Code.UNREACHABLE if error.status >= 500 else Code.REFUSED) from None
         except Unreachable as error:
-            raise _failed(str(error), Code.UNREACHABLE) from None
+            where = "VIDEO_API_URL (or --url) says where it is."
+            raise _failed(f"{error} {where}", Code.UNREACHABLE) from None
         except CommandFailed as error:
             raise _failed(str(error), error.code) from None
         except WaitTimedOut as error:

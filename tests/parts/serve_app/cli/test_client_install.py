@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,14 @@ from tests.fakes.client_install import ClientInstall, install_client
 from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
 MEGABYTE = 1_000_000
+#: Line 5 asks for a field that there is none of.
+MISTAKEN = """
+from serve_app.client import Client
+
+with Client("http://127.0.0.1:8000", "key") as client:
+    print(client.job("1")["result"])
+    print(client.job("1")["status"].upper())
+"""
 #: Runs every command there is, with a word for each argument that it wants, against an address where nobody is.
 EACH_COMMAND = """
 import json
@@ -61,6 +71,16 @@ def test_it_makes_a_video_of_what_is_piped_in(client: ClientInstall, service: Li
     copy = folder / "copy"
     service.do(service.services.storage.get_file(job.uploads["image"], copy, 1000))
     assert copy.read_bytes() == (folder / "cat").read_bytes()
+
+
+def test_a_program_is_checked_by_the_client_s_types(client: ClientInstall, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(MISTAKEN)
+    mypy = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={client.programs / 'python'}"]
+    done = subprocess.run(
+        [*mypy, f"--cache-dir={tmp_path / 'cache'}", str(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.findall(r"program.py:(\d+): error: .*\[(.*)\]", done.stdout) == [("5", "typeddict-item")], done.stdout
 
 
 def test_each_command_works_or_names_the_extra_that_it_wants(client: ClientInstall) -> None:

@@ -1,8 +1,10 @@
-"""README's curl lines, pasted into a shell as they stand; only the address is the test's."""
+"""README's lines for curl and Python, pasted as they stand; only the address is the test's."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import pytest
 from serve_app.jobs.job import Status
 from tests.parts.serve_app.cli.live_service import API_KEY, VIDEO, LiveService
 
-README = (Path(__file__).parents[4] / "README.md").read_text()
+ROOT = Path(__file__).parents[4]
+README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## Use it with curl")[2].partition("\n## ")[0]
 SETUP, FORM, UPLOAD, BY_URL, FETCH, CHAIN = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
+PYTHON = README.partition("## Use it from Python")[2].partition("\n## ")[0]
+(PROGRAM,) = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
 #: Long enough for a machine that does many things; a loop that never ends is a failure.
 LIMIT_S = 180
 
@@ -124,3 +129,16 @@ def test_nobody_there_is_said_once_per_line(paste: Paste, folder: Path) -> None:
     assert "Traceback" not in out + err
     assert not (folder / "video.mp4").exists()
     assert {line.partition(":")[0] for line in err.splitlines() if line} == {"curl"}
+
+
+def test_a_program_in_python_makes_a_video(service: LiveService, folder: Path) -> None:
+    program = PROGRAM.replace("http://127.0.0.1:8000", service.url)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "VIDEO_API_KEY": API_KEY}
+    done = subprocess.run(
+        [sys.executable, "-"], input=program, capture_output=True, text=True, env=env, timeout=LIMIT_S
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (folder / "clouds.mp4").read_bytes() == VIDEO
+    (job,) = service.do(service.services.store.list())
+    assert (job.sources, job.params["prompt"], job.params["duration"]) == ({}, "Clouds drift by", 3)
