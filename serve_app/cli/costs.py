@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,9 +16,6 @@ from serve_app.cli.terminal import UsageProblem
 
 if TYPE_CHECKING:
     from serve_app.cli.bill import Bill, By, Done, Line, Spent
-
-#: Dollars a video, as the service was planned: the GPU's time alone, with nothing but work in it.
-PLANNED_USD: Mapping[str, float] = MappingProxyType({"ltx2": 0.028, "wav2lip": 0.0025})
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -69,13 +65,10 @@ async def _read(begin: datetime) -> "tuple[Sequence[Spent], Sequence[Done]]":
 
 
 def _data(found: "Bill", by: "By", begin: datetime) -> dict[str, Any]:
-    plan = PLANNED_USD if by == "model" else {}
     return {
         "since": begin.isoformat(),
         "by": by,
-        "lines": [
-            {by: name, **_figures(line), "planned_usd_per_video": plan.get(name)} for name, line in found.lines.items()
-        ],
+        "lines": [{by: name, **_figures(line)} for name, line in found.lines.items()],
         "total": {**_figures(found.total), "unattributed_usd": found.unattributed_usd},
     }
 
@@ -98,18 +91,15 @@ def _rendered(data: Mapping[str, Any]) -> RenderableType:
         return Text("Nothing was rented in that time.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(data["by"].upper(), no_wrap=True)
-    planning = ["PLANNED"] if data["by"] == "model" else []
-    for heading in ("JOBS", "VIDEOS", "$", "$ A VIDEO", *planning, "BUSY", "COLD START"):
+    for heading in ("JOBS", "VIDEOS", "$", "$ A VIDEO", "BUSY", "COLD START"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in (*data["lines"], {data["by"]: "all", "planned_usd_per_video": None, **data["total"]}):
-        planned = [_usd(row["planned_usd_per_video"], 4)] if planning else []
+    for row in (*data["lines"], {data["by"]: "all", **data["total"]}):
         table.add_row(
             Text(row[data["by"]] or "-"),
             str(row["jobs"]),
             str(row["videos"]),
             _usd(row["usd"], 2),
             _usd(row["usd_per_video"], 4),
-            *planned,
             _percent(row["utilisation"]),
             _percent(row["cold_start_share"]),
         )
