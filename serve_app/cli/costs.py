@@ -1,7 +1,6 @@
 """``video-api costs``: what machines have cost and what came of it, for the operator, beside a running head."""
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,24 +10,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from serve_app.cli.duration import span
 from serve_app.cli.node_access import settings_beside_head
 from serve_app.cli.terminal import UsageProblem
 
 if TYPE_CHECKING:
     from serve_app.cli.bill import Bill, By, Done, Line, Spent
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WEEK_S = 7 * 86400.0
 
 
 def costs(
     ctx: typer.Context,
-    since: Annotated[str, typer.Option(metavar="7d", help="How far back, in m, h, d or w.")] = "7d",
+    since: Annotated[float, span("--since", "How far back. Default: 7d.")] = _WEEK_S,
     by: Annotated[str, typer.Option(help="model, node or day (UTC).")] = "model",
 ) -> None:
-    """Show what rented machines have cost, what a video costs, and how much of the time they worked."""
+    """Show what rented machines have cost, what a video costs, and how much of the time they worked.
+    In the head's shell."""
     from serve_app.cli.bill import bill
 
-    begin = datetime.now(UTC) - _back(since)
+    begin = datetime.now(UTC) - timedelta(seconds=since)
     if by not in ("model", "node", "day"):
         raise UsageProblem(f"--by {by}: there are model, node and day")
     kind: By = by  # type: ignore[assignment]
@@ -36,13 +37,6 @@ def costs(
     found = bill(spent, done, kind)
     data = _data(found, kind, begin)
     ctx.obj.show(data, _rendered(data))
-
-
-def _back(since: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", since)
-    if match is None:
-        raise UsageProblem(f"--since {since}: a number and m, h, d or w, as in 7d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 async def _read(begin: datetime) -> "tuple[Sequence[Spent], Sequence[Done]]":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 import typer
 
 from serve_app.cli import completion, display, live
+from serve_app.cli.duration import span
 from serve_app.cli.opener import Open, opener
 from serve_app.cli.place import Place
 from serve_app.cli.progress import showing_bytes, showing_job
@@ -44,10 +45,7 @@ OpenIt = Annotated[
 Output = Annotated[
     str, typer.Option(*_OUTPUT, metavar="PATH", help=f"Save the video there: {_PLACE}.", show_default=False)
 ]
-Timeout = Annotated[
-    float | None,
-    typer.Option("--timeout", min=0, help="Stop waiting after so many seconds; the job goes on.", show_default=False),
-]
+Timeout = Annotated[float | None, span("--timeout", "Stop waiting after so long; the job goes on.", bare="s")]
 
 
 def submit(
@@ -76,8 +74,8 @@ def submit(
     webhook_url: Annotated[str | None, typer.Option(help="Told when the job has ended.")] = None,
     user_id: Annotated[str | None, typer.Option(help="Your user; users share the GPUs fairly.")] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10; higher runs first.")] = None,
-    expires_after: Annotated[float | None, typer.Option(help="Seconds in which it has to start.")] = None,
-    run_timeout: Annotated[float | None, typer.Option(help="Seconds that a run may take.")] = None,
+    expires_after: Annotated[float | None, span("--expires-after", "In which time it has to start.", bare="s")] = None,
+    run_timeout: Annotated[float | None, span("--run-timeout", "How long a run may take.", bare="s")] = None,
     metadata: Metadata = None,
     wait_for_it: WaitForIt = False,
     output: Output = "",
@@ -179,18 +177,19 @@ def list_jobs(
     ctx: typer.Context,
     only_status: Annotated[str | None, typer.Option("--status", help="E.g. queued or failed.")] = None,
     model: Annotated[str | None, typer.Option(autocompletion=completion.models)] = None,
-    user_id: Annotated[str | None, typer.Option("--user")] = None,
+    user_id: Annotated[str | None, typer.Option(help="Only of this user of yours.")] = None,
     metadata: Metadata = None,
     limit: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing them, and what is new, until Ctrl-C.")] = False,
     poll: Annotated[float, typer.Option(min=_MIN_POLL_S, help="Seconds between two looks of --watch.")] = 2.0,
+    user: Annotated[str | None, typer.Option("--user", hidden=True, help="As --user-id was called before.")] = None,
 ) -> None:
     """List the newest jobs; or watch them as they go: a new one comes on top, one that has begun is seen to its end
     though newer ones push it out, as long as it is among the newest 100."""
     current: Session = ctx.obj
     wanted = _pairs(metadata or [])
     with current.client() as client:
-        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id, metadata=wanted)
+        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id or user, metadata=wanted)
         if not watch:
             page = ask(limit=limit)
             current.show(page, display.jobs(page["data"]))

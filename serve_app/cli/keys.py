@@ -1,31 +1,25 @@
 """``video-api keys``: API keys of a deployment, through its HTTP API. Each command but ``me`` needs an admin's key."""
 
-import re
-from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from serve_app.cli import display
-from serve_app.cli.terminal import Session, UsageProblem
+from serve_app.cli.duration import span
+from serve_app.cli.terminal import Session
 from serve_app.client import IssuedKey
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="See `video-api keys list`.", show_default=False)]
-Expires = Annotated[
-    str, typer.Option("--expires", metavar="30d", help="How long it is good, in s, m, h, d or w.", show_default=False)
-]
 
 
 def create(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="For people, e.g. whose it is.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="For people, e.g. whose it is.", show_default=False)],
     scopes: Annotated[
         list[str] | None,
         typer.Option("--scope", help="generate, read or admin; may be given again. Default: generate and read."),
     ] = None,
-    expires: Expires = "",
+    expires: Annotated[float | None, span("--expires", "How long it is good. Default: until it is revoked.")] = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute.")] = None,
     running: Annotated[int | None, typer.Option(help="Jobs that run at a time; others wait.")] = None,
     queued: Annotated[int | None, typer.Option(help="Jobs that wait at a time; others are refused.")] = None,
@@ -38,9 +32,8 @@ def create(
         "queued_jobs": queued,
         "usd_per_day": usd_per_day,
     }
-    expires_in = _seconds("--expires", expires) if expires else None
     with ctx.obj.client() as client:
-        made = client.create_key(name, scopes=scopes, limits=limits, expires_in=expires_in)
+        made = client.create_key(name, scopes=scopes, limits=limits, expires_in=expires)
     _show(ctx.obj, made)
 
 
@@ -69,15 +62,15 @@ def rotate(
     ctx: typer.Context,
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option(metavar="1d", help="How long the last secret stays good, too; at most 7d.")
-    ] = "0s",
-    expires: Expires = "",
+        float, span("--overlap", "How long the last secret stays good, too; at most 7d. Default: not at all.")
+    ] = 0.0,
+    expires: Annotated[
+        float | None, span("--expires", "How long it is good from now. Left out: it expires when it did.")
+    ] = None,
 ) -> None:
     """Give a key another secret and print it. Its jobs and limits stay."""
-    overlap_s = _seconds("--overlap", overlap)
-    expires_in = _seconds("--expires", expires) if expires else None
     with ctx.obj.client() as client:
-        made = client.rotate_key(key_id, overlap_s=overlap_s, expires_in=expires_in)
+        made = client.rotate_key(key_id, overlap_s=overlap, expires_in=expires)
     _show(ctx.obj, made)
 
 
@@ -87,10 +80,3 @@ def _show(session: Session, made: IssuedKey) -> None:
         session.err.print(display.key(made))
         session.err.print("This is the only time that the secret is shown:")
     session.show(made, made["secret"])
-
-
-def _seconds(option: str, text: str) -> float:
-    match = re.fullmatch(r"(\d{1,6})([smhdw])", text)
-    if match is None:
-        raise UsageProblem(f"{option} {text}: a number and s, m, h, d or w, as in 30d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds()

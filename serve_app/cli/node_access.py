@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serve_app.cli.duration import span
 from serve_app.cli.head import settings_of_cluster
 from serve_app.cli.terminal import Session, UsageProblem, sentence
 
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 
     from serve_app.settings import Settings
 
+#: Seconds in which somebody can paste the command on another machine.
+_LEAST_S = 60
+
 
 def token(
     ctx: typer.Context,
     name: Annotated[str, typer.Option(help="Shown by `nodes` if the node gives no name.")] = "",
-    ttl: Annotated[float, typer.Option(min=1, help="Minutes in which it must be used.")] = 60.0,
+    expires: Annotated[
+        float, span("--expires", "In which time it must be used, at least 1m. Default: 1h.", bare="m")
+    ] = 3600.0,
     hub: Annotated[
         str,
         typer.Option(
@@ -29,17 +35,21 @@ def token(
             show_default=False,
         ),
     ] = "",
+    ttl: Annotated[float | None, span("--ttl", "As --expires was called before.", bare="m", hidden=True)] = None,
 ) -> None:
     """Invite one node: print the token, and the command to run on it. Needs the head's DATABASE_URL and secrets."""
     from cluster.mesh.identity import HubIdentity
     from cluster.mesh.registry import NoFreeSlot, PostgresRegistry, invite
 
+    expires_s = expires if ttl is None else ttl
+    if expires_s < _LEAST_S:
+        raise UsageProblem("--expires: a token is good for 1m at least")
     settings = settings_beside_head()
     identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
         async with database(settings) as engine:
-            slot, invitation = await invite(PostgresRegistry(engine), identity, name, ttl * 60)
+            slot, invitation = await invite(PostgresRegistry(engine), identity, name, expires_s)
             return slot, invitation.token()
 
     try:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.display import moment
+from serve_app.cli.duration import span
 from serve_app.cli.terminal import UsageProblem
 from serve_app.client import Attempt, Delivery, Webhook
 
@@ -81,13 +82,13 @@ def rotate(
     ctx: typer.Context,
     webhook_id: EndpointId,
     overlap: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seconds for which the old secret is good, too. Default: a day.", show_default=False),
+        float | None,
+        span("--overlap", "How long the last secret stays good, too; at most 7d. Default: 1d.", bare="s"),
     ] = None,
 ) -> None:
     """Make a new secret."""
     with ctx.obj.client() as client:
-        rotated = client.rotate_webhook(webhook_id, overlap)
+        rotated = client.rotate_webhook(webhook_id, None if overlap is None else round(overlap))
     ctx.obj.show(rotated, _endpoint(rotated))
 
 

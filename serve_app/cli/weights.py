@@ -14,6 +14,7 @@ from dotenv import load_dotenv
 from rich.table import Table
 
 from serve_app.cli.display import moment, size
+from serve_app.cli.duration import span
 from serve_app.cli.progress import showing_steps
 from serve_app.cli.terminal import Code, Session, UsageProblem, sentence
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from serve_app.weights.source import Source
 
 _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>\S+))?", re.ASCII)
-#: Hours that S3 lets a link live at most.
-_MOST_HOURS = 168
+_HOUR_S, _DAY_S = 3600.0, 86400.0
+#: So long S3 lets a link live at most.
+_MOST_S = 7 * _DAY_S
 
 
 def mirror(
@@ -86,17 +88,20 @@ def list_mirrors(ctx: typer.Context) -> None:
 def link(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="See `video-api weights list`.", show_default=False)],
-    hours: Annotated[int, typer.Option(min=1, max=_MOST_HOURS, help="Hours for which it is good.")] = 24,
+    expires: Annotated[float, span("--expires", "How long it is good, from 1h to 7d. Default: 1d.", bare="h")] = _DAY_S,
     model: Annotated[
         str, typer.Option(help="Which model's weights they are. Default: the one called NAME.", show_default=False)
     ] = "",
+    hours: Annotated[float | None, span("--hours", "As --expires was called before.", bare="h", hidden=True)] = None,
 ) -> None:
     """Print a link to a mirrored checkpoint, and the variable by which `node join` fetches it.
 
     Whoever has the link can read these weights until it expires, and nothing else. It can't be taken back.
     """
     variable = weights_variable(model or name)
-    expires_s = hours * 3600
+    expires_s = round(expires if hours is None else hours)
+    if not _HOUR_S <= expires_s <= _MOST_S:
+        raise UsageProblem("--expires: a link is good for 1h at least, and for 7d at most")
     with _explained():
         mirrors = mirrors_of(_settings())
         # The links are no older than this.

@@ -1,6 +1,7 @@
 """``video-api webhooks …`` against the real API over HTTP, and a real receiver."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
 import pytest
@@ -69,8 +70,13 @@ def test_a_webhook_is_changed_rotated_and_deleted(run: Run) -> None:
     assert (changed["url"], changed["enabled"], changed["events"]) == ("https://hooks.example/b", False, made["events"])
     assert "disabled" in run("webhooks", "list").stdout
     assert parsed(run("webhooks", "change", made["id"], "--enable", "--json"))["enabled"]
-    rotated = parsed(run("webhooks", "rotate", made["id"], "--overlap", "60", "--json"))
-    assert rotated["secret"] != made["secret"]
+    secrets = {made["secret"]}
+    for words, span in ((("--overlap", "60"), timedelta(minutes=1)), (("--overlap", "2d"), timedelta(days=2))):
+        rotated = parsed(run("webhooks", "rotate", made["id"], *words, "--json"))
+        left = datetime.fromisoformat(rotated["previous_secret_until"]) - datetime.now(UTC)
+        assert span / 2 < left <= span
+        secrets.add(rotated["secret"])
+    assert len(secrets) == 3
     assert run("webhooks", "delete", made["id"]).stdout == f"webhook {made['id']} is deleted\n"
     assert parsed(run("webhooks", "list", "--json")) == []
 
