@@ -40,6 +40,9 @@ EXIT_CODES = """\
 
 4 API refused the request (4xx) · 5 the job was cancelled · 124 wait timed out · 130 interrupted"""
 
+#: Under what `--help` shows commands.
+_JOBS, _KEYS, _MACHINE, _CLUSTER = "Jobs", "Keys and webhooks", "This machine", "A cluster"
+
 
 class Commands(TyperGroup):
     """Global options are understood behind the command too, and every error ends in its exit code."""
@@ -140,19 +143,19 @@ def session(
 
 # -------------------------------------------------------------------- jobs
 
-app.command()(jobs.submit)
-app.command()(jobs.retry)
-app.command()(jobs.status)
-app.command()(jobs.wait)
-app.command()(jobs.download)
-app.command()(jobs.cancel)
-app.command()(jobs.delete)
-app.command("list")(jobs.list_jobs)
+app.command(rich_help_panel=_JOBS)(jobs.submit)
+app.command(rich_help_panel=_JOBS)(jobs.retry)
+app.command(rich_help_panel=_JOBS)(jobs.status)
+app.command(rich_help_panel=_JOBS)(jobs.wait)
+app.command(rich_help_panel=_JOBS)(jobs.download)
+app.command(rich_help_panel=_JOBS)(jobs.cancel)
+app.command(rich_help_panel=_JOBS)(jobs.delete)
+app.command("list", rich_help_panel=_JOBS)(jobs.list_jobs)
 
 # -------------------------------------------------------------------- the service
 
 
-@app.command()
+@app.command(rich_help_panel=_JOBS)
 def models(ctx: typer.Context) -> None:
     """List the models, their inputs and their parameters."""
     with ctx.obj.client() as client:
@@ -160,7 +163,7 @@ def models(ctx: typer.Context) -> None:
     ctx.obj.show(found, display.models(found))
 
 
-@app.command()
+@app.command(rich_help_panel=_JOBS)
 def health(ctx: typer.Context) -> None:
     """Show whether every part of the service works, and how many jobs there are. Exit code 3 when one is down."""
     with ctx.obj.client() as client:
@@ -177,29 +180,29 @@ key_commands.command("list")(keys.list_keys)
 key_commands.command()(keys.me)
 key_commands.command()(keys.revoke)
 key_commands.command()(keys.rotate)
-app.add_typer(key_commands, name="keys")
+app.add_typer(key_commands, name="keys", rich_help_panel=_KEYS)
 
 # -------------------------------------------------------------------- this machine
 
-app.command(cls=needing("local"))(machine.up)
-app.command(cls=needing("demo"))(machine.demo)
-app.command(cls=needing("head"))(machine.migrate)
+app.command(cls=needing("local"), rich_help_panel=_MACHINE)(machine.up)
+app.command(cls=needing("demo"), rich_help_panel=_MACHINE)(machine.demo)
+app.command(cls=needing("head"), rich_help_panel=_MACHINE)(machine.migrate)
 
 # -------------------------------------------------------------------- a cluster
 
-app.command(cls=needing("head"))(head.head)
-app.command(cls=needing("head"))(nodes.nodes)
-app.command(cls=needing("head"))(doctor.doctor)
-app.command(cls=needing("head"))(offers.offers)
-app.command(cls=needing("head"))(costs.costs)
+app.command(cls=needing("head"), rich_help_panel=_CLUSTER)(head.head)
+app.command(cls=needing("head"), rich_help_panel=_CLUSTER)(nodes.nodes)
+app.command(cls=needing("head"), rich_help_panel=_CLUSTER)(doctor.doctor)
+app.command(cls=needing("head"), rich_help_panel=_CLUSTER)(offers.offers)
+app.command(cls=needing("head"), rich_help_panel=_CLUSTER)(costs.costs)
 node_commands = typer.Typer(no_args_is_help=True, help="Invite, join and revoke GPU nodes.")
 node_commands.command(cls=needing("gpu"))(node.join)
 node_commands.command(cls=needing("head"))(node_access.token)
 node_commands.command(cls=needing("head"))(node_access.revoke)
-app.add_typer(node_commands, name="node")
+app.add_typer(node_commands, name="node", rich_help_panel=_CLUSTER)
 weights_commands = typer.Typer(no_args_is_help=True, help="Keep weights in the bucket, for GPU nodes to fetch.")
 weights_commands.command(cls=needing("head"))(weights.mirror)
 weights_commands.command("list", cls=needing("head"))(weights.list_mirrors)
 weights_commands.command(cls=needing("head"))(weights.link)
-app.add_typer(weights_commands, name="weights")
-app.add_typer(webhooks.commands, name="webhooks")
+app.add_typer(weights_commands, name="weights", rich_help_panel=_CLUSTER)
+app.add_typer(webhooks.commands, name="webhooks", rich_help_panel=_KEYS)

@@ -167,7 +167,7 @@ def cancel(ctx: typer.Context, job_id: Annotated[str, _job_id(*_GOING)]) -> None
 
 
 def delete(ctx: typer.Context, job_id: Annotated[str, _job_id(*ENDED)]) -> None:
-    """Delete a job that has ended, and its media."""
+    """Delete a job that is not running, and its media."""
     with ctx.obj.client() as client:
         client.delete(job_id)
     ctx.obj.show({"job_id": job_id, "deleted": True}, f"job {job_id} is deleted")

@@ -37,7 +37,7 @@ def token(
     ] = "",
     ttl: Annotated[float | None, span("--ttl", "As --expires was called before.", bare="m", hidden=True)] = None,
 ) -> None:
-    """Invite one node: print the token, and the command to run on it. Needs the head's DATABASE_URL and secrets."""
+    """Invite one node: print the token, and the command to run on it. In the head's shell."""
     from cluster.mesh.identity import HubIdentity
     from cluster.mesh.registry import NoFreeSlot, PostgresRegistry, invite
 
@@ -62,8 +62,11 @@ def token(
     session.show({"slot": slot, "token": text, "hub": address, "command": command}, command)
 
 
-def revoke(ctx: typer.Context, slot: Annotated[int, typer.Argument(help="See `video-api nodes`.")]) -> None:
-    """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes."""
+def revoke(
+    ctx: typer.Context, slot: Annotated[int, typer.Argument(metavar="SLOT", help="See `video-api nodes`.")]
+) -> None:
+    """Drop a node: its key is void within seconds, its connections end. Its slot is free again after ten minutes.
+    In the head's shell."""
     from cluster.mesh.registry import PostgresRegistry
 
     settings = settings_beside_head()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def nodes(ctx: typer.Context) -> None:
-    """List the machines: what each is at, what it has cost so far, what it does; and why others are not rented."""
+    """List the machines: what each is at, what it has cost so far, what it does; and why others are not rented.
+    In the head's shell."""
     found, waits = asyncio.run(_look(settings_beside_head()))
     ctx.obj.show(found, _rendered(found, waits))
 

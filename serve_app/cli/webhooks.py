@@ -20,14 +20,7 @@ _BRIEF = 100
 commands = typer.Typer(no_args_is_help=True, help="Have URLs told of your jobs, and see what they answered.")
 
 EndpointId = Annotated[str, typer.Argument(metavar="ID", help="whe_…", show_default=False)]
-Events = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--event",
-        help="job.started, job.completed, job.failed or job.cancelled; may be repeated. Default: the three ends.",
-        show_default=False,
-    ),
-]
+_EVENTS = "job.started, job.completed, job.failed or job.cancelled; may be repeated."
 
 
 @commands.command("list")
@@ -42,7 +35,9 @@ def list_webhooks(ctx: typer.Context, limit: Annotated[int, typer.Option(min=1)]
 def create(
     ctx: typer.Context,
     url: Annotated[str, typer.Argument(metavar="URL", show_default=False)],
-    events: Events = None,
+    events: Annotated[
+        list[str] | None, typer.Option("--event", help=f"{_EVENTS} Default: the three ends.", show_default=False)
+    ] = None,
 ) -> None:
     """Have a URL told of the events of this key's jobs. Shows the secret that they are signed with."""
     with ctx.obj.client() as client:
@@ -64,7 +59,10 @@ def change(
     webhook_id: EndpointId,
     # `--url` is where the API is.
     to: Annotated[str | None, typer.Option(metavar="URL", help="Where to from now on.", show_default=False)] = None,
-    events: Events = None,
+    events: Annotated[
+        list[str] | None,
+        typer.Option("--event", help=f"{_EVENTS} Replaces all. Left out: as they are.", show_default=False),
+    ] = None,
     enabled: Annotated[
         bool | None, typer.Option("--enable/--disable", help="Again, after a 410; or no more.", show_default=False)
     ] = None,

@@ -61,6 +61,12 @@ def test_health_is_exit_code_3_when_a_part_is_down(
     assert "is not deployed" in result.stdout
 
 
+def test_help_has_each_command_under_a_heading() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    headings = [found for line in shown.splitlines() if (found := line.strip("╭╮─ ")) and line.startswith("╭")]
+    assert sorted(headings) == ["A cluster", "Jobs", "Keys and webhooks", "Options", "This machine"]
+
+
 def test_nobody_there_is_exit_code_3() -> None:
     with socket.socket() as taken:
         # Bound but not listening: nobody else can take it, and connections are refused.
