@@ -9,17 +9,19 @@ scope that stands in their signature: for OpenAPI, and so that a route which no 
 import secrets
 from typing import Annotated
 
-from fastapi import Depends, Header, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.datastructures import Headers
 from starlette.types import Scope as AsgiScope
 
 from serve_app.access.caller import BOOTSTRAP, Caller, Scope
 from serve_app.access.key_ring import KeyRing, RingUnavailable
-from serve_app.api.errors import Forbidden, Unauthorized, Unavailable
+from serve_app.api.errors import Forbidden, Unauthorized, Unavailable, UnknownWorker
 from serve_app.settings import Settings
 
 _CHALLENGE = {"www-authenticate": "Bearer"}
+#: As the original says it.
+_NO_KEY = "Missing authorization header"
 #: Where a request's scope has its :class:`Caller`, or ``WORKER``.
 _SHOWN = "video_api.shown"
 _WORKER = "worker"
@@ -28,6 +30,14 @@ _bearer = HTTPBearer(
     auto_error=False,
     description="An API key (`va_…`), or the service's `API_KEY`. Where a key may ask only so often, answers carry "
     "`RateLimit-Policy` and `RateLimit`.",
+)
+
+
+_worker_secret = APIKeyHeader(
+    name="X-Webhook-Secret",
+    scheme_name="WebhookSecret",
+    auto_error=False,
+    description="The service's `WEBHOOK_SECRET`, for workers outside the cluster.",
 )
 
 
@@ -41,7 +51,7 @@ async def admit_client(scope: AsgiScope, settings: Settings, ring: KeyRing) -> N
     now."""
     scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given:
-        raise Unauthorized("Missing authorization header", headers=_CHALLENGE)
+        raise Unauthorized(_NO_KEY, headers=_CHALLENGE)
     if same(given, settings.api_key.get_secret_value()):
         scope[_SHOWN] = BOOTSTRAP
         return
@@ -55,10 +65,10 @@ async def admit_client(scope: AsgiScope, settings: Settings, ring: KeyRing) -> N
 
 
 async def admit_worker(scope: AsgiScope, settings: Settings, ring: KeyRing) -> None:
-    """Look at the headers for the secret of workers outside the cluster. Raises :class:`Unauthorized`."""
+    """Look at the headers for the secret of workers outside the cluster. Raises :class:`UnknownWorker`."""
     given = Headers(scope=scope).get("x-webhook-secret", "")
     if not same(given, settings.worker_secret):
-        raise Unauthorized("Invalid webhook secret")
+        raise UnknownWorker
     scope[_SHOWN] = _WORKER
 
 
@@ -80,16 +90,16 @@ async def _require_key(
 ) -> Caller:
     caller = caller_of(request.scope)
     if caller is None:
-        raise Unauthorized(headers=_CHALLENGE)
+        raise Unauthorized(_NO_KEY, headers=_CHALLENGE)
     for scope in needed.scopes:
         if not caller.may(Scope(scope)):
             raise Forbidden(f"This needs a key with the scope `{scope}`.")
     return caller
 
 
-async def _require_worker(request: Request, x_webhook_secret: Annotated[str, Header()] = "") -> None:
+async def _require_worker(request: Request, _: Annotated[str | None, Security(_worker_secret)] = None) -> None:
     if request.scope.get(_SHOWN) != _WORKER:
-        raise Unauthorized("Invalid webhook secret")
+        raise UnknownWorker
 
 
 #: A handler says in its signature who may call it: ``caller: Reader``.

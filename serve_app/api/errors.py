@@ -84,11 +84,17 @@ class UnknownCursor(VideoApiError):
 
 
 class Unauthorized(VideoApiError):
-    """Missing authorization header"""
+    """No API key, or one that is wrong, revoked or expired."""
 
     status = 401
     code = "unauthorized"
-    remedy = "Send `Authorization: Bearer <key>` with a key that is valid. `/webhook/` takes `X-Webhook-Secret`."
+    remedy = "Send `Authorization: Bearer <key>` with a key that is valid."
+
+
+class UnknownWorker(Unauthorized):
+    """The `X-Webhook-Secret` is missing or wrong."""
+
+    remedy = "Send the service's `WEBHOOK_SECRET` in it."
 
 
 class Forbidden(VideoApiError):

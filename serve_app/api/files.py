@@ -4,9 +4,9 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
@@ -43,6 +43,13 @@ _OF_PARTS = (b"range", b"if-range")
 _BYTES: Mapping[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 #: An upload may take as long as its link lives.
 UPLOAD_S = 3600.0
+
+FileKey = Annotated[
+    str,
+    Path(
+        description="Only by links that the API hands out: their query is part of them, and not to be made by hand.",
+    ),
+]
 
 
 def _reader(path: str) -> Party:
@@ -83,7 +90,7 @@ class _Parts(FileResponse):
     },
 )
 @streams(party=_reader)
-async def read_file(key: str, request: Request, services: ServicesOf) -> Response:
+async def read_file(key: FileKey, request: Request, services: ServicesOf) -> Response:
     """Read an object. Understands `Range`, `If-Range`, `If-None-Match` and `If-Modified-Since`."""
     return await _file(key, request, services)
 
@@ -98,7 +105,7 @@ async def read_file(key: str, request: Request, services: ServicesOf) -> Respons
     },
 )
 @streams(party=_reader)
-async def stat_file(key: str, request: Request, services: ServicesOf) -> Response:
+async def stat_file(key: FileKey, request: Request, services: ServicesOf) -> Response:
     """What reading would answer, without the file. A link to read does for this, too."""
     return await _file(key, request, services)
 
@@ -144,7 +151,7 @@ async def served(key: str, request: Request, storage: LocalStorage, *, life_s: i
     responses=documented(SignatureRejected, NotFound, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )
 @streams(party=_writer, max_bytes=MAX_UPLOAD_BYTES, seconds=UPLOAD_S)
-async def write_file(key: str, request: Request, services: ServicesOf) -> Response:
+async def write_file(key: FileKey, request: Request, services: ServicesOf) -> Response:
     """Write an object whole."""
     grant, storage = _granted("PUT", key, request, services)
     if request.headers.get("content-type") != grant.content_type:

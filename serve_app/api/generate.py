@@ -113,7 +113,8 @@ async def generate(
     key: IdempotencyKeyOf,
     connection: Request,
     response: Response,
-) -> Created | JobView:
+    # In this order: a JobView has all that a Created has, and some clients take the first of the two that fits.
+) -> JobView | Created:
     """Ask for a video. The answer means that the job is on disk and will end in exactly one final state.
 
     Small files may come along, in a form or as data URIs in the JSON: 14 MB a request. With `Prefer: wait=n` the

@@ -4,14 +4,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
 
+from serve_app.jobs.deliveries import RETRY_SCHEDULE_S
 from serve_app.jobs.webhook_event import EndpointTested, JobCancelled, JobCompleted, JobFailed, JobStarted
 
 router = APIRouter(tags=["webhooks"])
 
+_DAYS = round(sum(RETRY_SCHEDULE_S) / (24 * 3600))
+_AGAIN = (
+    f"It is sent again, up to {len(RETRY_SCHEDULE_S)} times in about {_DAYS} days; later where `Retry-After` says so."
+)
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     "2XX": {"description": "It is delivered, whatever the body."},
     "410": {"description": "Nobody listens there any more: the endpoint is disabled."},
-    "default": {"description": "It is sent again, ten times in three days; later where `Retry-After` says so."},
+    "default": {"description": _AGAIN},
 }
 WebhookId = Annotated[str, Header(description="The same over all attempts, so that you can tell what you had already.")]
 WebhookTimestamp = Annotated[str, Header(description="Unix time of this attempt, in seconds.")]

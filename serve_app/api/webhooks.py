@@ -3,7 +3,15 @@
 from fastapi import APIRouter
 
 from serve_app.api.auth import Reader, WorkerSecret
-from serve_app.api.errors import Forbidden, InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, Unauthorized
+from serve_app.api.errors import (
+    Forbidden,
+    InvalidRequest,
+    JobNotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    Unauthorized,
+    UnknownWorker,
+)
 from serve_app.api.problems import documented
 from serve_app.api.schemas import Success, WebhookSecret, WorkerReport
 from serve_app.services import ServicesOf
@@ -15,7 +23,7 @@ router = APIRouter(tags=["webhooks"])
     "/webhook/complete",
     operation_id="worker_report",
     dependencies=[WorkerSecret],
-    responses=documented(Unauthorized, JobNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
+    responses=documented(UnknownWorker, JobNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
 async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
     """A worker outside the cluster ends a job. The job's own webhook is sent as for any other."""

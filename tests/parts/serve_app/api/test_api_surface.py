@@ -105,7 +105,7 @@ async def test_every_operation_but_the_public_ones_needs_a_key(anyone: httpx.Asy
         (method.upper(), path)
         for path, operations in schema["paths"].items()
         for method, operation in operations.items()
-        if operation.get("security")
+        if any("HTTPBearer" in way for way in operation.get("security", []))
     }
     under_api = {
         (method.upper(), path)
@@ -645,6 +645,24 @@ async def test_generate_is_a_union_over_the_models(anyone: httpx.AsyncClient) ->
     names = [option["$ref"].rsplit("/", 1)[1] for option in body["oneOf"]]
     models = {schema["components"]["schemas"][name]["properties"]["model"]["const"] for name in names}
     assert models == MODELS.keys()
+
+
+async def test_a_client_that_takes_the_first_that_fits_sees_the_video(anyone: httpx.AsyncClient) -> None:
+    """The answer of ``generate`` is a job or the news that there is one, and a job is both."""
+    schema = (await anyone.get("/openapi.json")).json()
+    answer = schema["paths"]["/api/v1/generate"]["post"]["responses"]["201"]["content"]["application/json"]["schema"]
+    first, second = (schema["components"]["schemas"][each["$ref"].rpartition("/")[2]] for each in answer["anyOf"])
+    assert "result_url" in first["properties"]
+    assert set(first["required"]) - set(second["required"]), "so that not every other answer is one of these as well"
+
+
+async def test_workers_show_their_secret_by_a_scheme(anyone: httpx.AsyncClient) -> None:
+    schema = (await anyone.get("/openapi.json")).json()
+    operation = schema["paths"]["/webhook/complete"]["post"]
+    (way,) = operation["security"]
+    scheme = schema["components"]["securitySchemes"][next(iter(way))]
+    assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "header", "X-Webhook-Secret")
+    assert "X-Webhook-Secret" in operation["responses"]["401"]["description"]
 
 
 async def test_the_schema_is_the_one_that_was_agreed(anyone: httpx.AsyncClient) -> None:
