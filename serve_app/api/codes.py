@@ -75,7 +75,8 @@ def _refused(kind: type[VideoApiError]) -> Iterator[_Entry]:
 
 def _not_http() -> Iterator[_Entry]:
     for refusal in REFUSALS:
-        yield _Entry(refusal.code, Meaning(place="http", status=refusal.status, detail=refusal.message))
+        meaning = Meaning(place="http", status=refusal.status, detail=refusal.message, remedy=refusal.remedy)
+        yield _Entry(refusal.code, meaning)
 
 
 def _failed() -> Iterator[_Entry]:
@@ -110,6 +111,7 @@ _AFTER_FAILURE: Mapping[FailureCode, str] = {
     FailureCode.SOURCE_REJECTED: "The link has to open without a login, over HTTP or with a valid certificate. "
     "Or upload the file.",
     FailureCode.SOURCE_FORBIDDEN: "Put the file where the internet can reach it, or upload it.",
+    FailureCode.SOURCE_FAILED: "Retry the job that the message names, then this one.",
     FailureCode.UPLOAD_MISSING: "Upload the file again, to a new job.",
     FailureCode.INPUT_TOO_LARGE: _SMALLER,
     FailureCode.MEDIA_TOO_LONG: f"Cut it. {_SMALLER}",
@@ -132,5 +134,6 @@ _AFTER_FAILURE: Mapping[FailureCode, str] = {
     FailureCode.RECIPE_UNAVAILABLE: "Leave `recipe` out, or ask for one that `GET /api/v1/models` lists.",
     FailureCode.REQUEST_TOO_LARGE: "Ask for a smaller or shorter video.",
     FailureCode.MODEL_UNAVAILABLE: "Use another model, or tell the operator.",
+    FailureCode.WORKER_FAILED: "The message is the worker's own: show it to whoever runs it.",
     FailureCode.INTERNAL_ERROR: "Tell the operator the job's id.",
 }

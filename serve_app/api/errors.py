@@ -1,43 +1,6 @@
 """Every error of the application: one tree, one stable code each. ``server.py`` has two of its own, for what is no HTTP
 request (400 ``invalid_request``) and for heads that are too large (431 ``headers_too_large``).
 
-::
-
-    VideoApiError
-    ├── UnknownCursor           400 unknown_cursor
-    ├── Unauthorized            401 unauthorized
-    ├── Forbidden               403 forbidden
-    ├── JobNotFound             404 job_not_found
-    ├── WebhookNotFound         404 webhook_not_found
-    ├── DeliveryNotFound        404 delivery_not_found
-    ├── KeyNotFound             404 key_not_found
-    ├── ModelNotFound           404 model_not_found
-    ├── NotFound                404 not_found
-    ├── MethodNotAllowed        405 method_not_allowed
-    ├── RequestTimeout          408 request_timeout
-    ├── JobNotFinished          409 job_not_finished
-    ├── JobNotUploading         409 job_not_uploading
-    ├── JobIdUsed               409 job_id_used
-    ├── UploadMissing           409 upload_missing
-    ├── JobNotFailed            409 job_not_failed
-    ├── InputsGone              409 inputs_gone
-    ├── SourceUnusable          409 source_unusable
-    ├── IdempotencyInFlight     409 idempotency_in_flight
-    ├── WebhookDisabled         409 webhook_disabled
-    ├── TooManyWebhooks         409 too_many_webhooks
-    ├── InvalidRequest          422 invalid_request
-    ├── IdempotencyKeyReused    422 idempotency_key_reused
-    ├── SignatureRejected       403 signature_rejected
-    ├── PayloadTooLarge         413 payload_too_large
-    ├── RangeNotSatisfiable     416 range_not_satisfiable
-    ├── TooManyStreams          429 too_many_streams
-    ├── RateLimited             429 rate_limited
-    ├── QueueFull               429 queue_full
-    ├── BudgetReached           429 budget_reached
-    ├── InternalError           500 internal_error
-    ├── NotSupported            501 not_supported
-    └── Unavailable             503 unavailable
-
 Codes of failed *jobs* are listed in the README; they are values in a job, not HTTP errors.
 """
 
@@ -105,6 +68,13 @@ class Forbidden(VideoApiError):
     remedy = "Use a key that has the scope, or have the operator make one: `video-api keys`."
 
 
+class SignatureRejected(VideoApiError):
+    """The link is invalid or has expired. Ask the API for a new one."""
+
+    status = 403
+    code = "signature_rejected"
+
+
 class JobNotFound(VideoApiError):
     """Job not found"""
 
@@ -120,6 +90,7 @@ class WebhookNotFound(VideoApiError):
 
     status = 404
     code = "webhook_not_found"
+    remedy = "`GET /api/v1/webhooks` lists those of your key."
 
 
 class DeliveryNotFound(VideoApiError):
@@ -127,6 +98,7 @@ class DeliveryNotFound(VideoApiError):
 
     status = 404
     code = "delivery_not_found"
+    remedy = "It goes with its job: `GET /api/v1/webhooks/deliveries` lists those that are kept."
 
 
 class KeyNotFound(VideoApiError):
@@ -178,6 +150,7 @@ class JobNotUploading(VideoApiError):
 
     status = 409
     code = "job_not_uploading"
+    remedy = "Leave `job_id` out, or open a new job by `POST /api/v1/presign/upload`."
 
 
 class JobIdUsed(VideoApiError):
@@ -192,6 +165,7 @@ class JobNotFailed(VideoApiError):
 
     status = 409
     code = "job_not_failed"
+    remedy = "Wait for its end, or submit a new one."
 
 
 class InputsGone(VideoApiError):
@@ -268,13 +242,6 @@ class IdempotencyKeyReused(VideoApiError):
     code = "idempotency_key_reused"
 
 
-class SignatureRejected(VideoApiError):
-    """The link is invalid or has expired. Ask the API for a new one."""
-
-    status = 403
-    code = "signature_rejected"
-
-
 class PayloadTooLarge(VideoApiError):
     """The body is larger than allowed."""
 
@@ -319,10 +286,13 @@ class BudgetReached(VideoApiError):
 
     status = 429
     code = "budget_reached"
+    remedy = "Wait until spending is more than 24 hours old, or have the operator raise `usd_per_day`."
 
 
 class InternalError(VideoApiError):
     """Internal error. The log has the details under this request id."""
+
+    remedy = "Send it again; if that fails too, tell the operator the `request_id`."
 
 
 class NotSupported(VideoApiError):
@@ -330,6 +300,7 @@ class NotSupported(VideoApiError):
 
     status = 501
     code = "not_supported"
+    remedy = "`docs/openai.md` says what is."
 
 
 class Unavailable(VideoApiError):

@@ -52,6 +52,8 @@ class Refusal:
     status: HTTPStatus
     code: str
     message: str
+    #: What to do about it. Not in the answer: for the page that explains the code.
+    remedy: str
 
     def answer(self, errors_url: str) -> bytes:
         """All of it. ``errors_url``: where codes are explained."""
@@ -73,8 +75,18 @@ class Refusal:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-NOT_HTTP = Refusal(HTTPStatus.BAD_REQUEST, "invalid_request", "This is no valid HTTP request.")
-HEAD_TOO_LARGE = Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The headers are too large.")
+NOT_HTTP = Refusal(
+    HTTPStatus.BAD_REQUEST,
+    "invalid_request",
+    "This is no valid HTTP request.",
+    "Send HTTP/1.1, and look whether a proxy between changes it.",
+)
+HEAD_TOO_LARGE = Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "headers_too_large",
+    "The headers are too large.",
+    "Send fewer or shorter headers; cookies mean nothing here.",
+)
 REFUSALS = (NOT_HTTP, HEAD_TOO_LARGE)
 
 

@@ -8,6 +8,7 @@ from deployments.media.formats import FORMATS
 from deployments.registry import MODELS
 from deployments.stage import Stage
 from serve_app.api.errors import VideoApiError
+from serve_app.api.server import REFUSALS
 from serve_app.cli.renting import RentingSettings
 from serve_app.cli.weights import weights_variable as weights_of
 from serve_app.documentation import with_tables
@@ -37,12 +38,20 @@ def test_every_variable_is_in_the_readme_and_the_example() -> None:
 
 
 def test_every_http_error_is_in_the_readme() -> None:
-    kinds, codes = [VideoApiError], set()
+    kinds, there = [VideoApiError], {(int(each.status), each.code) for each in REFUSALS}
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        codes.add(kind.code)
-    assert {code for code in codes if f"`{code}`" not in README} == set()
+        there.add((kind.status, kind.code))
+    # That of what is no HTTP request has no row of its own: it is an invalid one.
+    there -= {(400, "invalid_request")}
+    said = set()
+    for row in re.findall(r"^\| (\d{3}[\d, ]*) \| (`[^|]+) \|", README, re.M):
+        statuses, codes = ([each.strip("` ") for each in cell.split(",")] for cell in row)
+        # Several statuses have a code each, in that order.
+        statuses = statuses if len(statuses) > 1 else statuses * len(codes)
+        said |= {(int(status), code) for status, code in zip(statuses, codes, strict=True)}
+    assert said == there
 
 
 def test_tables_of_codes_are_those_of_the_code() -> None:
