@@ -55,6 +55,17 @@ Errors are `application/problem+json` with a stable `code`; their `type` leads t
 (`/errors`).
 """
 
+_TAGS = {
+    "generate": "What can be asked for, what it would take, and asking for it.",
+    "jobs": "Look at jobs, follow, cancel, retry and delete them.",
+    "media": "Files: links to upload and download by, and with a local store what they lead to.",
+    "keys": "API keys, their scopes and limits. Making them takes the scope `admin`.",
+    "webhooks": "Be told of jobs: endpoints, secrets and what was sent. And where workers outside the cluster report.",
+    "operations": "For operators and their monitors. Public.",
+    "errors": "What each code means, and what to do. Public.",
+    "openai": "OpenAI's protocol of videos, for its clients. The same jobs by other words.",
+}
+
 _PARTS = (
     generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
     error_pages, create, videos, content, openai_models, unsupported,
@@ -68,6 +79,7 @@ def application() -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         responses=problems.documented(InternalError, Unavailable),
+        openapi_tags=[{"name": name, "description": text} for name, text in _TAGS.items()],
         # Made once, see below.
         openapi_url=None,
         # It would lead to whichever host the request names.

@@ -22,17 +22,19 @@ DeliveryPath = Annotated[
 @router.get(
     "",
     operation_id="list_deliveries",
+    summary="List deliveries",
+    response_description="A page of deliveries, newest first.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, DeliveryNotFound, InvalidRequest),
 )
 async def list_deliveries(
     caller: Reader,
     services: ServicesOf,
-    job_id: QueryText | None = None,
-    endpoint_id: QueryText | None = None,
+    job_id: Annotated[QueryText | None, Query(description="Only those about this job.")] = None,
+    endpoint_id: Annotated[QueryText | None, Query(description="Only those to this webhook endpoint.")] = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
     # Each has up to twenty attempts, with two kilobytes of what was answered.
-    limit: Annotated[int, Query(ge=1, le=20)] = 10,
+    limit: Annotated[int, Query(ge=1, le=20, description="Most entries of a page.")] = 10,
 ) -> DeliveryPage:
     """What was sent to webhooks of this key and what they answered, newest first. It is kept as long as the job."""
     log = services.delivery_log
@@ -45,6 +47,8 @@ async def list_deliveries(
 @router.post(
     "/{delivery_id}/redeliver",
     operation_id="redeliver",
+    summary="Send a delivery again",
+    response_description="The delivery, which is to be sent.",
     status_code=202,
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, DeliveryNotFound, WebhookDisabled, InvalidRequest),

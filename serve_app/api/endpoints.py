@@ -68,6 +68,8 @@ def _chosen(events: list[JobEvent]) -> list[str]:
 @router.post(
     "",
     operation_id="create_webhook",
+    summary="Make a webhook endpoint",
+    response_description="The endpoint with its secret.",
     status_code=201,
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, InvalidRequest, TooManyWebhooks, PayloadTooLarge, RequestTimeout),
@@ -83,6 +85,8 @@ async def create_webhook(body: NewEndpoint, caller: Maker, services: ServicesOf)
 @router.get(
     "",
     operation_id="list_webhooks",
+    summary="List webhook endpoints",
+    response_description="A page of endpoints, newest first, without their secrets.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest),
 )
@@ -90,7 +94,7 @@ async def list_webhooks(
     caller: Reader,
     services: ServicesOf,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most entries of a page.")] = 20,
 ) -> EndpointPage:
     """Webhook endpoints, newest first."""
     if after is not None and await services.endpoints.get(after, of_key=caller.sees) is None:
@@ -102,6 +106,8 @@ async def list_webhooks(
 @router.get(
     "/{endpoint_id:endpoint}",
     operation_id="get_webhook",
+    summary="Look at a webhook endpoint",
+    response_description="The endpoint with its secret.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest),
 )
@@ -113,6 +119,8 @@ async def get_webhook(endpoint_id: EndpointPath, caller: Reader, services: Servi
 @router.patch(
     "/{endpoint_id:endpoint}",
     operation_id="change_webhook",
+    summary="Change a webhook endpoint",
+    response_description="The endpoint as it is now, with its secret.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
@@ -133,6 +141,8 @@ async def change_webhook(
 @router.delete(
     "/{endpoint_id:endpoint}",
     operation_id="delete_webhook",
+    summary="Delete a webhook endpoint",
+    response_description="It is gone, and so is the log of its deliveries.",
     status_code=204,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest),
 )
@@ -146,6 +156,8 @@ async def delete_webhook(endpoint_id: EndpointPath, caller: Maker, services: Ser
 @router.post(
     "/{endpoint_id:endpoint}/rotate",
     operation_id="rotate_webhook",
+    summary="Change the secret of a webhook endpoint",
+    response_description="The endpoint with its new secret.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
@@ -160,6 +172,8 @@ async def rotate_webhook(
 @router.post(
     "/{endpoint_id:endpoint}/test",
     operation_id="test_webhook",
+    summary="Test a webhook endpoint",
+    response_description="The delivery of the `test` event, which is to be sent.",
     status_code=202,
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, WebhookNotFound, WebhookDisabled, InvalidRequest),

@@ -3,9 +3,9 @@
 import html
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import TypeAdapter
 
@@ -26,10 +26,13 @@ _HEADERS = {
 _PAGE: dict[int | str, dict[str, Any]] = {
     200: {"description": "In HTML where `Accept` prefers it.", "content": {"text/html": {"schema": {"type": "string"}}}}
 }
+CodePath = Annotated[str, Path(description="`code` of a problem; `error_code` or `wait_code` of a job.")]
 _ALL = TypeAdapter(list[Explanation])
 
 
-@router.get("", operation_id="list_errors", response_model=list[Explanation], responses=_PAGE)
+@router.get(
+    "", operation_id="list_errors", summary="List codes of errors", response_model=list[Explanation], responses=_PAGE
+)
 async def list_errors(request: Request, services: ServicesOf) -> Response:
     """Every code of errors, failed jobs and jobs that wait."""
     found = list(explanations(services.settings.base_url).values())
@@ -41,10 +44,11 @@ async def list_errors(request: Request, services: ServicesOf) -> Response:
 @router.get(
     "/{code}",
     operation_id="explain_error",
+    summary="Explain the code of an error",
     response_model=Explanation,
     responses={**_PAGE, **documented(NotFound, InvalidRequest)},
 )
-async def explain_error(code: str, request: Request, services: ServicesOf) -> Response:
+async def explain_error(code: CodePath, request: Request, services: ServicesOf) -> Response:
     """What a code means and what to do about it. The `type` of a problem is the link to this."""
     found = explanations(services.settings.base_url).get(code)
     if found is None:

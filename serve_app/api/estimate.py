@@ -24,6 +24,8 @@ router = APIRouter(prefix="/api/v1", tags=["generate"])
 @router.get(
     "/estimate",
     operation_id="estimate",
+    summary="Estimate what a video takes",
+    response_description="What a job would be up against; what is not known is absent.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, InvalidRequest, RequestTooLarge, RecipeUnavailable),
 )

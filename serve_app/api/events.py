@@ -124,6 +124,7 @@ _EVENT = {
 @router.get(
     "/{job_id}/events",
     operation_id="watch_job",
+    summary="Follow a job",
     # FastAPI would look for it in the signature of the response.
     status_code=200,
     response_class=EventStream,

@@ -1,5 +1,5 @@
-"""Requests as the API's description shows them. Each works as it stands, once the job that it names has been opened by
-``presign/upload`` and has its files.
+"""Requests as the API's description shows them, and a job. Each request works as it stands, once the job that it names
+has been opened by ``presign/upload`` and has its files.
 """
 
 from collections.abc import Mapping
@@ -128,3 +128,48 @@ _FORMS: Mapping[str, Mapping[str, Example]] = {
 
 #: By content type, operation and name.
 EXAMPLES: Mapping[str, Mapping[str, Mapping[str, Example]]] = {"application/json": _JSON, "multipart/form-data": _FORMS}
+
+_JOB = {"job_id": JOB_ID, "model": next(iter(MODELS)), "created_at": "2026-01-05T10:00:00Z"}
+_RUN = {"attempt": 1, "started_at": "2026-01-05T10:00:03Z", "completed_at": "2026-01-05T10:01:20Z"}
+
+#: A job as ``get_job`` shows it, by how it is. Without nulls, as it is sent.
+JOBS: Mapping[str, Mapping[str, Any]] = {
+    "queued": {
+        "summary": "It waits for its turn",
+        "value": {
+            **_JOB,
+            "status": "queued",
+            "stage": "queued",
+            "progress": 0,
+            "attempt": 0,
+            "queue_position": 2,
+            "eta_seconds": 95,
+        },
+    },
+    "completed": {
+        "summary": "It has its video",
+        "value": {
+            **_JOB,
+            **_RUN,
+            "status": "completed",
+            "stage": "completed",
+            "progress": 100,
+            "result_url": f"{_HOST}/files/outputs/{JOB_ID}/video.mp4?…",
+            "poster_url": f"{_HOST}/files/outputs/{JOB_ID}/poster.webp?…",
+            "media": {"width": 1024, "height": 576, "fps": "24/1", "frames": 121, "has_audio": True},
+            "notes": {"seed": 7},
+        },
+    },
+    "failed": {
+        "summary": "It has none",
+        "value": {
+            **_JOB,
+            **_RUN,
+            "status": "failed",
+            "stage": "failed",
+            "progress": 5,
+            "error_code": "source_unreachable",
+            "error_message": "image: example.com does not answer.",
+        },
+    },
+}

@@ -81,6 +81,7 @@ class _Parts(FileResponse):
 @router.get(
     "/{key:path}",
     operation_id="read_file",
+    summary="Read a file",
     response_class=FileResponse,
     responses={
         200: {"description": "The file.", "content": _BYTES},
@@ -98,6 +99,8 @@ async def read_file(key: FileKey, request: Request, services: ServicesOf) -> Res
 @router.head(
     "/{key:path}",
     operation_id="stat_file",
+    summary="Look at a file",
+    response_description="What reading would answer, without the file.",
     response_class=Response,
     responses={
         304: {"description": "`If-None-Match` or `If-Modified-Since` say that you have it."},
@@ -147,6 +150,10 @@ async def served(key: str, request: Request, storage: LocalStorage, *, life_s: i
 @router.put(
     "/{key:path}",
     operation_id="write_file",
+    summary="Upload a file",
+    response_description="It is stored. `ETag` is the MD5 of it.",
+    # It has no body.
+    response_class=Response,
     status_code=200,
     responses=documented(SignatureRejected, NotFound, JobNotUploading, PayloadTooLarge, RequestTimeout, InvalidRequest),
 )

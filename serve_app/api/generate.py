@@ -81,6 +81,8 @@ def _again(created: Created) -> str:
     "/generate",
     status_code=201,
     operation_id="generate",
+    summary="Ask for a video",
+    response_description="The job is on disk. After `Prefer: wait`, the job as it is then.",
     openapi_extra={"requestBody": wish.REQUEST_BODY},
     response_model_exclude_none=True,
     responses={

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -110,7 +111,13 @@ async def _checks(request: Request, services: ServicesOf) -> Checks:
 ChecksOf = Annotated[Checks, Depends(_checks)]
 
 
-@router.get("/livez", operation_id="livez", response_class=Response)
+@router.get(
+    "/livez",
+    operation_id="livez",
+    summary="Check this process",
+    response_description="It serves: `ok`.",
+    response_class=PlainTextResponse,
+)
 async def livez() -> Response:
     """That this process serves, whatever else works."""
     return Response("ok", media_type="text/plain")
@@ -119,6 +126,8 @@ async def livez() -> Response:
 @router.get(
     "/health",
     operation_id="health",
+    summary="Check the service",
+    response_description="Every part works.",
     response_model=Health,
     responses={503: {"model": Health, "description": "A part is down."}},
 )
@@ -127,7 +136,13 @@ async def health(checks: ChecksOf) -> Response:
     return await checks.health.get()
 
 
-@router.get("/metrics", operation_id="metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Read the metrics",
+    response_description="All metrics, in the text format of Prometheus.",
+    response_class=PlainTextResponse,
+)
 async def prometheus(checks: ChecksOf) -> Response:
     """Prometheus text format."""
     return await checks.metrics.get()

@@ -24,7 +24,7 @@ from serve_app.api.errors import (
     SourceUnusable,
     Unauthorized,
 )
-from serve_app.api.examples import JOB_ID
+from serve_app.api.examples import JOB_ID, JOBS
 from serve_app.api.idempotency import IdempotencyKeyOf, keyed
 from serve_app.api.labels import PARAMETER, MetadataWanted
 from serve_app.api.limits import require_place
@@ -92,8 +92,13 @@ async def read(job_id: str, caller: Caller, services: Services) -> Response | No
 @router.get(
     "/{job_id}",
     operation_id="get_job",
+    summary="Look at a job",
+    response_description="The job as it is now.",
     response_model_exclude_none=True,
-    responses=documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
+    responses={
+        200: {"content": {"application/json": {"examples": JOBS}}},
+        **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
+    },
 )
 @live(Live.WAIT)
 async def get_job(
@@ -103,7 +108,7 @@ async def get_job(
     wait_s: WaitGranted,
     request: Request,
     response: Response,
-    model: str | None = None,
+    model: Annotated[str | None, Query(description="The model that it has to be a job of.")] = None,
 ) -> JobView:
     """How a job is doing. With `model`, only if it is a job of that model."""
     seen = await services.reads.get(job_id, of_key=caller.sees)
@@ -120,6 +125,8 @@ async def get_job(
 @router.get(
     "",
     operation_id="list_jobs",
+    summary="List jobs",
+    response_description="A page of jobs, newest first.",
     response_model_exclude_none=True,
     responses={200: {"links": TO_THE_NEXT_PAGE}, **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest)},
     openapi_extra={"parameters": [PARAMETER]},
@@ -128,11 +135,13 @@ async def list_jobs(
     caller: Reader,
     services: ServicesOf,
     metadata: MetadataWanted,
-    status: Status | None = None,
-    model: ModelName | None = None,
-    user_id: Annotated[QueryText | None, Query(examples=["ann"])] = None,
+    status: Annotated[Status | None, Query(description="Only those that are so.")] = None,
+    model: Annotated[ModelName | None, Query(description="Only those of this model.")] = None,
+    user_id: Annotated[
+        QueryText | None, Query(description="Only those of this user of yours.", examples=["ann"])
+    ] = None,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most entries of a page.")] = 20,
 ) -> JobPage:
     """Jobs, newest first."""
     if model is not None and model not in MODELS:
@@ -179,6 +188,8 @@ async def list_jobs(
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancel_job",
+    summary="Cancel a job",
+    response_description="The job as it is now.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest),
 )
@@ -195,6 +206,8 @@ async def cancel_job(job_id: JobPath, caller: Maker, services: ServicesOf) -> Jo
     "/{job_id}/retry",
     status_code=201,
     operation_id="retry_job",
+    summary="Retry a job",
+    response_description="The new job is on disk.",
     response_model_exclude_none=True,
     responses={
         201: {"links": TO_THE_JOB},
@@ -239,6 +252,8 @@ async def retry_job(
 @router.delete(
     "/{job_id}",
     operation_id="delete_job",
+    summary="Delete a job",
+    response_description="It is gone, and so are its media.",
     status_code=204,
     responses=documented(Unauthorized, Forbidden, JobNotFound, JobNotFinished, InvalidRequest),
 )

@@ -44,6 +44,8 @@ RingOf = Annotated[KeyRing, Depends(_ring)]
     "/keys",
     status_code=201,
     operation_id="create_key",
+    summary="Make a key",
+    response_description="The key with its secret.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
@@ -57,6 +59,8 @@ async def create_key(request: NewKey, _: Admin, ring: RingOf) -> IssuedKey:
 @router.get(
     "/keys",
     operation_id="list_keys",
+    summary="List keys",
+    response_description="A page of keys, newest first.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, KeyNotFound, InvalidRequest),
 )
@@ -64,7 +68,7 @@ async def list_keys(
     _: Admin,
     ring: RingOf,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most entries of a page.")] = 100,
 ) -> KeyPage:
     """Keys, newest first, with those that were revoked or have expired. No secrets."""
     last = None if after is None else await ring.store.get(after)
@@ -78,6 +82,8 @@ async def list_keys(
 @router.post(
     "/keys/{key_id}/revoke",
     operation_id="revoke_key",
+    summary="Revoke a key",
+    response_description="The key as it is now.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, KeyNotFound, InvalidRequest),
 )
@@ -93,6 +99,8 @@ async def revoke_key(key_id: KeyPath, _: Admin, ring: RingOf) -> KeyView:
 @router.post(
     "/keys/{key_id}/rotate",
     operation_id="rotate_key",
+    summary="Change the secret of a key",
+    response_description="The key with its new secret.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden, KeyNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
@@ -109,6 +117,8 @@ async def rotate_key(key_id: KeyPath, request: KeyRotation, _: Admin, ring: Ring
 @router.get(
     "/key",
     operation_id="get_own_key",
+    summary="Look at your own key",
+    response_description="What it may do, and what it uses of its limits.",
     response_model_exclude_none=True,
     responses=documented(Unauthorized, Forbidden),
 )

@@ -12,7 +12,13 @@ from serve_app.services import ServicesOf
 router = APIRouter(prefix="/api/v1", tags=["generate"])
 
 
-@router.get("/models", operation_id="list_models", responses=documented(Unauthorized, Forbidden))
+@router.get(
+    "/models",
+    operation_id="list_models",
+    summary="List models",
+    response_description="Each model, its parameters, and what can be made of it here.",
+    responses=documented(Unauthorized, Forbidden),
+)
 async def list_models(_: Reader, services: ServicesOf) -> list[ModelView]:
     """The models, the JSON Schema of their parameters, and what their deployments can make."""
     told = await services.abilities.told()

@@ -34,6 +34,8 @@ DOWNLOAD_LINK_S = 24 * 3600
 @router.post(
     "/upload",
     operation_id="presign_upload",
+    summary="Get a link for an upload",
+    response_description="Where to PUT the file, and the job that it is for.",
     responses={
         200: {"links": TO_THE_JOB},
         **documented(
@@ -73,6 +75,8 @@ async def presign_upload(request: UploadRequest, caller: Maker, services: Servic
 @router.get(
     "/download/{job_id}",
     operation_id="presign_download",
+    summary="Get a link to a video",
+    response_description="The link.",
     responses=documented(Unauthorized, Forbidden, JobNotFound, NotFound, InvalidRequest),
 )
 async def presign_download(job_id: JobPath, caller: Reader, services: ServicesOf) -> DownloadTicket:

@@ -181,18 +181,18 @@ class JobView(BaseModel):
     wait_reason: str | None = Field(None, description="The same in words.")
     queue_position: int | None = Field(None, description="Jobs of this model ahead in the queue.")
     eta_seconds: float | None = Field(None, description="Estimate until the video is done; absent when unknown.")
-    result_url: str | None = None
+    result_url: str | None = Field(None, description="A link to the mp4; absent until the job has completed.")
     poster_url: str | None = Field(
         None, description="The first frame, as WebP. Absent where there is none, as of a video that was made elsewhere."
     )
-    error_message: str | None = None
+    error_message: str | None = Field(None, description="Why it failed, in words.")
     error_code: str | None = Field(
         None, description=f"Why it failed. ↻: after further attempts.\n\n{table('error_code')}"
     )
     attempt: int = Field(description="How many times a GPU has started on it.")
     user_id: str | None = None
     timeout_s: float | None = Field(None, description="Seconds that a run may take, where that was asked for.")
-    metadata: Mapping[str, str] | None = None
+    metadata: Mapping[str, str] | None = Field(None, description="As you gave it.")
     retry_of: str | None = Field(None, description="The job that this one retries.")
     source_jobs: Mapping[str, str] | None = Field(
         None, description="The jobs whose videos it takes, by input; it waits for those that have not ended."
@@ -202,8 +202,8 @@ class JobView(BaseModel):
         None, description="E.g. the `seed` used, or `random_weights` when no checkpoint is configured."
     )
     created_at: datetime
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
+    started_at: datetime | None = Field(None, description="When a GPU first started on it.")
+    completed_at: datetime | None = Field(None, description="When it ended, whichever way.")
     cost_usd: float | None = Field(
         None,
         description="Dollars: its share of what its machines have cost. There once they have been given back; absent "
@@ -285,13 +285,18 @@ class UploadRequest(RequestBody):
         }
     )
 
-    input_type: MediaKind
+    input_type: MediaKind = Field(description="What the file is; an input of the model has to take it.")
     job_id: JobId | None = Field(
         None,
         description="Leave out for the first file: a job is opened and its id returned. Or give a new UUID: then a "
         "request that comes again opens no second job.",
     )
-    content_type: str | None = Field(None, max_length=100, examples=["image/png"])
+    content_type: str | None = Field(
+        None,
+        max_length=100,
+        description="What the file is sent as. Left out: `image/jpeg`, `video/mp4` or `audio/wav`.",
+        examples=["image/png"],
+    )
     size: int | None = Field(
         None,
         ge=1,
@@ -304,17 +309,17 @@ class UploadTicket(BaseModel):
     """PUT the file to ``upload_url`` with this ``content_type`` as header, then ``generate`` with ``job_id``."""
 
     job_id: str
-    upload_url: str
-    content_type: str
-    expires_in: int
-    key: str
+    upload_url: str = Field(description="Takes the file by PUT.")
+    content_type: str = Field(description="The header that the PUT has to have.")
+    expires_in: int = Field(description="Seconds for which the link works.")
+    key: str = Field(description="Where the file is in the store. Nothing asks for it.")
 
 
 class DownloadTicket(BaseModel):
     """A link to the mp4."""
 
-    download_url: str
-    expires_in: int
+    download_url: str = Field(description="Needs no key.")
+    expires_in: int = Field(description="Seconds for which the link works.")
 
 
 class WorkerReport(RequestBody):

@@ -26,7 +26,14 @@ WebhookSignature = Annotated[
 ]
 
 
-@router.post("job.started", operation_id="on_job_started", responses=_ANSWERS, status_code=204)
+@router.post(
+    "job.started",
+    operation_id="on_job_started",
+    summary="A job has started",
+    response_description="It is delivered.",
+    responses=_ANSWERS,
+    status_code=204,
+)
 async def on_job_started(
     body: JobStarted,
     webhook_id: WebhookId,
@@ -36,7 +43,14 @@ async def on_job_started(
     """A GPU has started on a job. Told once: further attempts are not."""
 
 
-@router.post("job.completed", operation_id="on_job_completed", responses=_ANSWERS, status_code=204)
+@router.post(
+    "job.completed",
+    operation_id="on_job_completed",
+    summary="A job has completed",
+    response_description="It is delivered.",
+    responses=_ANSWERS,
+    status_code=204,
+)
 async def on_job_completed(
     body: JobCompleted,
     webhook_id: WebhookId,
@@ -46,7 +60,14 @@ async def on_job_completed(
     """A job has its video."""
 
 
-@router.post("job.failed", operation_id="on_job_failed", responses=_ANSWERS, status_code=204)
+@router.post(
+    "job.failed",
+    operation_id="on_job_failed",
+    summary="A job has failed",
+    response_description="It is delivered.",
+    responses=_ANSWERS,
+    status_code=204,
+)
 async def on_job_failed(
     body: JobFailed,
     webhook_id: WebhookId,
@@ -56,7 +77,14 @@ async def on_job_failed(
     """A job has ended without a video."""
 
 
-@router.post("job.cancelled", operation_id="on_job_cancelled", responses=_ANSWERS, status_code=204)
+@router.post(
+    "job.cancelled",
+    operation_id="on_job_cancelled",
+    summary="A job was cancelled",
+    response_description="It is delivered.",
+    responses=_ANSWERS,
+    status_code=204,
+)
 async def on_job_cancelled(
     body: JobCancelled,
     webhook_id: WebhookId,
@@ -66,7 +94,14 @@ async def on_job_cancelled(
     """A job was cancelled."""
 
 
-@router.post("test", operation_id="on_test", responses=_ANSWERS, status_code=204)
+@router.post(
+    "test",
+    operation_id="on_test",
+    summary="A test",
+    response_description="It is delivered.",
+    responses=_ANSWERS,
+    status_code=204,
+)
 async def on_test(
     body: EndpointTested,
     webhook_id: WebhookId,

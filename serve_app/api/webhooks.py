@@ -22,6 +22,8 @@ router = APIRouter(tags=["webhooks"])
 @router.post(
     "/webhook/complete",
     operation_id="worker_report",
+    summary="Report the end of a job",
+    response_description="The report is taken.",
     dependencies=[WorkerSecret],
     responses=documented(UnknownWorker, JobNotFound, InvalidRequest, PayloadTooLarge, RequestTimeout),
 )
@@ -40,6 +42,8 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
 @router.get(
     "/api/v1/webhooks/secret",
     operation_id="webhook_secret",
+    summary="Get the secret of `webhook_url`",
+    response_description="The secret.",
     responses=documented(Unauthorized, Forbidden),
 )
 async def webhook_secret(caller: Reader, services: ServicesOf) -> WebhookSecret:

@@ -42,6 +42,7 @@ def _reader(path: str) -> Party:
 @router.get(
     "/{video_id}/content",
     operation_id="download_openai_video",
+    summary="OpenAI: download a video",
     response_class=Response,
     responses={
         200: {"description": "The file.", "content": {"video/mp4": _BYTES, "image/webp": _BYTES}},

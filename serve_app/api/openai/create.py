@@ -41,6 +41,8 @@ router = APIRouter(prefix="/v1/videos", tags=["openai"], responses=documented(In
 @router.post(
     "",
     operation_id="create_openai_video",
+    summary="OpenAI: ask for a video",
+    response_description="The video, which is to be made.",
     openapi_extra={"requestBody": request_body()},
     responses={
         200: {"links": TO_THE_VIDEO},

@@ -1,8 +1,8 @@
 """``/v1/models``: what ``POST /v1/videos`` takes as its model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from serve_app.api.auth import Reader
@@ -30,7 +30,13 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.get("", operation_id="list_openai_models", responses=documented(Unauthorized, Forbidden, shape=SHAPE))
+@router.get(
+    "",
+    operation_id="list_openai_models",
+    summary="OpenAI: list models",
+    response_description="The models that make a video of a prompt.",
+    responses=documented(Unauthorized, Forbidden, shape=SHAPE),
+)
 async def list_models(_: Reader) -> ModelList:
     """The models that make a video of a prompt."""
     return ModelList(data=[Model(id=name) for name in PROMPTED])
@@ -39,8 +45,10 @@ async def list_models(_: Reader) -> ModelList:
 @router.get(
     "/{model}",
     operation_id="get_openai_model",
+    summary="OpenAI: look at a model",
+    response_description="The model.",
     responses=documented(Unauthorized, Forbidden, ModelNotFound, InvalidRequest, shape=SHAPE),
 )
-async def get_model(model: str, _: Reader) -> Model:
+async def get_model(model: Annotated[str, Path(description="`id` of the model.")], _: Reader) -> Model:
     """One of them."""
     return Model(id=model_of(model).name)

@@ -70,6 +70,8 @@ def poll_after(eta_s: float | None) -> dict[str, str]:
 @router.get(
     "/{video_id}",
     operation_id="get_openai_video",
+    summary="OpenAI: look at a video",
+    response_description="The video as it is now.",
     responses={
         200: {"links": TO_THE_VIDEO},
         **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest, shape=SHAPE),
@@ -86,6 +88,8 @@ async def retrieve_video(video_id: VideoPath, caller: Reader, services: Services
 @router.get(
     "",
     operation_id="list_openai_videos",
+    summary="OpenAI: list videos",
+    response_description="A page of videos.",
     responses={
         200: {"links": _TO_THE_NEXT_PAGE},
         **documented(Unauthorized, Forbidden, UnknownCursor, InvalidRequest, shape=SHAPE),
@@ -95,7 +99,7 @@ async def list_videos(
     caller: Reader,
     services: ServicesOf,
     after: Annotated[QueryText | None, Query(description="`last_id` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most entries of a page.")] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")] = "desc",
 ) -> VideoPage:
     """Videos, also those that were asked for by `generate`."""
@@ -120,6 +124,8 @@ async def list_videos(
 @router.post(
     "/{video_id}/cancel",
     operation_id="cancel_openai_video",
+    summary="OpenAI: cancel a video",
+    response_description="The video as it is now.",
     responses={
         200: {"links": TO_THE_VIDEO},
         **documented(Unauthorized, Forbidden, JobNotFound, InvalidRequest, shape=SHAPE),
@@ -138,6 +144,8 @@ async def cancel_video(video_id: VideoPath, caller: Maker, services: ServicesOf)
 @router.delete(
     "/{video_id}",
     operation_id="delete_openai_video",
+    summary="OpenAI: delete a video",
+    response_description="It is gone, and so are its media.",
     responses=documented(Unauthorized, Forbidden, JobNotFound, JobNotFinished, InvalidRequest, shape=SHAPE),
 )
 async def delete_video(video_id: VideoPath, caller: Maker, services: ServicesOf) -> DeletedVideo:

@@ -601,8 +601,18 @@ async def test_every_operation_has_a_name_a_text_and_its_errors(anyone: httpx.As
     found = await operations(anyone)
     names = [operation["operationId"] for operation in found.values()]
     assert len(names) == len(set(names))
+    tags = {tag["name"] for tag in (await anyone.get("/openapi.json")).json()["tags"] if tag["description"]}
+    summaries = [operation["summary"] for operation in found.values()]
+    assert len(summaries) == len(set(summaries))
     for name, operation in found.items():
         assert operation["description"], name
+        # What the framework makes of the function's name.
+        assert operation["summary"] != operation["summary"].title(), name
+        assert set(operation["tags"]) <= tags, name
+        assert [each["name"] for each in operation.get("parameters", []) if not each.get("description")] == [], name
+        told = [answer["description"] for answer in operation["responses"].values()]
+        assert "Successful Response" not in told, name
+        assert all(told), name
         errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
         for status, answer in errors.items():
             if (name, status) != ("get /health", "503"):
@@ -614,6 +624,23 @@ async def test_every_operation_has_a_name_a_text_and_its_errors(anyone: httpx.As
         if "{job_id}" in name:
             assert "404" in errors, name
         assert "500" in errors, name
+
+
+@pytest.mark.parametrize("name", ["JobView", "UploadRequest", "UploadTicket", "DownloadTicket"])
+async def test_every_field_that_its_name_does_not_explain_has_a_text(anyone: httpx.AsyncClient, name: str) -> None:
+    schema = (await anyone.get("/openapi.json")).json()["components"]["schemas"][name]
+    silent = {field for field, said in schema["properties"].items() if not said.get("description")}
+    assert silent <= {"job_id", "model", "status", "created_at", "user_id"}
+
+
+async def test_what_is_no_json_says_what_it_is(anyone: httpx.AsyncClient) -> None:
+    found = await operations(anyone)
+    for name in ("get /livez", "get /metrics"):
+        (said,) = found[name]["responses"]["200"]["content"]
+        assert (await anyone.get(name.partition(" ")[2])).headers["content-type"].startswith(said)
+    # These have no body.
+    assert "content" not in found["put /files/{key}"]["responses"]["200"]
+    assert "content" not in found["head /files/{key}"]["responses"]["200"]
 
 
 async def test_no_answer_has_the_shape_of_the_framework(anyone: httpx.AsyncClient) -> None:

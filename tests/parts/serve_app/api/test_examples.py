@@ -8,7 +8,10 @@ import httpx
 import pytest
 
 from deployments.contract import MediaKind
-from serve_app.api.examples import EXAMPLES
+from deployments.failure_code import FailureCode
+from deployments.stage import Stage
+from serve_app.api.examples import EXAMPLES, JOBS
+from serve_app.api.schemas import JobView
 from tests.parts.serve_app.api.conftest import WORKER_SECRET
 
 #: As the API gives it; another test holds them equal.
@@ -53,6 +56,14 @@ QUESTIONS = [
     for operation in OPERATIONS
     if not operation.content and not operation.parameters("path") and operation.method == "get"
 ]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_is_shown_as_it_is_sent(name: str) -> None:
+    value = JOBS[name]["value"]
+    assert JobView.model_validate(value).model_dump(mode="json", exclude_none=True) == value
+    assert value["stage"] in tuple(Stage)
+    assert value.get("error_code") in (None, *FailureCode)
 
 
 def test_every_body_is_shown() -> None:
