@@ -29,8 +29,8 @@ from serve_app.api import (
     presign,
     problems,
     webhook_events,
-    webhooks,
     wish,
+    worker,
 )
 from serve_app.api.direct import Direct
 from serve_app.api.errors import InternalError, Unavailable
@@ -40,8 +40,8 @@ from serve_app.api.idempotency import REPLAYED
 from serve_app.api.openai import content, create, unsupported, videos
 from serve_app.api.openai import models as openai_models
 from serve_app.api.openai.error import OpenAIProblem
+from serve_app.api.problem_schemas import Problem
 from serve_app.api.request_id import RequestIdMiddleware
-from serve_app.api.schemas import Problem
 from serve_app.services import Services, build_ring
 
 DESCRIPTION = """\
@@ -67,7 +67,7 @@ _TAGS = {
 }
 
 _PARTS = (
-    generate, models, estimate, jobs, events, presign, keys, webhooks, endpoints, deliveries, health, files,
+    generate, models, estimate, jobs, events, presign, keys, worker, endpoints, deliveries, health, files,
     error_pages, create, videos, content, openai_models, unsupported,
 )  # fmt: skip
 

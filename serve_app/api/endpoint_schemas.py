@@ -95,6 +95,12 @@ class EndpointPage(BaseModel):
         return cls(data=data, last_id=data[-1].id if data else None, has_more=len(found) > limit)
 
 
+class WebhookSecret(BaseModel):
+    """Verify the ``webhook-signature`` header with it, by any Standard Webhooks library."""
+
+    secret: str
+
+
 class AttemptView(BaseModel):
     """One request to a receiver."""
 

@@ -1,4 +1,5 @@
-"""Webhook endpoints of a key: make, look, change, delete, rotate their secrets, test them.
+"""Webhook endpoints of a key: make, look, change, delete, rotate their secrets, test them. And the secret of its jobs'
+own ``webhook_url``.
 
 Their ids begin with ``whe_``, so that what else is below ``/api/v1/webhooks/`` is taken for none.
 """
@@ -16,6 +17,7 @@ from serve_app.api.endpoint_schemas import (
     EndpointView,
     NewEndpoint,
     SecretRotation,
+    WebhookSecret,
 )
 from serve_app.api.errors import (
     Forbidden,
@@ -63,6 +65,18 @@ def _view(endpoint: Endpoint | None, services: Services) -> EndpointView:
 def _chosen(events: list[JobEvent]) -> list[str]:
     """Each once, in the order in which they happen."""
     return [event.value for event in JobEvent if event in events]
+
+
+@router.get(
+    "/secret",
+    operation_id="webhook_secret",
+    summary="Get the secret of `webhook_url`",
+    response_description="The secret.",
+    responses=documented(Unauthorized, Forbidden),
+)
+async def webhook_secret(caller: Reader, services: ServicesOf) -> WebhookSecret:
+    """The secret that the `webhook_url` of this key's jobs is signed with. Endpoints have secrets of their own."""
+    return WebhookSecret(secret=services.signing_secrets.of_key(caller.key_id))
 
 
 @router.post(

@@ -16,7 +16,7 @@ from deployments.classes import model_of
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from serve_app import redis
-from serve_app.api.schemas import Health, ModelHealth, QueueCounts, Weights
+from serve_app.api.health_schemas import Health, ModelHealth, QueueCounts, Weights
 from serve_app.jobs import fleet_metrics, metrics, tally
 from serve_app.jobs.conditions import HOPELESS, Condition
 from serve_app.jobs.job import AWAITING, Status

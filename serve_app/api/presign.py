@@ -18,8 +18,8 @@ from serve_app.api.errors import (
 from serve_app.api.jobs import JobPath
 from serve_app.api.limits import quota_of, told
 from serve_app.api.links import TO_THE_JOB
+from serve_app.api.media_schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.api.problems import documented
-from serve_app.api.schemas import DownloadTicket, UploadRequest, UploadTicket
 from serve_app.api.uploads import default_content_type
 from serve_app.jobs.job import Status
 from serve_app.services import ServicesOf

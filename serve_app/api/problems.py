@@ -26,8 +26,9 @@ from serve_app.api.errors import (
     VideoApiError,
 )
 from serve_app.api.openai import error as openai
+from serve_app.api.problem_schemas import ProblemDetails
 from serve_app.api.request_id import current_request_id
-from serve_app.api.schemas import REQUESTS, ProblemDetails
+from serve_app.api.schemas import REQUESTS
 from serve_app.storage.base import StorageError
 
 log = structlog.get_logger()

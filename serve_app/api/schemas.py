@@ -1,22 +1,20 @@
-"""Bodies of requests and responses. The ``generate`` union is built from the model registry."""
+"""Bodies of requests and responses about jobs. The ``generate`` union is built from the model registry."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     HttpUrl,
     WithJsonSchema,
     create_model,
 )
 
-from deployments.contract import MediaKind
 from deployments.engine import ModelSpec
 from deployments.registry import MODELS
 from deployments.stage import Stage
@@ -266,142 +264,3 @@ class JobPage(BaseModel):
     data: list[JobView]
     last_id: str | None = None
     has_more: bool
-
-
-class UploadRequest(RequestBody):
-    """Where may I upload?"""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {
-                    "properties": {
-                        "input_type": {"const": kind},
-                        "content_type": {"anyOf": [{"type": "string", "pattern": f"^{kind}/"}, {"type": "null"}]},
-                    }
-                }
-                for kind in get_args(MediaKind)
-            ]
-        }
-    )
-
-    input_type: MediaKind = Field(description="What the file is; an input of the model has to take it.")
-    job_id: JobId | None = Field(
-        None,
-        description="Leave out for the first file: a job is opened and its id returned. Or give a new UUID: then a "
-        "request that comes again opens no second job.",
-    )
-    content_type: str | None = Field(
-        None,
-        max_length=100,
-        description="What the file is sent as. Left out: `image/jpeg`, `video/mp4` or `audio/wav`.",
-        examples=["image/png"],
-    )
-    size: int | None = Field(
-        None,
-        ge=1,
-        le=2 * 1024**3,
-        description="Bytes of the file. A bucket then takes exactly so many, and no other file.",
-    )
-
-
-class UploadTicket(BaseModel):
-    """PUT the file to ``upload_url`` with this ``content_type`` as header, then ``generate`` with ``job_id``."""
-
-    job_id: str
-    upload_url: str = Field(description="Takes the file by PUT.")
-    content_type: str = Field(description="The header that the PUT has to have.")
-    expires_in: int = Field(description="Seconds for which the link works.")
-    key: str = Field(description="Where the file is in the store. Nothing asks for it.")
-
-
-class DownloadTicket(BaseModel):
-    """A link to the mp4."""
-
-    download_url: str = Field(description="Needs no key.")
-    expires_in: int = Field(description="Seconds for which the link works.")
-
-
-class WorkerReport(RequestBody):
-    """What a worker outside the cluster says about a job."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [
-                {"properties": {"status": {"const": "failed"}}},
-                {"required": ["video_url"], "properties": {"video_url": {"type": "string"}}},
-            ]
-        }
-    )
-
-    job_id: str
-    model: str
-    status: Literal["completed", "failed"]
-    video_url: HttpUrl | None = None
-    error: str | None = Field(None, max_length=2000)
-
-
-class Success(BaseModel):
-    success: Literal[True] = True
-
-
-class WebhookSecret(BaseModel):
-    """Verify the ``webhook-signature`` header with it, by any Standard Webhooks library."""
-
-    secret: str
-
-
-class QueueCounts(BaseModel):
-    pending: int
-    processing: int
-    completed: int
-    failed: int
-
-
-Part = Literal["ok", "down"]
-#: Ray's own store; nothing of the service is in it.
-RedisHealth = Literal["ok", "down", "unused"]
-ModelHealth = Literal["ok", "starting", "waiting", "down"]
-Weights = Literal["configured", "random", "unknown"]
-
-
-class Health(BaseModel):
-    """200 when every part works, else 503."""
-
-    api: Part
-    database: Part
-    storage: Part
-    ray: Part
-    redis: RedisHealth = Field(
-        description="Where Ray keeps its state. While it is `down`, jobs are taken and run, but a restart of the head "
-        "costs the GPU replicas. `unused`: Ray has none."
-    )
-    models: Mapping[str, ModelHealth] = Field(
-        default_factory=dict,
-        description="`starting`: a replica loads the model. `waiting`: for a machine that fits. `down`: replicas do "
-        "not start. `details` says why; none of them makes the service unhealthy. Empty when Ray does not answer.",
-    )
-    queues: Mapping[str, QueueCounts] = Field(description="Empty when the database does not answer.")
-    weights: Mapping[str, Weights] = Field(
-        description="`random`: videos are noise. `unknown`: not on this host; `notes.random_weights` of a job tells."
-    )
-    details: Mapping[str, str] = Field(default_factory=dict, description="Why a part or a model is not ok.")
-
-
-class ProblemDetails(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    param: str | None = None
-    errors: list[Mapping[str, str]] | None = None
-
-
-class Problem(ProblemDetails):
-    """RFC 9457. ``error`` repeats the message for clients of the original API."""
-
-    error: str

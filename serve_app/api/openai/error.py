@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, Field
 
 from serve_app.api.errors import VideoApiError
-from serve_app.api.schemas import ProblemDetails
+from serve_app.api.problem_schemas import ProblemDetails
 
 #: Where the protocol is spoken.
 PREFIX = "/v1/"

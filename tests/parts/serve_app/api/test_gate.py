@@ -171,10 +171,10 @@ async def test_a_route_is_closed_without_a_gate(services: Services) -> None:
     app = FastAPI()
     app.state.services = services
     install(app, "http://t")
-    from serve_app.api import jobs, webhooks
+    from serve_app.api import jobs, worker
 
     app.include_router(jobs.router)
-    app.include_router(webhooks.router)
+    app.include_router(worker.router)
     assert (await Exchange("GET", "/api/v1/jobs", KEY).through(app)).status == 401
     body = json.dumps({"job_id": "x", "model": "ltx2", "status": "failed"}).encode()
     headers = SECRET | {"content-type": "application/json"}

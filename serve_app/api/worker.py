@@ -1,22 +1,40 @@
-"""Webhooks in both directions: workers outside the cluster report here; receivers get their secret here."""
+"""``POST /webhook/complete``: a worker outside the cluster reports the end of a job."""
+
+from typing import Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
-from serve_app.api.auth import Reader, WorkerSecret
-from serve_app.api.errors import (
-    Forbidden,
-    InvalidRequest,
-    JobNotFound,
-    PayloadTooLarge,
-    RequestTimeout,
-    Unauthorized,
-    UnknownWorker,
-)
+from serve_app.api.auth import WorkerSecret
+from serve_app.api.body import RequestBody
+from serve_app.api.errors import InvalidRequest, JobNotFound, PayloadTooLarge, RequestTimeout, UnknownWorker
 from serve_app.api.problems import documented
-from serve_app.api.schemas import Success, WebhookSecret, WorkerReport
 from serve_app.services import ServicesOf
 
 router = APIRouter(tags=["webhooks"])
+
+
+class WorkerReport(RequestBody):
+    """What a worker outside the cluster says about a job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"status": {"const": "failed"}}},
+                {"required": ["video_url"], "properties": {"video_url": {"type": "string"}}},
+            ]
+        }
+    )
+
+    job_id: str
+    model: str
+    status: Literal["completed", "failed"]
+    video_url: HttpUrl | None = None
+    error: str | None = Field(None, max_length=2000)
+
+
+class Success(BaseModel):
+    success: Literal[True] = True
 
 
 @router.post(
@@ -37,15 +55,3 @@ async def worker_report(report: WorkerReport, services: ServicesOf) -> Success:
         raise JobNotFound
     await services.store.end_externally(report.job_id, video_url=url, error=report.error)
     return Success()
-
-
-@router.get(
-    "/api/v1/webhooks/secret",
-    operation_id="webhook_secret",
-    summary="Get the secret of `webhook_url`",
-    response_description="The secret.",
-    responses=documented(Unauthorized, Forbidden),
-)
-async def webhook_secret(caller: Reader, services: ServicesOf) -> WebhookSecret:
-    """The secret that the `webhook_url` of this key's jobs is signed with. Endpoints have secrets of their own."""
-    return WebhookSecret(secret=services.signing_secrets.of_key(caller.key_id))
