@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What the service needs, and with it what tests, linters and benchmarks do.
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 # Tests start hundreds of Python processes: compiling everything anew in each takes longer than they do.
 unexport PYTHONDONTWRITEBYTECODE
@@ -9,10 +11,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo run test checks lint unit parts coverage e2e soak-tests fleet-scenarios api-check memory-table bench-wav2lip bench-ltx2 bench-mesh bench-transports bench-neighbours bench-hostile bench-head bench-live bench-chain bench-fleet bench-first-step bench-api bench-install clean tables openapi constraints
 
-demo: $(STAMP)  ## Start everything, make real videos through the HTTP API, stop everything
+demo: $(DEMO)  ## Start everything, make real videos through the HTTP API, stop everything
 	$(BIN)/video-api demo
 
-run: $(STAMP)  ## Keep the service up until Ctrl-C
+run: $(DEMO)  ## Keep the service up until Ctrl-C
 	$(BIN)/video-api up
 
 test: export TEST_SKIPS := $(CURDIR)/.pytest_cache/skips
@@ -118,10 +120,14 @@ clean:
 	rm -rf $(VENV) .data out
 
 # torch first and by its exact version: with no torch installed, pip would pick a build with CUDA for other packages.
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --progress-bar off torch==2.13.0
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(STAMP): $(DEMO)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	touch $@
