@@ -1,7 +1,7 @@
 """The commands that need more than a client, and one line where that is not installed.
 
-``pip install video-api`` brings what the commands need that only speak HTTP with a service. All others name the extra
-of the package that has what they import, and say so here.
+The package without an extra brings what the commands need that only speak HTTP with a service. All others name the
+extra that has what they import, and say so here.
 """
 
 import re
@@ -46,7 +46,7 @@ class _Command(TyperCommand):
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise UsageProblem(
                 f"`{ctx.command_path}` needs more than is installed here ({lacking[0]}{more} not found):"
-                f" pip install '{_DISTRIBUTION}[{self.extra}]'"
+                f" pip install '.[{self.extra}]' in a checkout of {_DISTRIBUTION}"
             )
 
 

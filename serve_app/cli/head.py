@@ -10,6 +10,7 @@ import typer
 from dotenv import load_dotenv
 
 from serve_app import __version__
+from serve_app.cli.machine import Config
 from serve_app.cli.passed import ObjectStoreMb, PassEnv, model_variables, passed
 from serve_app.cli.terminal import UsageProblem
 
@@ -27,7 +28,6 @@ RAY_USER = "ray"
 #: Seconds between two looks at ``/health``.
 WATCH_S = 5.0
 
-Config = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Serve YAML.")]
 ClusterYaml = Annotated[
     Path | None,
     typer.Option(

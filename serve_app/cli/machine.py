@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-Config = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Serve YAML.")]
+from serve_app.cli.terminal import UsageProblem
+
+
+def there(path: Path) -> Path:
+    """Raises UsageProblem where there is no such file: the defaults are in a checkout, and not in the package."""
+    if not path.exists():
+        raise UsageProblem(f"there is no {path}: run this in a checkout of video-api, or name a file by --config")
+    return path
+
+
+Config = Annotated[Path, typer.Option(dir_okay=False, callback=there, help="Serve YAML.")]
 LOCAL = Path("configs/local.yaml")
 
 

