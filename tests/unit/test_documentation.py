@@ -81,6 +81,13 @@ def test_pages_name_files_and_pages_that_there_are() -> None:
             assert (ROOT / path).exists() or path.startswith("deployments/still/"), f"{page.name}: {path}"
 
 
+def test_what_is_pasted_calls_the_port_that_is_listened_on() -> None:
+    examples = (ROOT / "examples").glob("*.py")
+    for page in [ROOT / "README.md", *PAGES, *examples]:
+        ports = re.findall(r"(?:127\.0\.0\.1|localhost):(\d+)", page.read_text())
+        assert set(ports) <= {str(Settings.model_fields["port"].default)}, page.name
+
+
 def test_configuration_names_files_that_there_are() -> None:
     for page in (*(ROOT / "configs").glob("*.yaml"), ROOT / "Dockerfile", ROOT / "railway.toml", ROOT / ".env.example"):
         for path in re.findall(
