@@ -4,7 +4,7 @@ Both are asked for at once; the second waits for the video of the first.
 
     python examples/talking_portrait.py portrait.jpg "She smiles into the camera" speech.wav talking.mp4
 
-VIDEO_API_URL and VIDEO_API_KEY say where the service is and who asks.
+VIDEO_API_URL says where the service is (default: on this machine), VIDEO_API_KEY who asks.
 """
 
 import argparse
@@ -24,8 +24,11 @@ parser.add_argument(
 )
 parser.add_argument("--face-box", nargs=4, type=int, help="top bottom left right, where no face can be found by itself")
 given = parser.parse_args()
+url, key = os.environ.get("VIDEO_API_URL", "http://127.0.0.1:8000"), os.environ.get("VIDEO_API_KEY")
+if not key:
+    parser.error("set VIDEO_API_KEY")
 
-with Client(os.environ["VIDEO_API_URL"], os.environ["VIDEO_API_KEY"]) as client:
+with Client(url, key) as client:
     picture, sound = client.upload(given.portrait, "image"), client.upload(given.speech, "audio")
     moving = client.generate("ltx2", job_id=picture, prompt=given.prompt, duration=given.duration)
     lips = {"sync_mode": "pingpong", "face_box": given.face_box}
