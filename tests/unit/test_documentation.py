@@ -88,6 +88,17 @@ def test_what_is_pasted_calls_the_port_that_is_listened_on() -> None:
         assert set(ports) <= {str(Settings.model_fields["port"].default)}, page.name
 
 
+def test_decisions_have_one_shape() -> None:
+    headings = ("Given", "Decided", "Instead", "Costs", "Measured", "Look again")
+    for page in (ROOT / "docs" / "decisions").glob("0*.md"):
+        text = page.read_text()
+        assert text.startswith(f"# {page.name[:4]}: "), page.name
+        found = re.findall(r"^## (.*)$", text, re.M)
+        # Not for each something else was weighed, or anything measured.
+        assert found == [name for name in headings if name in found], page.name
+        assert {"Given", "Decided", "Costs", "Look again"} <= set(found), page.name
+
+
 def test_configuration_names_files_that_there_are() -> None:
     for page in (*(ROOT / "configs").glob("*.yaml"), ROOT / "Dockerfile", ROOT / "railway.toml", ROOT / ".env.example"):
         for path in re.findall(
