@@ -169,7 +169,7 @@ class Fleet:
         """All that there are, those that joined by hand as well. Never waits."""
         held = self._held()
         found = [Node.of(slot, held.get(slot.id)) for slot in self._slots.all]
-        return [*found, *(Node(id=each.id, node_type=each.node_type, guest=True) for each in self._guests)]
+        return [*found, *(Node(id=each.id, node_type=each.node_type) for each in self._guests)]
 
     def waits(self) -> Mapping[str, Wait]:
         """Why nothing is rented for a type, or for the first of its slots; nothing of one where nothing is in the way,

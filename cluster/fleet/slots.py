@@ -29,12 +29,11 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A slot with what is rented for it, or a node that joined by hand: as whoever wished for it sees it."""
+    """A slot with what is rented for it, or a node that joined by hand, of which nothing more is known: as whoever
+    wished for it sees it."""
 
     id: str
     node_type: str
-    #: True: it joined by hand, and all of the rest is nothing.
-    guest: bool = False
     #: Of what is rented for it; None: nothing is.
     label: str | None = None
     instance: str | None = None

@@ -39,11 +39,6 @@ class Slot:
         return str(IPv4Address(_NETWORK + 256 * subnet + host + 1))
 
     @property
-    def ports(self) -> range:
-        """The 64 port numbers that nobody else uses."""
-        return range(self._port(0), self._port(PORTS_PER_SLOT))
-
-    @property
     def node_manager(self) -> int:
         return self._port(0)
 

@@ -33,23 +33,6 @@ from deployments.ltx2.text import Text, apart
 from deployments.stage import Stage
 from deployments.weights import CheckpointError
 
-#: Arguments of the pipeline call that :meth:`Pipeline.render` fills per job; the recipe has all others.
-JOB_ARGUMENTS = frozenset(
-    {
-        "image",
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-        "width",
-        "height",
-        "num_frames",
-        "frame_rate",
-        "generator",
-        "callback_on_step_end",
-    }
-)
-
 #: Share of the run that is over when denoising begins and when it ends.
 _DENOISE_FROM, _DENOISE_TO = 0.02, 0.93
 #: Frames converted to uint8 at a time, which bounds the float32 copy.

@@ -105,11 +105,6 @@ class Recipe:
     #: Each goes on from the latents of the one before, doubled in width and height.
     passes: tuple[Pass, ...]
 
-    @property
-    def batch_items(self) -> int:
-        """What a clip costs, in forwards of one batch item: the sum of the batch sizes of all transformer calls."""
-        return sum(part.steps * sum(part.items) for part in self.passes)
-
 
 def recipes_of(*, two_stages: bool) -> tuple[RecipeName, ...]:
     """Those of a checkpoint whose version can be made in two stages, and that has an upsampler; or of another."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from deployments.sandbox.kernel import syscall
 
-#: Least version of Landlock's interface for each part.
-FILES, TCP, SCOPES = 1, 4, 6
+#: Least version of Landlock's interface for each part; the file system's is the first.
+TCP, SCOPES = 4, 6
 EXECUTE, READ_FILE = 1 << 0, 1 << 2
 #: Bits of the file system's rights by the version that brought them.
 _RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}

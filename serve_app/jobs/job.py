@@ -1,4 +1,4 @@
-"""The job: a frozen snapshot of one row, and the table of legal transitions."""
+"""The job: a frozen snapshot of one row."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,6 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
-
-#: Every change of status that may happen. ``processing → queued`` is a retry.
-TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    Status.UPLOADING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
-    Status.QUEUED: frozenset({Status.PROCESSING, *TERMINAL}),
-    Status.PROCESSING: frozenset({Status.QUEUED, *TERMINAL}),
-    Status.COMPLETED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-}
-
 
 #: The table's word for a ``queued`` job that waits for the video of another: it is in no line, no GPU is wanted for it
 #: and no deadline runs. Its client sees it as ``queued``; ``awaits`` says for whom.

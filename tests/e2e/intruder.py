@@ -18,6 +18,7 @@ from cluster.mesh.dialer import Dialer, HubAddress
 from cluster.mesh.identity import Credentials
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.wire import Open, encode
+from tests.ports import block
 
 #: What may run beside Ray on a head, by the ports that people use.
 USUAL = (22, 80, 443, 2222, 5432, 6379, 8000, 8265, 9090, 10001)
@@ -34,8 +35,8 @@ async def knock(hub: str, credentials: str) -> None:
     own = Credentials.load(Path(credentials))
     assert own is not None
     others = [number for number in (2, 3) if number != own.slot]
-    places = [(1, port) for port in (*HEAD.ports, *USUAL)]
-    places += [(number, port) for number in others for port in (*slot(number).ports, *USUAL)]
+    places = [(1, port) for port in (*block(HEAD), *USUAL)]
+    places += [(number, port) for number in others for port in (*block(slot(number)), *USUAL)]
     dialer = Dialer(HubAddress.parse(hub), own.fingerprint)
     print(
         json.dumps(

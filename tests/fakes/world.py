@@ -158,7 +158,8 @@ class World:
         return Report(label=contract.label, at=self.clock.now(), state=state, down_bytes=contract.bytes_down)
 
     def wanted(self) -> list[Node]:
-        return [each for each in self.fleet.nodes() if not each.dismissed and not each.guest]
+        by_hand = {each.id for each in self.door.by_hand}
+        return [each for each in self.fleet.nodes() if not each.dismissed and each.id not in by_hand]
 
     def want(self, count: int) -> list[str]:
         """As Ray does: add slots one by one, or dismiss the youngest. The ids of those that there are then."""

@@ -50,7 +50,7 @@ class Slots:
         return self.there.pop(node_id, None) is not None
 
     def nodes(self) -> Sequence[Node]:
-        by_hand = Node(id="hand-1", node_type=BY_HAND, guest=True)
+        by_hand = Node(id="hand-1", node_type=BY_HAND)
         return [by_hand, *(Node(id=name, node_type=node_type) for name, node_type in self.there.items())]
 
 

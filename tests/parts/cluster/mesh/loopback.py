@@ -18,6 +18,7 @@ from cluster.mesh.identity import Credentials, HubIdentity
 from cluster.mesh.plan import Slot, slot
 from cluster.mesh.registry import NodeRegistry, invite
 from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
+from tests.ports import block
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -52,11 +53,11 @@ class LoopbackMesh:
 
     def via(self, at: int, to: int) -> tuple[str, int]:
         """Where a program on slot ``at`` connects to reach slot ``to``."""
-        return f"127.78.{at}.{to}", slot(to).ports[OFFSET]
+        return f"127.78.{at}.{to}", block(slot(to))[OFFSET]
 
     async def serve(self, at: int, handle: Serve) -> None:
         """Run a program on that slot until the mesh ends."""
-        server = await asyncio.start_server(handle, slot(at).address, slot(at).ports[OFFSET])
+        server = await asyncio.start_server(handle, slot(at).address, block(slot(at))[OFFSET])
         self._stack.callback(server.close)
 
     async def enrol(self) -> Credentials:

@@ -17,6 +17,7 @@ from cluster.mesh.pieces import PIECE
 from cluster.mesh.plan import HEAD, slot
 from cluster.mesh.wire import Open, encode
 from tests.parts.cluster.mesh.loopback import OFFSET, LoopbackMesh, digest, echo, exchange, greet, loopback_mesh, until
+from tests.ports import block
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
@@ -261,4 +262,4 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-assert slot(2).ports[OFFSET] in slot(2).forwarded
+assert block(slot(2))[OFFSET] in slot(2).forwarded

@@ -30,6 +30,7 @@ from tests.parts.cluster.mesh.loopback import (
     loopback_mesh,
     until,
 )
+from tests.ports import block
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("loopback")]
 
@@ -124,7 +125,7 @@ async def test_wrong_key_and_somebody_elses_slot(tmp_path: Path) -> None:
             with pytest.raises(NodeRefused) as error:
                 await Agent(mesh.address, wrong, TIMING, listen_on=listener_of(9)).run()
             assert error.value.reason is Reason.BAD_KEY
-        await knock(mesh, encode(Open(2, three.key, 1, HEAD.ports[OFFSET])))
+        await knock(mesh, encode(Open(2, three.key, 1, block(HEAD)[OFFSET])))
         await refused(mesh, "bad_key", 4)
 
 
@@ -187,19 +188,19 @@ async def test_revoking_cuts_live_flows_and_frees_nothing_yet(tmp_path: Path) ->
 async def test_destinations_outside_the_plan(tmp_path: Path) -> None:
     async with watched(tmp_path) as mesh:
         key = mesh.nodes[2].credentials.key
-        port = slot(3).ports[OFFSET]
+        port = block(slot(3))[OFFSET]
         needed = {HEAD.node_manager, HEAD.object_manager, HEAD.gcs, HEAD.http, *HEAD.workers}
         # Of the head whatever Ray on a node does not need, ports of other slots, and what else may run there.
-        outside = [(1, other) for other in HEAD.ports if other not in needed]
+        outside = [(1, other) for other in block(HEAD) if other not in needed]
         outside += [(1, other) for other in (0, 22, 5432, 6379, 8265, 10001, mesh.hub.port, port, 65535)]
         # Of other nodes, and of itself, nothing.
         outside += [(number, other) for number in (2, 3) for other in (*slot(number).forwarded, 22, HEAD.gcs)]
-        outside += [(4, slot(4).ports[OFFSET]), (0, port), (353, port), (65535, port)]
+        outside += [(4, block(slot(4))[OFFSET]), (0, port), (353, port), (65535, port)]
         for target, where in outside:
             assert await knock(mesh, encode(Open(2, key, target, where)) + END) == b""
         assert mesh.hub.stats().refused["outside_plan"] == len(outside)
         # What is needed is not refused, only nobody is there; the echo's port is in use all along.
-        for where in needed - {HEAD.ports[OFFSET]}:
+        for where in needed - {block(HEAD)[OFFSET]}:
             await knock(mesh, encode(Open(2, key, 1, where)))
         assert mesh.hub.stats().refused["outside_plan"] == len(outside)
 
@@ -210,7 +211,7 @@ async def test_agent_forwards_to_its_own_ports_only(tmp_path: Path) -> None:
         session = mesh.hub._router.session(2)
         assert session is not None
         agents = (slot(2).dashboard_agent_listen, slot(2).runtime_env_agent)
-        for port in (22, HEAD.gcs, slot(3).ports[OFFSET], slot(2).ports[6], *agents):
+        for port in (22, HEAD.gcs, block(slot(3))[OFFSET], block(slot(2))[6], *agents):
             session.control.send(Dial(bytes(16), port))
         await until(lambda: mesh.nodes[2].agent.stats().refused.get("outside_plan", 0) == 6)
 
@@ -291,7 +292,7 @@ async def test_node_that_breaks_the_stream_loses_only_that_flow(tmp_path: Path) 
     async with watched(tmp_path) as mesh:
         key = mesh.nodes[2].credentials.key
         for wrong in (b"\x00\xff\xff\xff", END + b"\x00\x00\x00\x01x", b"\xff\xff\xff\xff"):
-            answer = await knock(mesh, encode(Open(2, key, 1, HEAD.ports[OFFSET])) + wrong)
+            answer = await knock(mesh, encode(Open(2, key, 1, block(HEAD)[OFFSET])) + wrong)
             # No more than its own end and the confirmation of ours.
             assert len(answer) <= 8
 

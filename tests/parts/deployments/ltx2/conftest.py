@@ -13,8 +13,13 @@ from PIL import Image
 
 from deployments.ltx2 import tiny
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot
-from deployments.ltx2.recipes import RecipeName
+from deployments.ltx2.recipes import Recipe, RecipeName
 from deployments.ltx2.versions import Version
+
+
+def batch_items(recipe: Recipe) -> int:
+    """What a clip costs, in forwards of one batch item: the sum of the batch sizes of all transformer calls."""
+    return sum(part.steps * sum(part.items) for part in recipe.passes)
 
 
 @pytest.fixture(scope="session", autouse=True)

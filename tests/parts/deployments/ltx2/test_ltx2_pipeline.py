@@ -12,7 +12,7 @@ from deployments.faults import DeviceLost, Fault, OutOfMemory
 from deployments.ltx2.pipeline import Clip, Pipeline, Shot, to_host, to_uint8
 from deployments.ltx2.recipes import DISTILLED_SIGMAS, RecipeName, expand, num_frames
 from deployments.ltx2.versions import Version
-from tests.parts.deployments.ltx2.conftest import Take
+from tests.parts.deployments.ltx2.conftest import Take, batch_items
 
 PipelineOf = Callable[[Version], Pipeline]
 TakesOf = Callable[[Version], dict[RecipeName, Take]]
@@ -44,7 +44,7 @@ def test_each_recipe_costs_the_batch_items_that_it_states(
 ) -> None:
     facts, takes = pipeline_of(version).checkpoint, takes_of(version)
     assert {name: sum(take.forwards.batches) for name, take in takes.items()} == {
-        name: expand(name, facts).batch_items for name in takes
+        name: batch_items(expand(name, facts)) for name in takes
     }
 
 

@@ -17,15 +17,32 @@ from hypothesis import strategies as st
 
 from deployments.ltx2 import recipes
 from deployments.ltx2.checkpoint import Checkpoint
-from deployments.ltx2.pipeline import JOB_ARGUMENTS, Pipeline
+from deployments.ltx2.pipeline import Pipeline
 from deployments.ltx2.recipes import IMAGE_ARGUMENTS, Pass, Recipe, RecipeName, canvas, expand, num_frames
 from deployments.ltx2.versions import VERSIONS, Version
+from tests.parts.deployments.ltx2.conftest import batch_items
 
 LTX2_VERSIONS = (Version.LTX_2_0, Version.LTX_2_3, Version.LTX_2_5)
 RECIPES = recipes.RECIPE_NAMES
 #: All passes of all recipes that there are.
 PASSES = [(version, name) for version in Version for name in RECIPES if name != "fast" or VERSIONS[version].two_stages]
 
+#: Arguments of the pipeline call that :meth:`Pipeline.render` fills per job; the recipe has all others.
+JOB_ARGUMENTS = frozenset(
+    {
+        "image",
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+        "width",
+        "height",
+        "num_frames",
+        "frame_rate",
+        "generator",
+        "callback_on_step_end",
+    }
+)
 EIGHT = (
     "guidance_scale",
     "stg_scale",
@@ -104,7 +121,7 @@ def test_fast_is_the_published_two_stages(version: Version) -> None:
     ],
 )
 def test_batch_items_of_a_clip(version: Version, items: dict[RecipeName, int]) -> None:
-    assert {name: expand(name, full(version)).batch_items for name in items} == items
+    assert {name: batch_items(expand(name, full(version))) for name in items} == items
 
 
 @pytest.mark.parametrize(

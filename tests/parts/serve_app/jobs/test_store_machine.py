@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from deployments.failure_code import FailureCode
 from serve_app.jobs import metrics
 from serve_app.jobs.ending import IDLE_STAGES
 from serve_app.jobs.idempotency import Answer, IdempotencyKey, KeyReused
-from serve_app.jobs.job import TERMINAL, TRANSITIONS, Status
+from serve_app.jobs.job import TERMINAL, Status
 from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.retry import MAX_ATTEMPTS, MAX_OUT_OF_MEMORY
 from serve_app.jobs.store import JobStore
@@ -56,6 +56,15 @@ FAULTS = st.sampled_from(
     [("worker_lost", True), ("timed_out", True), ("out_of_memory", True), ("no_face_found", False)]
 )
 LATE = ["start", "progress", "complete", "hold", "postpone", "fail", "stopped", "admit", "renew"]
+#: Every change of status that may happen. ``processing → queued`` is a retry.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.UPLOADING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.QUEUED: frozenset({Status.PROCESSING, *TERMINAL}),
+    Status.PROCESSING: frozenset({Status.QUEUED, *TERMINAL}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
 #: Another deployment of one of the models.
 SMALLER = "ltx2-40gb"
 #: Seconds for which new orders are tried.

@@ -13,6 +13,7 @@ from cluster.fleet.fleet import Fleet
 from cluster.fleet.limits import Limits
 from cluster.fleet.rental import Rental, State, Why
 from cluster.fleet.report import Report
+from cluster.fleet.slots import Node
 from cluster.fleet.waiting import Reason, Wait
 from tests.fakes.books import MemoryBooks
 from tests.fakes.vast import Scenario, offer
@@ -193,7 +194,7 @@ async def test_nodes_that_joined_by_hand_are_listed_and_left_alone() -> None:
     world.door.by_hand.append(Guest("by-hand", TYPE))
     await world.passes(3)
     (node,) = world.fleet.nodes()
-    assert (node.id, node.node_type, node.guest) == ("by-hand", TYPE, True)
+    assert node == Node(id="by-hand", node_type=TYPE)
     assert not world.fleet.dismiss("by-hand")
     await world.passes(3)
     assert len(world.vast.alive) == 1

@@ -6,13 +6,14 @@ from hypothesis import strategies as st
 
 from cluster.mesh.plan import HEAD, SLOTS, HeadSlot, Slot, slot, slots
 from cluster.ray_process import slot_flags
+from tests.ports import block
 
 EPHEMERAL = range(32768, 65536)
 numbers = st.integers(1, SLOTS)
 
 
 def test_no_two_slots_share_a_port_or_an_address() -> None:
-    ports = [port for one in slots() for port in one.ports]
+    ports = [port for one in slots() for port in block(one)]
     assert len(ports) == len(set(ports)) == 64 * SLOTS
     assert (min(ports), max(ports)) == (10240, 32767)
     assert SLOTS == 352
@@ -28,17 +29,17 @@ def test_a_slot_stays_within_its_block(number: int) -> None:
         named += [one.gcs, one.dashboard, one.client_server, one.autoscaler_metrics, one.dashboard_metrics]
         named += [one.http, one.briefing]
     assert len(set(named)) == len(named)
-    assert set(named) <= set(one.ports)
+    assert set(named) <= set(block(one))
     assert set(one.forwarded) <= set(named)
     assert len(set(one.forwarded)) == len(one.forwarded)
-    assert not set(one.ports) & set(EPHEMERAL)
+    assert not set(block(one)) & set(EPHEMERAL)
 
 
 def test_no_two_slots_share_an_address_or_a_port() -> None:
     every = list(slots())
     addresses = {one.address for one in every}
     assert len(addresses) == len(every) == SLOTS
-    assert len({port for one in every for port in one.ports}) == sum(len(one.ports) for one in every)
+    assert len({port for one in every for port in block(one)}) == sum(len(block(one)) for one in every)
     # Some software takes these for a network or a broadcast.
     assert not [address for address in addresses if address.endswith((".0", ".255"))]
     assert all(address.startswith("127.77.") for address in addresses)
