@@ -36,6 +36,8 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
+    """All that a pass decides by: what is wished for, what is rented, and what the provider and the nodes say."""
+
     now: datetime
     caps: Caps
     limits: Limits

@@ -8,6 +8,8 @@ from cluster.fleet.words import written
 
 
 class Reason(Explained):
+    """Each with what it means, for people."""
+
     NODES_CAP = "nodes_cap", "There are as many nodes of its type as there may be."
     PRICE_CAP = "price_cap", "Every machine that fits costs more by the hour than one may."
     HOUR_CAP = "hour_cap", "All nodes together would cost more by the hour than they may."
@@ -24,6 +26,8 @@ class Reason(Explained):
 
 @dataclass(frozen=True)
 class Wait:
+    """Why, and for how long at least."""
+
     reason: Reason
     #: For people; empty where the reason says it all.
     detail: str = ""

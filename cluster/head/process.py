@@ -135,6 +135,8 @@ def run(application: Application, options: HeadOptions) -> int:
 
 
 class Head:
+    """Waits until it leads, then has everything that a head consists of; :meth:`run` is all of its life."""
+
     def __init__(self, application: Application, options: HeadOptions) -> None:
         self._application = application
         self._options = options

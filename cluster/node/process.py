@@ -150,6 +150,8 @@ async def briefed(agent: Agent, version: str) -> Briefing:
 
 
 class Node:
+    """Joins the mesh, keeps Ray alive on this machine and watches both; :meth:`run` is all of its life."""
+
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         #: Loop time when mesh and Ray were last seen at work.

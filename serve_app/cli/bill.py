@@ -80,6 +80,8 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
+    """What was spent and what was made for it, by model, by node or by day."""
+
     #: In the order of their names.
     lines: dict[str, Line]
     total: Line

@@ -194,6 +194,7 @@ def _ray_user(name: str) -> "RayUser | None":
 
 
 def settings_of_cluster(environment: "Environment") -> "Settings":
+    """From the environment and ``.env``. Raises :class:`UsageProblem` if one is wrong, or no database is named."""
     from serve_app.preflight import url_fault
     from serve_app.settings import ConfigurationError, Settings
 

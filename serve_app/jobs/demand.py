@@ -15,6 +15,8 @@ LEARNT_FROM = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
+    """Of one deployment, at one moment."""
+
     #: Jobs that wait or run.
     backlog: int
     #: How many of them may run at a time, as the limits of their keys are: more machines would help nobody.
