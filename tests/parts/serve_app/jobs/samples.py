@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from deployments.contract import Ability, Failure, Lease, MediaFacts, Outcome, Started, Stopped, Verdict
 from serve_app.intake.inputs import StoredInput
 from serve_app.jobs.abilities import Abilities
+from serve_app.jobs.deliveries import Deliveries
 from serve_app.jobs.job import Claim, Job, NewJob
 from serve_app.jobs.store import JobStore
 
@@ -140,3 +141,26 @@ async def eventually(condition: Callable[[], Awaitable[Any]], within_s: float = 
         while not (value := await condition()):  # noqa: ASYNC110 - what changes is in the database
             await asyncio.sleep(0.02)
     return value
+
+
+async def ended(engine: AsyncEngine, job_id: str) -> None:
+    """Cancelled, whatever it did."""
+    await execute(
+        engine,
+        """UPDATE jobs SET status = 'cancelled', completed_at = now(), lease_token = NULL, lease_expires_at = NULL
+            WHERE id = :id""",
+        id=job_id,
+    )
+
+
+async def deliver(deliveries: Deliveries) -> int:
+    """Send what is due, once. How many that were."""
+    due = await deliveries.claim()
+    for delivery in due:
+        await deliveries.send(delivery)
+    return len(due)
+
+
+async def come_due(engine: AsyncEngine) -> None:
+    """Whatever is to be delivered later is due now."""
+    await execute(engine, "UPDATE deliveries SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")

@@ -20,7 +20,7 @@ from serve_app.outbound.client import SafeClient
 from serve_app.outbound.limits import Limits
 from serve_app.settings import Settings
 from tests.fakes.http_source import HttpSource, reply, stalled
-from tests.parts.serve_app.jobs.samples import completed, execute, failure, fetch, running
+from tests.parts.serve_app.jobs.samples import come_due, completed, deliver, failure, fetch, running
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 SETTINGS = Settings(secret_key=SecretStr("the root of all secrets of the service"))
@@ -43,13 +43,6 @@ async def deliveries(engine: AsyncEngine) -> AsyncIterator[Deliveries]:
         yield Deliveries(engine, client, SECRETS, video_url)
 
 
-async def deliver(deliveries: Deliveries) -> int:
-    due = await deliveries.claim()
-    for delivery in due:
-        await deliveries.send(delivery)
-    return len(due)
-
-
 async def state(engine: AsyncEngine) -> dict[str, Any]:
     (row,) = await fetch(
         engine,
@@ -59,10 +52,6 @@ async def state(engine: AsyncEngine) -> dict[str, Any]:
         """,
     )
     return dict(row)
-
-
-async def come_due(engine: AsyncEngine) -> None:
-    await execute(engine, "UPDATE deliveries SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
 
 
 async def test_a_finished_job_is_told_signed(

@@ -182,6 +182,16 @@ def once(act: Callable[[Task], Awaitable[None]]) -> Callable[[Task], Awaitable[N
     return maybe
 
 
+def dying(house: House) -> Callable[[Task], Awaitable[None]]:
+    """All workers are gone at once."""
+
+    async def act(_: Task) -> None:
+        asyncio.get_running_loop().call_soon(lambda: [work.cancel() for work in house.workers._alive])
+        await asyncio.Event().wait()
+
+    return act
+
+
 def raising(error: Exception) -> Callable[[Task], Awaitable[None]]:
     async def act(_: Task) -> None:
         raise error
@@ -269,11 +279,7 @@ async def test_what_is_our_fault_in_intake_is_no_attempt(house: House, submit: A
 
 
 async def test_a_worker_that_dies_costs_one_attempt(house: House, submit: Any) -> None:
-    async def die(_: Task) -> None:
-        asyncio.get_running_loop().call_soon(lambda: [work.cancel() for work in house.workers._alive])
-        await asyncio.Event().wait()
-
-    house.workers.compute = once(die)
+    house.workers.compute = once(dying(house))
     generate = house.workers.generate
 
     async def as_serve_says_it(task: Task) -> None:
@@ -432,11 +438,7 @@ async def test_a_worker_that_falls_silent_is_replaced(house: House, submit: Any)
     """Nobody says that it died: only its lease tells."""
     vanished = asyncio.Event()
 
-    async def vanish(_: Task) -> None:
-        asyncio.get_running_loop().call_soon(lambda: [work.cancel() for work in house.workers._alive])
-        await asyncio.Event().wait()
-
-    house.workers.compute = once(vanish)
+    house.workers.compute = once(dying(house))
     generate = house.workers.generate
 
     async def hang(task: Task) -> None:

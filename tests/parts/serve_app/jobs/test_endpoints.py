@@ -24,7 +24,17 @@ from serve_app.jobs.webhook_event import ENDS, JobEvent
 from serve_app.outbound.client import SafeClient
 from serve_app.storage.local import LocalStorage
 from tests.fakes.http_source import HttpSource, Seen, reply
-from tests.parts.serve_app.jobs.samples import completed, eventually, execute, failure, fetch, running, skip_back_off
+from tests.parts.serve_app.jobs.samples import (
+    come_due,
+    completed,
+    deliver,
+    eventually,
+    execute,
+    failure,
+    fetch,
+    running,
+    skip_back_off,
+)
 
 OPERATOR = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 SECRETS = SigningSecrets(OPERATOR, b"r" * 32)
@@ -61,17 +71,6 @@ async def made(endpoints: Endpoints, url: str, key_id: str = "", events: Sequenc
     endpoint = await endpoints.create(key_id, url, events)
     assert endpoint is not None
     return endpoint
-
-
-async def deliver(deliveries: Deliveries) -> int:
-    due = await deliveries.claim()
-    for delivery in due:
-        await deliveries.send(delivery)
-    return len(due)
-
-
-async def come_due(engine: AsyncEngine) -> None:
-    await execute(engine, "UPDATE deliveries SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
 
 
 def told(seen: Seen, secret: str) -> Any:

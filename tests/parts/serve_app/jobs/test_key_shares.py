@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import api_key, execute, fetch, jobs_of
+from tests.parts.serve_app.jobs.samples import api_key, ended, execute, fetch, jobs_of
 from tests.parts.serve_app.jobs.turns import Owner, take_turns_of_keys
 
 
@@ -29,15 +29,6 @@ async def posted(engine: AsyncEngine, key: str, users: int, each: int, *, model:
         users=users,
         each=each,
         model=model,
-    )
-
-
-async def ended(engine: AsyncEngine, job_id: str) -> None:
-    await execute(
-        engine,
-        """UPDATE jobs SET status = 'cancelled', completed_at = now(), lease_token = NULL, lease_expires_at = NULL
-            WHERE id = :id""",
-        id=job_id,
     )
 
 

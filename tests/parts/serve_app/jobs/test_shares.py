@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started
 from serve_app.jobs.store import JobStore
-from tests.parts.serve_app.jobs.samples import execute, fetch, jobs_of, lease_of
+from tests.parts.serve_app.jobs.samples import ended, execute, fetch, jobs_of, lease_of
 from tests.parts.serve_app.jobs.turns import take_turns
 
 WINDOWS, USERS = range(1, 17), (*range(2, 21), 33, 50)
@@ -90,15 +90,6 @@ async def posted(engine: AsyncEngine, users: int, each: int) -> None:
         """,
         users=users,
         each=each,
-    )
-
-
-async def ended(engine: AsyncEngine, job_id: str) -> None:
-    await execute(
-        engine,
-        """UPDATE jobs SET status = 'cancelled', completed_at = now(), lease_token = NULL, lease_expires_at = NULL
-            WHERE id = :id""",
-        id=job_id,
     )
 
 
