@@ -4,7 +4,6 @@ import gc
 import itertools
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve_app.jobs.database import connect, migrate
+from tests.ports import free_port
 from tests.skips import pytest_configure
 from tests.stack import Stack, started
 
@@ -131,10 +131,8 @@ def _sqlalchemy(uri: str) -> str:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One running service for all tests that need Ray: its start costs seconds."""
-    with pytest.MonkeyPatch.context() as environment, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        environment.setenv("PORT", str(probe.getsockname()[1]))
-        probe.close()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PORT", str(free_port()))
         # Directly below /tmp: the database server's user may not enter pytest's folders.
         with tempfile.TemporaryDirectory(prefix="video-api-test-", ignore_cleanup_errors=True) as data:
             environment.setenv("VIDEO_API_DATA_DIR", data)

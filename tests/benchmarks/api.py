@@ -8,7 +8,6 @@ that answers a constant. Writes a table to ``tests/benchmarks/results/api.md``.
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -228,12 +229,6 @@ def until_answered(port: int, server: subprocess.Popen[bytes]) -> None:
             assert server.poll() is None, "the server has ended"
             time.sleep(0.1)
     raise AssertionError("the server does not begin")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

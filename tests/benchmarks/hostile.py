@@ -5,7 +5,6 @@ Markdown tables.
 """
 
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -13,6 +12,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests.ports import free_port
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -30,9 +31,7 @@ MEGABYTE = 10**6
 
 def main() -> None:
     """Start the service, then measure."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ["PORT"] = str(probe.getsockname()[1])
+    os.environ["PORT"] = str(free_port())
     os.environ.pop("DATABASE_URL", None)
     with tempfile.TemporaryDirectory(prefix="video-api-bench-", ignore_cleanup_errors=True) as data:
         Path(data).chmod(0o755)

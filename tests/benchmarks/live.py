@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx
@@ -69,9 +71,7 @@ def main() -> None:
 def measure(url: str, folder: Path) -> bool:
     sqlalchemy_url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     migrate(sqlalchemy_url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     told = asyncio.run(prepare(settings_of(sqlalchemy_url, folder)))
     (folder / "streams.json").write_text(json.dumps(told))
     with (

@@ -8,7 +8,6 @@ middle of what it does.
 import asyncio
 import io
 import os
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
@@ -25,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.fakes.http_source import HttpSource, reply
 from tests.parts.serve_app.jobs.samples import eventually, fetch
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "key-of-the-test"
@@ -44,7 +44,7 @@ class Service:
             "LEASE_SECONDS": "5",
             "PYTHONPATH": str(ROOT),
         }
-        self.ports = {f"api-{number}": _free_port() for number in range(2)}
+        self.ports = {f"api-{number}": free_port() for number in range(2)}
         self._processes: dict[str, Process] = {}
 
     async def start(self, name: str) -> None:
@@ -185,8 +185,3 @@ async def one_job(storm: Storm, engine: AsyncEngine) -> None:
         return job["status"]
 
     assert await eventually(ended, within_s=120) == "completed"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import httpx
 import psutil
 
 from serve_app.cli import samples
+from tests.ports import free_port
 from tests.stack import CONFIG
 
 
@@ -92,10 +92,7 @@ def test_stopping_in_the_middle_of_a_job_leaves_nothing(tmp_path: Path) -> None:
     ):
         Path(data).chmod(0o755)
         Path(temporary).chmod(0o755)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {**os.environ, "VIDEO_API_DATA_DIR": data, "PORT": str(port), "TMPDIR": temporary}
+        environment = {**os.environ, "VIDEO_API_DATA_DIR": data, "PORT": str(free_port()), "TMPDIR": temporary}
         environment.pop("DATABASE_URL", None)
         up = parts.enter_context(started(environment))
         assert up.stdout is not None

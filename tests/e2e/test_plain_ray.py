@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from serve_app.cli import samples
 from serve_app.local.postgres_guard import wait_until_gone
 from tests.e2e.cluster import wait_until
 from tests.fakes.http_peer import HttpPeer
+from tests.ports import free_port
 from tests.stack import CONFIG, Stack
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainRay]:
             for prefix in ("video-api-test-", "pr-")
         )
         data.chmod(0o755)
-        port, gcs, dashboard, client, agent = free_ports(5)
+        port, gcs, dashboard, client, agent = (free_port() for _ in range(5))
         environment = {
             **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
             "RAY_AUTH_MODE": "token",
@@ -113,14 +113,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainRay]:
         http.headers["authorization"] = f"Bearer {json.loads((data / 'secrets.json').read_text())['api_key']}"
         serve_inputs(peer, tmp_path_factory.mktemp("samples"))
         yield made
-
-
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as probes:
-        taken = [probes.enter_context(socket.socket()) for _ in range(number)]
-        for probe in taken:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in taken]
 
 
 def serve_inputs(peer: HttpPeer, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """A real DNS server on 127.0.0.1. It knows some names, says no to others, and is silent about some."""
 
 import asyncio
-import socket
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -74,11 +73,3 @@ def _question(data: bytes) -> tuple[str, int, int]:
 
 def _within(name: str, domains: Sequence[str]) -> bool:
     return any(name == domain or name.endswith(f".{domain}") for domain in domains)
-
-
-def free_port() -> int:
-    """Where nobody listens."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 import tomllib
@@ -41,14 +40,9 @@ from serve_app.jobs import metrics
 from serve_app.serving.deploy import environment_of, read_config
 from serve_app.settings import Settings
 from tests.fakes.heads import options_of_head
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # ---------------------------------------------------------------- leadership

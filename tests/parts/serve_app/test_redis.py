@@ -18,13 +18,12 @@ from serve_app.settings import Settings
 from serve_app.wiring import build_services
 from tests.fakes.cluster import FakeCluster
 from tests.parts.serve_app.jobs.samples import eventually
+from tests.ports import free_port
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture(params=["open", "with a password"])

@@ -4,7 +4,6 @@ for. Nodes are whoever shows the token that a contract's environment has."""
 import asyncio
 import json
 import os
-import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from tests.fakes.vast import KEY, Contract, FakeVast, offer
 from tests.fakes.vast_server import VastServer
 from tests.fakes.world import KIND, TYPE
 from tests.parts.cluster.mesh.loopback import until
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[4]
 IDENTITY = HubIdentity.derived(b"the launcher of the tests.......")
@@ -196,9 +196,7 @@ async def launcher(
     vast = vast or market(offer(1), offer(2, dph_base=0.5), offer(3, dph_base=0.6))
     clock = vast.clock
     registry = PostgresRegistry(engine)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     async with VastServer(vast) as server, VastClient(KEY, server.url, clock=clock) as client:
         options = RentingOptions(
             provider=VastProvider(client, {TYPE: KIND}, clock=clock),

@@ -6,7 +6,6 @@ do not, then sequences of them by its links. Every check is on; what may not be 
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import SecretStr
 from serve_app.api import events, prefer
 from serve_app.settings import Settings
 from tests.parts.serve_app.api.live_api import live_api
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[4]
 EXAMPLES = os.environ.get("API_CHECK_EXAMPLES", "3")
@@ -31,9 +31,7 @@ def test_the_api_keeps_to_its_schema(database_url: str, tmp_path: Path, monkeypa
     # Nobody works on the jobs here, so streams and waits would last as long as they may.
     monkeypatch.setattr(events, "LASTS_S", 0.2)
     monkeypatch.setattr(prefer, "MAX_WAIT_S", 1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = Settings(
         database_url=database_url,
         api_key=SecretStr(KEY),

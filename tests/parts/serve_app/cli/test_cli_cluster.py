@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from serve_app.cli import head
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[4]
 PASSWORD = "hunter2"
@@ -41,12 +41,9 @@ def started(*words: str, **environment: str) -> Iterator["subprocess.Popen[str]"
 
 
 def head_environment(**changes: str) -> dict[str, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     secrets = {name: f"{name}-of-the-test".ljust(32, "-") for name in ("API_KEY", "WEBHOOK_SECRET", "SECRET_KEY")}
     database = f"postgresql://me:{PASSWORD}@127.0.0.1:1/x"
-    return {**secrets, "PORT": str(port), "PUBLIC_URL": "http://head", "DATABASE_URL": database, **changes}
+    return {**secrets, "PORT": str(free_port()), "PUBLIC_URL": "http://head", "DATABASE_URL": database, **changes}
 
 
 def events(process: "subprocess.Popen[str]", last: str) -> dict[str, dict[str, Any]]:

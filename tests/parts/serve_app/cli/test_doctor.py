@@ -27,6 +27,7 @@ from tests.fakes.vast import KEY, FakeVast, a100, offer
 from tests.fakes.vast_server import VastServer
 from tests.parts.cluster.mesh.memory_registry import MemoryRegistry
 from tests.parts.serve_app.cli.invocation import parsed
+from tests.ports import free_port
 
 Doctor = Callable[..., Awaitable[Result]]
 SECRET = "root-of-all-secrets-of-this-test-"
@@ -55,7 +56,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def redis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A server that asks for a password. It says on its output when it takes connections, and where."""
-    port = str(_free_port())
+    port = str(free_port())
     command = [str(get_binary_path()), "--port", port, "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--save", ""]
     server = subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -64,12 +65,6 @@ def redis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     server.kill()
     server.communicate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +79,7 @@ def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database_url: str) -> 
     monkeypatch.setattr(renting, "IMAGE_PYTHON", renting.PYTHON)
     for name, value in (("API_KEY", "k" * 32), ("SECRET_KEY", SECRET), ("DATABASE_URL", database_url)):
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{free_port()}")
 
 
 @pytest.fixture
@@ -176,7 +171,7 @@ async def test_a_password_that_redis_does_not_take(look: Doctor, monkeypatch: py
 
 
 async def test_a_redis_that_is_not_there(look: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
     assert of(await look(), "redis") == ("wrong", "REDIS_URL: Connection refused")
 
 
@@ -197,7 +192,7 @@ async def test_another_head_where_ours_should_be(look: Doctor, monkeypatch: pyte
 
 
 async def test_nobody_where_the_head_should_be(look: Doctor) -> None:
-    assert of(await look("--hub", f"127.0.0.1:{_free_port()}"), "mesh")[0] == "wrong"
+    assert of(await look("--hub", f"127.0.0.1:{free_port()}"), "mesh")[0] == "wrong"
 
 
 async def test_a_hub_without_a_port_is_a_usage_error(look: Doctor) -> None:
@@ -318,7 +313,7 @@ async def test_little_credit_and_a_hub_of_the_environment(
 
 
 async def test_a_database_that_is_not_there(look: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{_free_port()}/x")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hunter2@127.0.0.1:{free_port()}/x")
     result = await look()
     assert of(result, "database")[0] == "wrong"
     assert of(result, "nodes") == ("unset", "not known while the database does not answer")

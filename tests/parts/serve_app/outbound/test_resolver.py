@@ -12,7 +12,8 @@ import pytest
 from serve_app.outbound import resolver as resolver_module
 from serve_app.outbound.base import OutboundUnavailable
 from serve_app.outbound.resolver import LookupFailed, Resolver, UnknownHost
-from tests.fakes.name_server import NameServer, free_port
+from tests.fakes.name_server import NameServer
+from tests.ports import free_port
 
 NAMES = {"a.test": ["127.0.0.1"], "both.test": ["127.0.0.1", "::1"], "six.test": ["2606:4700::1111"], "none.test": []}
 
