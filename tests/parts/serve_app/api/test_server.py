@@ -11,6 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.server import HttpServer, ServerLimits
+from tests.ports import free_port
 
 #: Short, so that a test need not wait; long enough for a busy machine.
 QUICK = ServerLimits(head_s=0.5, keep_alive_s=1, stalled_s=0.5, linger_s=0.5)
@@ -323,7 +324,8 @@ async def test_too_many_connections_cost_the_most_silent_one_its_place() -> None
 
 async def test_requests_in_progress_end_before_the_server_does() -> None:
     app = App()
-    server = HttpServer(app, "127.0.0.1", 0, QUICK)
+    # Nobody else is to have it when the server has gone.
+    server = HttpServer(app, "127.0.0.1", free_port(), QUICK)
     await server.start()
     peer = Peer(*await asyncio.open_connection("127.0.0.1", server.port))
     await peer.send(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,12 +60,10 @@ def events(process: "subprocess.Popen[str]", last: str) -> dict[str, dict[str, A
 
 
 def test_a_head_says_that_its_database_does_not_answer_and_waits_for_it() -> None:
-    begun = time.monotonic()
     with started("head", f"--config={ROOT}/configs/production.yaml", **head_environment(LTX2_MODEL_PATH="/no")) as head:
         said = events(head, "database.unreachable")
         assert said["database.unreachable"]["reason"].startswith("DATABASE_URL: connection failed: ")
         assert "LTX2_MODEL_PATH=/no: " in said["weights.wrong"]["reason"]
-        assert time.monotonic() - begun < LIMIT_S / 2
         # The platform may have started us first.
         events(head, "head.waits")
         head.send_signal(signal.SIGTERM)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import wave
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -207,11 +206,9 @@ def test_what_cannot_work_is_said_before_anything_starts(
     monkeypatch.setenv("LTX2_MODEL_PATH", "/nowhere")
     monkeypatch.setenv("WAV2LIP_MODEL_PATH", "empty.pth")
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
-    begun = time.monotonic()
 
     result = CliRunner().invoke(app, [command, CONFIG])
 
-    assert time.monotonic() - begun < 10
     assert result.exit_code == 2
     assert "LTX2_MODEL_PATH=/nowhere: /nowhere does not exist" in result.stderr
     assert "WAV2LIP_MODEL_PATH=empty.pth: empty.pth is an empty file" in result.stderr

@@ -284,9 +284,10 @@ async def test_ports_of_other_services_are_closed(path: Path, port: int) -> None
         raw(CHUNKED + b"zz\r\n"),
     ],
 )
-async def test_a_post_counts_by_its_status_line(client: SafeClient, answer: Answer) -> None:
+async def test_a_post_counts_by_its_status_line(answer: Answer) -> None:
     """Whatever becomes of the body, the receiver has said yes."""
-    async with HttpSource({"/hook": answer}) as source, asyncio.timeout(3):
+    limits = Limits(post_s=100, reply_s=0.3)
+    async with HttpSource({"/hook": answer}) as source, SafeClient(LOOPBACK, limits) as client, asyncio.timeout(30):
         found = await client.post(source.url("/hook"), "{}", {})
     assert found.status == 200
     assert len(found.text) <= 2048

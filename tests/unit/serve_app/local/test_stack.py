@@ -14,6 +14,7 @@ import ray
 from serve_app.local import ray_cluster
 from serve_app.local import stack as local
 from serve_app.settings import ConfigurationError
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +84,10 @@ def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"port {port} is in use; set PORT"):
-            local._require_free(port)
+    port = free_port()
+    in_use = pytest.raises(ConfigurationError, match=f"port {port} is in use; set PORT")
+    with socket.create_server(("127.0.0.1", port)), in_use:
+        local._require_free(port)
     local._require_free(port)
 
 
