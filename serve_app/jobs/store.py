@@ -405,7 +405,7 @@ class JobStore:
                 progress=100,
                 output_key=output_key,
                 poster_key=poster_key,
-                media=report.media.model_dump(mode="json"),
+                media=None if report.media is None else report.media.model_dump(mode="json"),
                 timings=sum_timings(job, report.timings),
                 notes=report.notes,
             )

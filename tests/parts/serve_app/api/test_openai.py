@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,29 @@ async def test_what_another_model_made_is_shown_as_well(client: httpx.AsyncClien
     made = await completed(services.store, params={})
     found = (await client.get(f"/v1/videos/{made}")).json()
     assert (found["seconds"], found["size"]) == ("1.04", "64x64")
+
+
+@pytest.mark.parametrize("fps", ["0/0", "0/1", "x", 24.5, [24], "1/0"])
+async def test_one_row_that_says_nonsense_costs_nobody_the_list(
+    client: httpx.AsyncClient, services: Services, engine: AsyncEngine, fps: object
+) -> None:
+    made = await completed(services.store, params={})
+    await execute(engine, "UPDATE jobs SET media = jsonb_set(media, '{fps}', CAST(:fps AS jsonb))", fps=json.dumps(fps))
+    answer = await client.get("/v1/videos")
+    assert answer.status_code == 200, answer.text
+    (found,) = answer.json()["data"]
+    assert (found["id"], found["size"]) == (made, "64x64")
+    assert found["seconds"] == ("1.02" if fps == 24.5 else "auto")
+
+
+async def test_a_video_of_which_nothing_is_known_is_there(client: httpx.AsyncClient, services: Services) -> None:
+    """What its replica said of it was nonsense, and was not written."""
+    lease = await running(services.store, params={})
+    await services.store.complete(outcome(lease).model_copy(update={"media": None}), f"outputs/{lease.job_id}/1/o.mp4")
+    found = (await client.get(f"/v1/videos/{lease.job_id}")).json()
+    assert (found["status"], found["seconds"], found["size"]) == ("completed", "auto", "auto")
+    found = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert (found["status"], found.get("media")) == ("completed", None)
 
 
 async def test_a_running_video_is_cancelled_at_its_next_step_and_only_then_deleted(
