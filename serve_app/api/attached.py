@@ -25,6 +25,7 @@ from serve_app.api.data_uris import decoded, is_data_uri, pieces, shortened
 from serve_app.api.errors import InvalidRequest, PayloadTooLarge
 from serve_app.api.inputs import storing, whole
 from serve_app.api.spool import Spool, arrived, our_disk
+from serve_app.disk import require_room
 from serve_app.jobs.job import NewJob
 from serve_app.services import Services
 from serve_app.storage import keys
@@ -91,6 +92,7 @@ class Shelf:
         path, digest, size = self.next(), hashlib.sha256(), 0
         with path.open("wb") as file:
             for piece in pieces:
+                require_room(path.parent, len(piece))
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
@@ -288,6 +290,7 @@ class _Parts:
         piece = data[start:end]
         if self._file is not None:
             self._hash.update(piece)
+            require_room(Path(self._file.name).parent, len(piece))
             self._file.write(piece)
             return
         assert self._text is not None
