@@ -40,6 +40,12 @@ _CHUNK = 64 * 1024
 #: What says that a part of a form is a file beside its name.
 _OTHER_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
 _MEDIA = re.compile(rb"\s*(?:image|video|audio)/|\s*application/octet-stream", re.IGNORECASE)
+#: Every way to write the scheme of a data URI in JSON, whose letters may be escapes; or another encoding than UTF-8,
+#: which has zeros.
+_MAY_HAVE_FILES = re.compile(
+    b"\\0|" + b"".join(rb"(?:%c|\\u00(?:%02x|%02x))" % (one, one, ord(chr(one).upper())) for one in b"data:"),
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[An
     async with _shelf(request) as shelf:
         here = arrived(request.scope)
         content = b"" if here is None else here.content
-        if isinstance(content, bytes) and not re.search(rb"data:", content, re.IGNORECASE):
+        if isinstance(content, bytes) and not _MAY_HAVE_FILES.search(content):
             yield parse(content, uris, shelf)
         else:
             async with shelf.spool.slots.hold(_owner(request)):
