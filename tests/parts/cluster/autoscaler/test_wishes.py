@@ -232,6 +232,27 @@ async def test_who_sends_lines_without_end_takes_neither_the_launcher_s_time_nor
     assert fleet.asked <= 400 * 40
 
 
+async def test_who_says_nothing_keeps_no_place(
+    fleet: Slots, server: WishServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.autoscaler.server._SILENT_S", 0.5)
+    held = [await asyncio.open_unix_connection(server.path) for _ in range(8)]
+    # They are all let in before anybody else is.
+    answer = b""
+    async with asyncio.timeout(20):
+        while not answer:
+            reader, writer = await asyncio.open_unix_connection(server.path)
+            with contextlib.suppress(ConnectionError):
+                writer.write(Wishes().model_dump_json().encode() + b"\n")
+                answer = await reader.readline()
+            writer.close()
+            await asyncio.sleep(0.02)
+    assert b"hand-1" in answer
+    for reader, writer in held:
+        assert await _rest(reader) == b""
+        writer.close()
+
+
 async def _rest(reader: asyncio.StreamReader) -> bytes:
     async with asyncio.timeout(10):
         try:
