@@ -22,6 +22,9 @@ ANY_SIZE = 2**53 - 1
 
 MediaKind = Literal["image", "video", "audio"]
 
+#: Pixels of a side, and frames: beyond any video.
+_LARGEST = 10**7
+
 #: What a run's seconds are spent on: preparing, the wait for the GPU, the GPU, encoding and uploading.
 TIMED = ("prepare", "wait", "run", "publish")
 
@@ -108,11 +111,11 @@ class Progress(_Value):
 class MediaFacts(_Value):
     """What the finished mp4 is."""
 
-    width: int
-    height: int
-    #: Frames per second as a ratio such as ``24/1`` or ``24000/1001``.
-    fps: str
-    frames: int
+    width: int = Field(ge=0, le=_LARGEST)
+    height: int = Field(ge=0, le=_LARGEST)
+    #: Frames per second as a ratio such as ``24/1`` or ``24000/1001``: whoever reads it divides.
+    fps: str = Field(pattern=r"^[1-9]\d{0,9}/[1-9]\d{0,9}$")
+    frames: int = Field(ge=0, le=_LARGEST)
     has_audio: bool
 
 
@@ -134,7 +137,8 @@ class Outcome(_Value):
     size: int
     #: As in :class:`FileFacts`.
     md5: str
-    media: MediaFacts
+    #: None: what the replica said of it was nonsense. Only the head writes that.
+    media: MediaFacts | None
     #: The WebP at the task's poster URL; None: there is none.
     poster: FileFacts | None = None
     #: Seconds by stage, see ``TIMED``.

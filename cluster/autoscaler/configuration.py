@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from cluster.autoscaler.exchange import MOST_TYPE_BYTES
+
 #: What the head is called to the autoscaler.
 HEAD_ID = HEAD_TYPE = "head"
 #: The type of nodes that joined by hand: nothing is ever started for it, and none of it is ever ended for being idle.
@@ -74,6 +76,8 @@ class ClusterConfig:
             for name, each in self.content["available_node_types"].items():
                 if name == self.content["head_node_type"]:
                     continue
+                if not 0 < len(name.encode()) <= MOST_TYPE_BYTES:
+                    raise ValueError(f"a name has 1 to {MOST_TYPE_BYTES} bytes: {name}")
                 found[name] = NodeTypeConfig(
                     most=int(each["max_workers"]),
                     labels=dict(each.get("labels", {})),

@@ -4,11 +4,12 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from cluster.autoscaler.exchange import MOST_BYTES, Standing, Wishes
+from cluster.autoscaler.exchange import MOST_BYTES, MOST_WISHES, Standing, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ class WishLink:
         self._path = path
         self._lock = threading.Lock()
         self._nodes: dict[str, str] = {}
-        #: What has not been told yet.
+        #: What has not been told yet, in this order; and those among the added that may have been, without an answer.
         self._added: dict[str, str] = {}
-        self._dismissed: set[str] = set()
+        self._dismissed: dict[str, None] = {}
+        self._sent: frozenset[str] = frozenset()
         self._wanted = threading.Event()
         self._heard = threading.Event()
         self._socket: socket.socket | None = None
@@ -49,7 +51,11 @@ class WishLink:
 
     def dismiss(self, slot_id: str) -> None:
         with self._lock:
-            self._dismissed.add(slot_id)
+            if slot_id in self._added and slot_id not in self._sent:
+                # Nobody else knows of it: it is not wanted any more before it was wished for.
+                del self._added[slot_id]
+                return
+            self._dismissed[slot_id] = None
         self._wanted.set()
 
     def settle(self, timeout_s: float) -> None:
@@ -72,25 +78,36 @@ class WishLink:
             self._wanted.clear()
 
     def _exchange(self) -> None:
+        if self._socket is None:
+            self._connect()
         with self._lock:
-            told = Wishes(add=dict(self._added), dismiss=frozenset(self._dismissed))
+            # Without a launcher they become more than a line may have: the others come with the next one.
+            told = Wishes(
+                add=dict(islice(self._added.items(), MOST_WISHES)),
+                dismiss=frozenset(islice(self._dismissed, MOST_WISHES)),
+            )
+            self._sent |= told.add.keys()
         standing = Standing.model_validate_json(self._ask(told.model_dump_json().encode() + b"\n"))
         with self._lock:
             self._nodes = standing.nodes
             for slot_id in told.add:
                 self._added.pop(slot_id, None)
-            self._dismissed -= told.dismiss
+            for slot_id in told.dismiss:
+                self._dismissed.pop(slot_id, None)
+            self._sent = frozenset()
+
+    def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(_ANSWER_S)
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            raise
+        self._socket, self._rest = connection, b""
 
     def _ask(self, line: bytes) -> bytes:
-        if self._socket is None:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.settimeout(_ANSWER_S)
-                connection.connect(str(self._path))
-            except OSError:
-                connection.close()
-                raise
-            self._socket, self._rest = connection, b""
+        assert self._socket is not None
         self._socket.sendall(line)
         while b"\n" not in self._rest:
             received = self._socket.recv(1 << 16)

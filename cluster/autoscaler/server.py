@@ -24,6 +24,9 @@ _CONNECTIONS = 8
 #: Seconds between two lines, whoever sends them: Ray sends one a second, and whatever else runs as Ray's user must not
 #: take the launcher's time. And between two lines of log about those that are refused.
 _PAUSE_S = 0.05
+#: For one line, or for an answer to be taken: Ray says something each second, and a place that is held in silence is
+#: one that a restarted Ray lacks.
+_SILENT_S = 30.0
 _LOG_S = 60.0
 
 
@@ -75,13 +78,13 @@ class WishServer:
             return
         self._tasks.add(task)
         try:
-            while line := await reader.readline():
+            while line := await asyncio.wait_for(reader.readline(), _SILENT_S):
                 async with self._turn:
                     writer.write(self._answer(line).model_dump_json().encode() + b"\n")
                     await asyncio.sleep(_PAUSE_S)
-                await writer.drain()
+                await asyncio.wait_for(writer.drain(), _SILENT_S)
         except (OSError, ValueError) as error:
-            # It has left, or its line is no such line.
+            # It has left or says nothing, or its line is no such line.
             self._warn("fleet.wishes_refused", error=type(error).__name__)
         finally:
             self._tasks.discard(task)

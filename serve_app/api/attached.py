@@ -25,6 +25,7 @@ from serve_app.api.data_uris import decoded, is_data_uri, pieces, shortened
 from serve_app.api.errors import InvalidRequest, PayloadTooLarge
 from serve_app.api.inputs import storing, whole
 from serve_app.api.spool import Spool, arrived, our_disk
+from serve_app.disk import require_room
 from serve_app.jobs.job import NewJob
 from serve_app.services import Services
 from serve_app.storage import keys
@@ -39,6 +40,12 @@ _CHUNK = 64 * 1024
 #: What says that a part of a form is a file beside its name.
 _OTHER_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
 _MEDIA = re.compile(rb"\s*(?:image|video|audio)/|\s*application/octet-stream", re.IGNORECASE)
+#: Every way to write the scheme of a data URI in JSON, whose letters may be escapes; or another encoding than UTF-8,
+#: which has zeros.
+_MAY_HAVE_FILES = re.compile(
+    b"\\0|" + b"".join(rb"(?:%c|\\u00(?:%02x|%02x))" % (one, one, ord(chr(one).upper())) for one in b"data:"),
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Shelf:
         path, digest, size = self.next(), hashlib.sha256(), 0
         with path.open("wb") as file:
             for piece in pieces:
+                require_room(path.parent, len(piece))
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
@@ -124,7 +132,7 @@ async def read_json(request: Request, uris: Collection[str]) -> AsyncIterator[An
     async with _shelf(request) as shelf:
         here = arrived(request.scope)
         content = b"" if here is None else here.content
-        if isinstance(content, bytes) and not re.search(rb"data:", content, re.IGNORECASE):
+        if isinstance(content, bytes) and not _MAY_HAVE_FILES.search(content):
             yield parse(content, uris, shelf)
         else:
             async with shelf.spool.slots.hold(_owner(request)):
@@ -288,6 +296,7 @@ class _Parts:
         piece = data[start:end]
         if self._file is not None:
             self._hash.update(piece)
+            require_room(Path(self._file.name).parent, len(piece))
             self._file.write(piece)
             return
         assert self._text is not None

@@ -297,13 +297,14 @@ class Gate:
         if promised(scope) > declared.max_bytes:
             raise PayloadTooLarge
         party, key_id = declared.party(scope["path"]), _key_of(scope)
+        name = f"{key_id}/{party.name}" if party.of_each_key else party.name
         most = self._limits.streams - (0 if party.worker else self._limits.kept_for_workers)
         free = most - self._open_streams.total()
-        if free <= 0 or self._open_streams[party.name] >= party.most:
+        if free <= 0 or self._open_streams[name] >= party.most:
             raise Unavailable("Too many transfers at a time. Try again shortly.", headers={"retry-after": "5"})
         if key_id and self._streams_of[key_id] >= most * self._limits.key_share:
             raise RateLimited("Too many transfers of this key at a time.", headers={"retry-after": "5"})
-        self._open_streams[party.name] += 1
+        self._open_streams[name] += 1
         self._streams_of[key_id] += 1
         sender = Sender(send)
         try:
@@ -320,7 +321,7 @@ class Gate:
             if not sender.begun.done():
                 raise RequestTimeout from None
         finally:
-            self._open_streams[party.name] -= 1
+            self._open_streams[name] -= 1
             self._streams_of[key_id] -= 1
             # Without those that have none.
             self._open_streams, self._streams_of = +self._open_streams, +self._streams_of

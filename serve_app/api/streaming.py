@@ -23,6 +23,8 @@ class Party:
     #: Streams that it may have at a time.
     most: int
     worker: bool = False
+    #: The path alone is no permission: each key that asks by it is a party of its own.
+    of_each_key: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

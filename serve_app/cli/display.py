@@ -207,7 +207,11 @@ def video(found: Job) -> str:
     if not media:
         return "a video"
     numerator, _, denominator = str(media["fps"]).partition("/")
-    fps = int(numerator) / int(denominator or 1)
+    try:
+        fps = int(numerator) / int(denominator or 1)
+        length = media["frames"] / fps
+    except (ArithmeticError, ValueError):
+        # Of an older service, which writes what a node says.
+        return "a video"
     sound = "with sound" if media["has_audio"] else "no sound"
-    length = media["frames"] / fps
     return f"{media['width']}x{media['height']}, {fps:g} fps, {media['frames']} frames, {length:.1f} s, {sound}"

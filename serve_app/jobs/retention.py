@@ -52,7 +52,9 @@ class Retention:
             "lately": LATELY,
         }
         async with self._engine.begin() as db:
-            return (await db.execute(_FORGET, values)).rowcount
+            chosen = (await db.execute(_CHOOSE, values)).scalars().all()
+            # Nobody can begin to need them any more. Who did so after they were looked for is only seen now.
+            return (await db.execute(_FORGET, {"ids": chosen})).rowcount if chosen else 0
 
     async def delete_media(self) -> int:
         """Delete the media of jobs that are gone. Returns how many jobs' media were deleted."""
@@ -62,17 +64,19 @@ class Retention:
                 "SELECT id, job_id, coalesce(nullif(folder, ''), job_id) FROM discarded_media ORDER BY id LIMIT :batch"
             )
             noted = (await db.execute(query, {"batch": self.BATCH})).all()
-        deleted = []
+        deleted, failed = [], []
         for note, job_id, folder in noted:
             try:
                 for prefix in keys.prefixes(folder):
                     await self._storage.delete_prefix(prefix)
                 deleted.append(note)
             except StorageError as error:
-                # The note stays for the next time; the media of other jobs need not wait for it.
+                # The note stays for the next time, behind the others: the media of other jobs need not wait for it.
+                failed.append(note)
                 log.warning("media_not_deleted", job_id=job_id, error=error.message)
         async with self._engine.begin() as db:
             await db.execute(text("DELETE FROM discarded_media WHERE id = ANY(:ids)"), {"ids": deleted})
+            await db.execute(text("UPDATE discarded_media SET id = DEFAULT WHERE id = ANY(:ids)"), {"ids": failed})
         return len(deleted)
 
     async def tidy(self) -> int:
@@ -125,7 +129,7 @@ _FORGET_TESTS = text(
     """
 )
 
-_FORGET = text(
+_CHOOSE = text(
     """
     WITH owed AS NOT MATERIALIZED (SELECT job_id, attempts FROM deliveries WHERE next_attempt_at IS NOT NULL),
     owners AS (
@@ -164,12 +168,22 @@ _FORGET = text(
           WHERE status IN ('failed', 'cancelled') AND completed_at < now() - make_interval(secs => :failed_s)
             AND NOT EXISTS (SELECT FROM owed WHERE owed.job_id = jobs.id AND owed.attempts = 0)
           LIMIT :batch)
-    ),
+    )
     -- Whoever makes a job locks its sources, several in the order of their ids: he is not waited for.
-    chosen AS (SELECT id FROM jobs WHERE id IN (SELECT id FROM old) ORDER BY id FOR UPDATE SKIP LOCKED),
+    SELECT id FROM jobs WHERE id IN (SELECT id FROM old) ORDER BY id FOR UPDATE SKIP LOCKED
+    """
+)
+
+#: One that has no video is no source of anything.
+_FORGET = text(
+    """
+    WITH needed AS NOT MATERIALIZED (
+        SELECT source_ids FROM jobs WHERE source_ids IS NOT NULL AND inputs IS NULL AND completed_at IS NULL
+    ),
     gone AS (
-        DELETE FROM jobs USING chosen WHERE jobs.id = chosen.id
-        RETURNING jobs.id, CASE nonce WHEN '' THEN jobs.id ELSE jobs.id || '/' || nonce END AS folder
+        DELETE FROM jobs WHERE id = ANY(:ids)
+           AND (status <> 'completed' OR NOT EXISTS (SELECT FROM needed WHERE needed.source_ids @> ARRAY[jobs.id]))
+        RETURNING id, CASE nonce WHEN '' THEN id ELSE id || '/' || nonce END AS folder
     ),
     used AS (INSERT INTO used_ids (id, folder) SELECT id, folder FROM gone ON CONFLICT DO NOTHING)
     INSERT INTO discarded_media (job_id, folder) SELECT id, folder FROM gone

@@ -97,11 +97,14 @@ class JobStore:
             if quota is not None:
                 await quota.require_upload(db, job_id)
             await db.execute(upsert(jobs).values(values).on_conflict_do_nothing())
-            # Only now: the insert has waited for whoever deletes this very id at the same moment.
-            if (await db.execute(select(used_ids.c.id).where(used_ids.c.id == values["id"]))).first():
+            # Only now: the insert has waited for whoever deletes this very id at the same moment. Who deletes it after
+            # that takes away the row, or is seen by the second look.
+            found = (await db.execute(select(jobs).where(jobs.c.id == values["id"]))).mappings().one_or_none()
+            used = (await db.execute(select(used_ids.c.id).where(used_ids.c.id == values["id"]))).first()
+            if found is None or used is not None:
                 return None
-            job = await get(db, str(values["id"]))
             await db.commit()
+            job = Job.from_row(found)
             return job if job.key_id == key_id else None
 
     async def submit(
@@ -405,7 +408,7 @@ class JobStore:
                 progress=100,
                 output_key=output_key,
                 poster_key=poster_key,
-                media=report.media.model_dump(mode="json"),
+                media=None if report.media is None else report.media.model_dump(mode="json"),
                 timings=sum_timings(job, report.timings),
                 notes=report.notes,
             )

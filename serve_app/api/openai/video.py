@@ -1,6 +1,7 @@
 """A job as OpenAI's clients see it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any, Literal
@@ -112,7 +113,9 @@ def _asked(params: Mapping[str, Any], media: Mapping[str, Any]) -> dict[str, Any
     width, height = (media.get(side) or params.get(side) for side in ("width", "height"))
     seconds = params.get("duration")
     if seconds is None and media.get("frames") and media.get("fps"):
-        seconds = round(float(media["frames"] / Fraction(media["fps"])), 2)
+        # An older row may say anything, and one that can't be read must not cost its key the whole list.
+        with suppress(ArithmeticError, TypeError, ValueError):
+            seconds = round(float(media["frames"] / Fraction(media["fps"])), 2)
     return {
         "prompt": prompt if isinstance(prompt, str) else None,
         "seconds": AUTO if seconds is None else f"{seconds:g}",

@@ -17,7 +17,8 @@ from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from structlog.testing import capture_logs
 
 from cluster.autoscaler.configuration import BY_HAND, HEAD_ID, Autoscaling, BadClusterConfig, ClusterConfig
-from cluster.autoscaler.exchange import Wishes
+from cluster.autoscaler.exchange import MOST_BYTES, MOST_WISHES, Wishes
+from cluster.autoscaler.link import WishLink
 from cluster.autoscaler.provider import FleetNodeProvider
 from cluster.autoscaler.server import WishServer
 from cluster.fleet.limits import STEPS_S, Limits
@@ -155,6 +156,63 @@ async def test_without_a_launcher_all_stays_as_it_was_and_wishes_are_kept(fleet:
         path.parent.rmdir()
 
 
+class Endless(Slots):
+    """Of any type, as many as are asked for."""
+
+    def add(self, slot_id: str, node_type: str) -> bool:
+        self.asked += 1
+        self.there[slot_id] = node_type
+        return True
+
+
+async def test_more_wishes_than_fit_into_a_line_are_told_one_line_after_the_other(tmp_path: Path) -> None:
+    fleet, path = Endless(), tmp_path / "late.sock"
+    link = WishLink(path)
+    for number in range(MOST_WISHES + 200):
+        link.add(f"slot-{number}", TYPE)
+    # Of these nobody has heard, and nobody needs to.
+    for number in range(100):
+        link.dismiss(f"slot-{number}")
+    wanted = {f"slot-{number}" for number in range(100, MOST_WISHES + 200)}
+    assert set(link.nodes) == wanted
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        path.symlink_to(server.path)
+        await until(lambda: set(fleet.there) == wanted)
+        await until(lambda: "hand-1" in link.nodes)
+        assert len(wanted) > MOST_WISHES
+    path.unlink()
+    for slot_id in wanted:
+        link.dismiss(slot_id)
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        path.symlink_to(server.path)
+        await until(lambda: not fleet.there)
+        await until(lambda: set(link.nodes) == {"hand-1"})
+
+
+async def test_what_may_have_been_told_is_taken_back_by_telling(tmp_path: Path) -> None:
+    """A launcher that ends before it answers may have passed it on."""
+    fleet, path, heard = Endless(), tmp_path / "late.sock", asyncio.Event()
+    link = WishLink(path)
+    link.add("slot-1", TYPE)
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        fleet.there |= Wishes.model_validate_json(await reader.readline()).add
+        heard.set()
+        writer.transport.abort()
+
+    listening = await asyncio.start_unix_server(end, path)
+    async with asyncio.timeout(20):
+        await heard.wait()
+    listening.close()
+    path.unlink(missing_ok=True)
+    link.dismiss("slot-1")
+    assert list(fleet.there) == ["slot-1"]
+    async with WishServer(fleet, [os.geteuid()]) as server:
+        path.symlink_to(server.path)
+        await until(lambda: not fleet.there)
+        await until(lambda: set(link.nodes) == {"hand-1"})
+
+
 async def test_nodes_of_a_launcher_that_is_slow_to_answer_are_in_ray_s_first_list(fleet: Slots, tmp_path: Path) -> None:
     """Ray would take one that it knows and that is not there for ended, and never end it again."""
     late, asked = tmp_path / "late.sock", 0
@@ -232,6 +290,27 @@ async def test_who_sends_lines_without_end_takes_neither_the_launcher_s_time_nor
     assert fleet.asked <= 400 * 40
 
 
+async def test_who_says_nothing_keeps_no_place(
+    fleet: Slots, server: WishServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.autoscaler.server._SILENT_S", 0.5)
+    held = [await asyncio.open_unix_connection(server.path) for _ in range(8)]
+    # They are all let in before anybody else is.
+    answer = b""
+    async with asyncio.timeout(20):
+        while not answer:
+            reader, writer = await asyncio.open_unix_connection(server.path)
+            with contextlib.suppress(ConnectionError):
+                writer.write(Wishes().model_dump_json().encode() + b"\n")
+                answer = await reader.readline()
+            writer.close()
+            await asyncio.sleep(0.02)
+    assert b"hand-1" in answer
+    for reader, writer in held:
+        assert await _rest(reader) == b""
+        writer.close()
+
+
 async def _rest(reader: asyncio.StreamReader) -> bytes:
     async with asyncio.timeout(10):
         try:
@@ -274,3 +353,16 @@ def test_the_cluster_s_yaml_with_our_provider(tmp_path: Path) -> None:
     path.write_text("head_node_type: head\navailable_node_types: {gpu: {max_workers: many}}\n")
     with pytest.raises(BadClusterConfig, match="available_node_types"):
         _ = ClusterConfig.read(path).node_types
+    # No wish for it could be told.
+    for name in ("g" * 65, "é" * 33, "''"):
+        path.write_text(
+            f"head_node_type: head\navailable_node_types: {{{name}: {{max_workers: 1, node_config: {{}}}}}}\n"
+        )
+        with pytest.raises(BadClusterConfig, match="64 bytes"):
+            _ = ClusterConfig.read(path).node_types
+
+
+def test_as_many_wishes_as_there_may_be_fit_into_a_line() -> None:
+    slots = [f"{number:064}" for number in range(MOST_WISHES)]
+    line = Wishes(add=dict.fromkeys(slots, "g" * 64), dismiss=frozenset(slots)).model_dump_json()
+    assert len(line) < MOST_BYTES

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
-from serve_app.api import data_uris
+from serve_app.api import attached, data_uris
 from serve_app.api.attached import Shelf, parse
-from serve_app.api.data_uris import decoded
+from serve_app.api.data_uris import decoded, is_data_uri
 from serve_app.api.errors import InvalidRequest
 from serve_app.api.spool import Spool
 from serve_app.jobs.job import Job, Status
@@ -130,6 +130,15 @@ async def test_json_may_be_written_in_any_way(client: httpx.AsyncClient, service
     job = await job_of(services, await client.post("/api/v1/generate", content=body, headers=headers))
     assert job.params["prompt"] == 'say "data:,x"'
     assert await content(services, job.uploads["image"], tmp_path) == LARGE
+
+
+@pytest.mark.parametrize("body", [r'{"x": "\u0064ATa\u003a,"}', r'{"x": "D\u0041\u0054a\u003A,"}', '{"x": "data:,"}'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-be"])
+def test_wherever_a_file_may_be_is_seen(body: str, encoding: str) -> None:
+    assert is_data_uri(json.loads(body.encode(encoding))["x"])
+    assert attached._MAY_HAVE_FILES.search(body.encode(encoding))
+    # Of most texts it is seen that there is none.
+    assert not attached._MAY_HAVE_FILES.search(json.dumps({"prompt": "données: é, 数据:"}).encode())
 
 
 async def test_a_text_that_begins_like_a_data_uri_is_a_text(client: httpx.AsyncClient, services: Services) -> None:

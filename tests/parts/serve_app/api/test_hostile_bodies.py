@@ -400,3 +400,22 @@ async def test_nor_is_one_where_a_small_request_has_a_file(
     (services.settings.data_dir / "arriving").write_bytes(b"")
     found = await ask(headers, body)
     assert (found.status, found.headers["retry-after"]) == (503, "60")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (JSON, data_uri_of(900)),
+        # However it is written.
+        (JSON, data_uri_of(900).replace(b"data:", b"\\u0064a\\u0054\\u0061\\u003A")),
+        (JSON, data_uri_of(900).decode().encode("utf-16")),
+        (FORM, FILE % b"image" + b"x" * 900 + END),
+        (FORM, HEAD % b"image_url" + b"data:,x" + END),
+    ],
+)
+async def test_what_a_request_brings_leaves_as_much_free_as_its_body_does(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], body: bytes
+) -> None:
+    monkeypatch.setattr(disk, "RESERVE", 2**60)
+    found = await ask(headers, body)
+    assert (found.status, found.code, found.headers["retry-after"]) == (503, "unavailable", "60")

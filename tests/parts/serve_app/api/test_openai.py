@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from PIL import Image
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Stopped
+from serve_app.api.files import MOST_OF_A_JOB
 from serve_app.api.openai.videos import poll_after
 from serve_app.jobs.job import Job, Status
+from serve_app.jobs.reads import Seen
 from serve_app.services import Services
 from serve_app.storage import keys
 from serve_app.storage.s3 import S3Storage
@@ -328,6 +331,29 @@ async def test_what_another_model_made_is_shown_as_well(client: httpx.AsyncClien
     assert (found["seconds"], found["size"]) == ("1.04", "64x64")
 
 
+@pytest.mark.parametrize("fps", ["0/0", "0/1", "x", 24.5, [24], "1/0"])
+async def test_one_row_that_says_nonsense_costs_nobody_the_list(
+    client: httpx.AsyncClient, services: Services, engine: AsyncEngine, fps: object
+) -> None:
+    made = await completed(services.store, params={})
+    await execute(engine, "UPDATE jobs SET media = jsonb_set(media, '{fps}', CAST(:fps AS jsonb))", fps=json.dumps(fps))
+    answer = await client.get("/v1/videos")
+    assert answer.status_code == 200, answer.text
+    (found,) = answer.json()["data"]
+    assert (found["id"], found["size"]) == (made, "64x64")
+    assert found["seconds"] == ("1.02" if fps == 24.5 else "auto")
+
+
+async def test_a_video_of_which_nothing_is_known_is_there(client: httpx.AsyncClient, services: Services) -> None:
+    """What its replica said of it was nonsense, and was not written."""
+    lease = await running(services.store, params={})
+    await services.store.complete(outcome(lease).model_copy(update={"media": None}), f"outputs/{lease.job_id}/1/o.mp4")
+    found = (await client.get(f"/v1/videos/{lease.job_id}")).json()
+    assert (found["status"], found["seconds"], found["size"]) == ("completed", "auto", "auto")
+    found = (await client.get(f"/api/v1/jobs/{lease.job_id}")).json()
+    assert (found["status"], found.get("media")) == ("completed", None)
+
+
 async def test_a_running_video_is_cancelled_at_its_next_step_and_only_then_deleted(
     client: httpx.AsyncClient, services: Services
 ) -> None:
@@ -451,6 +477,34 @@ async def test_a_video_is_downloaded_whole_in_parts_or_not_again(client: httpx.A
     assert (known.status_code, known.content) == (304, b"")
     beyond = await client.get(url, headers={"range": "bytes=10-"})
     assert (beyond.status_code, beyond.json()["error"]["code"]) == (416, "range_not_satisfiable")
+
+
+async def test_who_knows_the_id_of_anothers_video_keeps_nobody_from_it(
+    client: httpx.AsyncClient, with_key: WithKey, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = await with_key()
+    get, all_asked, release, asked = services.reads.get, asyncio.Event(), asyncio.Event(), 0
+
+    async def held_for_ann(job_id: str, *, of_key: str | None = None) -> Seen | None:
+        nonlocal asked
+        if of_key == ann.headers["x-key-id"]:
+            asked += 1
+            if asked == MOST_OF_A_JOB:
+                all_asked.set()
+            await release.wait()
+        return await get(job_id, of_key=of_key)
+
+    monkeypatch.setattr(services.reads, "get", held_for_ann)
+    url = f"/v1/videos/{(await finished(services)).id}/content"
+    held = [asyncio.create_task(ann.get(url)) for _ in range(MOST_OF_A_JOB)]
+    try:
+        async with asyncio.timeout(20):
+            await all_asked.wait()
+        assert (await client.get(url)).status_code == 200
+        assert (await ann.get(url)).status_code == 503
+    finally:
+        release.set()
+    assert {answer.status_code for answer in await asyncio.gather(*held)} == {404}
 
 
 async def test_a_thumbnail_is_the_first_frame_and_a_sprite_sheet_is_not_made(

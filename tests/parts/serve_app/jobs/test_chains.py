@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Started, Verdict
@@ -371,6 +372,27 @@ async def test_retention_waits_for_nobody_who_makes_a_job_of_what_is_old(store: 
         assert await chains.awaited(db, new, None) == []
         forgetting = Retention(engine, None, RetentionPolicy()).forget_jobs()  # type: ignore[arg-type]
         assert await asyncio.wait_for(forgetting, 60) == 1
+    assert [(await store.get(each)) is None for each in made] == [True, False]
+
+
+async def test_retention_spares_what_was_taken_while_it_looked(
+    store: JobStore, engine: AsyncEngine, database_url: str
+) -> None:
+    """Who had his job made between its look and its lock is not in what it saw. Here the new row is there a moment
+    later, which a second look sees as well."""
+    made = [await completed(store) for _ in range(2)]
+    await execute(engine, "UPDATE jobs SET completed_at = now() - interval '3 days'")
+    taken = []
+
+    def take(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not taken and "FOR UPDATE SKIP LOCKED" in statement:
+            row = "INSERT INTO jobs (id, model, status, source_ids) VALUES ('new', 'ltx2', 'queued', %s)"
+            with psycopg.connect(database_url.replace("+psycopg", "")) as other:
+                taken.append(other.execute(row, [[made[1]]]).rowcount)
+
+    event.listen(engine.sync_engine, "after_cursor_execute", take)
+    assert await Retention(engine, None, RetentionPolicy()).forget_jobs() == 1  # type: ignore[arg-type]
+    assert taken == [1]
     assert [(await store.get(each)) is None for each in made] == [True, False]
 
 

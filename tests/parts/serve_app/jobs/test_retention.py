@@ -154,6 +154,21 @@ async def test_a_store_that_fails_in_the_middle_is_asked_again(
     assert await fetch(engine, "SELECT * FROM discarded_media") == []
 
 
+async def test_media_that_never_go_stand_in_nobodys_way(
+    store: JobStore, retention: Retention, storage: Stumbling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there are as many as are looked at in a turn."""
+    monkeypatch.setattr(retention, "BATCH", 2)
+    jobs = [await with_video(store, storage) for _ in range(3)]
+    for job in jobs:
+        await store.delete(job.id)
+    storage.refused = {f"outputs/{job.folder}/" for job in jobs[:2]}
+    assert [await retention.delete_media() for _ in range(2)] == [0, 1]
+    assert await media(storage, jobs[2].folder) == [False, False]
+    storage.refused = set()
+    assert await retention.delete_media() == 2
+
+
 async def test_cleaning_up_after_a_job_spares_another_of_the_same_id(
     store: JobStore, engine: AsyncEngine, retention: Retention, storage: Stumbling
 ) -> None:

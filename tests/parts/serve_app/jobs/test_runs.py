@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Lease, Started, Verdict
-from serve_app.jobs import retention
 from serve_app.jobs import store as store_module
+from serve_app.jobs.retention import Retention, RetentionPolicy
 from serve_app.jobs.store import JobStore
 from tests.parts.serve_app.jobs.samples import (
     execute,
@@ -141,9 +141,7 @@ async def test_a_service_on_one_machine_keeps_no_runs(store: JobStore, engine: A
 
 async def test_runs_outlive_their_jobs(store: JobStore, engine: AsyncEngine) -> None:
     await store.complete(outcome(await working(store, engine)), "k")
-    values = {"completed_s": 0.0, "count": 1000, "failed_s": 0.0, "batch": 10, "lately": 50}
-    async with engine.begin() as db:
-        await db.execute(retention._FORGET, values)
-        # Its webhook, if any, is none.
+    # Its webhook, if any, is none.
+    await Retention(engine, None, RetentionPolicy(completed_hours=0)).forget_jobs()  # type: ignore[arg-type]
     assert await fetch(engine, "SELECT id FROM jobs") == []
     assert len(await runs(engine)) == 1

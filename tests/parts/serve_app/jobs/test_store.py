@@ -4,6 +4,7 @@ import asyncio
 
 import psycopg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.contract import Progress, Started, Verdict
@@ -49,6 +50,25 @@ async def test_submitting_wakes_the_dispatcher(store: JobStore, database_url: st
         await listener.execute("LISTEN video_api_jobs")
         await store.submit(new_job())
         assert [note.payload async for note in listener.notifies(timeout=30, stop_after=1)] == ["work"]
+
+
+@pytest.mark.parametrize("after", ["INSERT INTO jobs", "SELECT"])
+async def test_an_upload_that_is_deleted_while_it_is_opened_again_is_gone(
+    store: JobStore, engine: AsyncEngine, database_url: str, after: str
+) -> None:
+    job = await store.open_upload(None)
+    deleted = []
+
+    def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not deleted and statement.startswith(after):
+            with psycopg.connect(database_url.replace("+psycopg", "")) as other:
+                other.execute("INSERT INTO used_ids (id, folder) VALUES (%s, 'x')", [job.id])
+                deleted.append(other.execute("DELETE FROM jobs WHERE id = %s", [job.id]).rowcount)
+
+    event.listen(engine.sync_engine, "after_cursor_execute", delete)
+    assert await store.open_upload(job.id) is None
+    assert deleted == [1]
+    assert await store.get(job.id) is None
 
 
 @pytest.mark.parametrize("act", ["cancel", "delete"])

@@ -2,6 +2,7 @@
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from serve_app.cli import display
@@ -23,6 +24,15 @@ def test_money_is_money() -> None:
 
 def test_why_it_waits_is_said() -> None:
     assert shown(wait_code="cap_reached", wait_reason="$1.20 of $1.00")["wait_reason"] == "$1.20 of $1.00"
+
+
+@pytest.mark.parametrize(
+    ("fps", "words"),
+    [("24/1", "64x64, 24 fps, 25 frames, 1.0 s, no sound"), ("0/1", "a video"), ("0/0", "a video"), ("x", "a video")],
+)
+def test_a_rate_that_is_none_costs_nobody_the_rest(fps: str, words: str) -> None:
+    media = {"width": 64, "height": 64, "fps": fps, "frames": 25, "has_audio": False}
+    assert display.video(Job(media=media)) == words  # type: ignore[typeddict-item]
 
 
 def test_a_model_of_an_older_service_has_no_deployments() -> None:

@@ -76,14 +76,40 @@ def test_notes_pass(notes: dict) -> None:
     assert vetted(outcome(notes=notes)).notes == notes
 
 
-@pytest.mark.parametrize("notes", [{"a": math.nan}, {"a": "\0"}, {"a": object()}, {"a": "x" * 20_000}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fps": "0/0"},
+        {"fps": "0/1"},
+        {"fps": "24"},
+        {"fps": "24/1\n"},
+        {"fps": "\0"},
+        {"fps": None},
+        {"width": -1},
+        {"frames": 10**400},
+        {"height": "\ud800"},
+    ],
+)
+def test_media_facts_that_are_none_are_not_written(changes: dict) -> None:
+    """Whoever lists jobs divides by them; and what the database refuses would keep the job from ever ending."""
+    said = pickle.loads(pickle.dumps(FACTS.model_copy(update=changes)))
+    assert vetted(outcome(media=said)).media is None
+    assert vetted(outcome(media="64x64")).media is None
+    assert vetted(outcome(media=FACTS)).media == FACTS
+
+
+@pytest.mark.parametrize(
+    "notes", [{"a": math.nan}, {"a": "\0"}, {"a": object()}, {"a": "x" * 20_000}, {"a": "\ud800"}, {"\udc00": 1}]
+)
 def test_notes_that_cannot_be_stored_keep_no_job_from_ending(notes: dict) -> None:
     found = vetted(outcome(notes=notes)).notes
     assert found == {}
     json.dumps(found)
 
 
-@pytest.mark.parametrize(("said", "written"), [("5f0c", "5f0c"), ("", ""), ("x" * 101, ""), ("a\0b", "")])
+@pytest.mark.parametrize(
+    ("said", "written"), [("5f0c", "5f0c"), ("", ""), ("x" * 101, ""), ("a\0b", ""), ("\ud800", "")]
+)
 def test_the_name_of_a_node_is_brief_and_storable(said: str, written: str) -> None:
     assert vetted(Started(lease=LEASE, node=said)) == Started(lease=LEASE, node=written)
 
