@@ -1,6 +1,5 @@
 """What is told of weights before anything loads: each model's own look, the variable and the cause in words."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +55,10 @@ def test_every_model_s_wrong_path_is_told_with_its_variable(
 ) -> None:
     path = tmp_path / "weights"
     make(path)
-    begun = time.monotonic()
     (fault,) = spec.weights_faults({variable: str(path)})
     assert fault.startswith(f"{variable}={path}: ")
     # More than the name again.
     assert len(fault) > len(f"{variable}={path}: ") + 10
-    assert time.monotonic() - begun < 1
 
 
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)

