@@ -442,7 +442,7 @@ class Client:
             query = {"status": status, "model": model, "user_id": user_id, "after": found["last_id"]}
             params = {name: value for name, value in query.items() if value is not None}
             params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-            page = cast("JobPage", self._json("GET", "/api/v1/jobs", params={**params, "limit": min(wanted, PAGE)}))
+            page = cast("JobPage", self._page("/api/v1/jobs", {**params, "limit": min(wanted, PAGE)}))
             found = {**page, "data": found["data"] + page["data"]}
         return found
 
@@ -613,9 +613,9 @@ class Client:
         more = True
         while more and (wanted := limit - len(found)) > 0:
             params = {name: value for name, value in {**query, "after": last}.items() if value is not None}
-            page = self._json("GET", path, params={**params, "limit": min(wanted, PAGE)})
+            page = self._page(path, {**params, "limit": min(wanted, PAGE)})
             found += page["data"]
-            last, more = page.get("last_id"), page["has_more"]
+            last, more = page["last_id"], page["has_more"]
         return found
 
     # ---------------------------------------------------------------- keys
@@ -639,7 +639,7 @@ class Client:
         found: list[KeyInfo] = []
         while page["has_more"]:
             after = {} if page["last_id"] is None else {"after": page["last_id"]}
-            page = cast("KeyPage", self._json("GET", "/api/v1/keys", params={**after, "limit": PAGE}))
+            page = cast("KeyPage", self._page("/api/v1/keys", {**after, "limit": PAGE}))
             found += page["data"]
         return found
 
@@ -675,7 +675,7 @@ class Client:
         # Files are named after it.
         job_id = created.get("job_id") if isinstance(created, dict) else None
         if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
-            raise Unreachable(self._base_url, "what answers there is no video-api")
+            raise self._no_video_api()
         return cast("Created", created)
 
     def _patiently(self, ask: Callable[[], T]) -> T:
@@ -695,6 +695,16 @@ class Client:
             self._pause(wait_s)
         raise AssertionError("the last try returns or raises")
 
+    def _page(self, path: str, params: Mapping[str, Any]) -> Any:
+        """A part of a list."""
+        page = self._json("GET", path, params=params)
+        if not isinstance(page, dict) or not isinstance(page.get("data"), list):
+            raise self._no_video_api()
+        last = page.get("last_id")
+        # Else who asks for the rest asks for ever.
+        more = bool(page["data"]) and last is not None and bool(page.get("has_more"))
+        return {**page, "last_id": last, "has_more": more}
+
     def _json(self, method: str, path: str, **arguments: Any) -> Any:
         return self._parsed(self._request(method, path, **arguments))
 
@@ -709,11 +719,14 @@ class Client:
         with _reaching(self._base_url):
             return self._http.request(method, self._base_url + path, headers=headers, **arguments)
 
+    def _no_video_api(self) -> Unreachable:
+        return Unreachable(self._base_url, "what answers there is no video-api")
+
     def _parsed(self, answer: httpx.Response) -> Any:
         try:
             return answer.json()
         except ValueError:
-            raise Unreachable(self._base_url, "what answers there is no video-api") from None
+            raise self._no_video_api() from None
 
 
 class _Following:
@@ -796,7 +809,7 @@ def _key_path(key_id: str) -> str:
 def _reaching(url: str) -> Iterator[None]:
     try:
         yield
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         # Without the query: a presigned URL is a permission.
         raise Unreachable(url.partition("?")[0], str(error) or type(error).__name__) from error
 

@@ -12,6 +12,7 @@ policy begins anew: with ``REDIS_URL`` set, GPU nodes and their replicas live th
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
@@ -267,19 +268,18 @@ def _tell(stats: Stats) -> None:
     log.info("mesh.stats", **{**vars(stats), "refused": dict(stats.refused), "nodes": nodes})
 
 
-async def _silence(port: int) -> None:
+async def _silence(port: int, clock: Callable[[], float] = time.monotonic) -> None:
     """Returns when the API has not answered for too long. No platform asks once a deployment is healthy."""
-    loop = asyncio.get_running_loop()
-    heard = loop.time()
+    heard = clock()
     async with httpx.AsyncClient(timeout=10, trust_env=False) as api:
-        while loop.time() - heard < SILENCE_S:
+        while clock() - heard < SILENCE_S:
             await asyncio.sleep(ASK_S)
             # Not /health: a database that is away is no reason to start anew. Not a byte of the body: whoever runs code
             # on Ray may answer there, without end.
             with contextlib.suppress(httpx.HTTPError):
                 async with api.stream("GET", f"http://127.0.0.1:{port}/livez") as answer:
                     if answer.is_success:
-                        heard = loop.time()
+                        heard = clock()
 
 
 async def _first(*tasks: "asyncio.Future[Any]") -> "asyncio.Future[Any]":

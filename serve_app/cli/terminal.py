@@ -57,9 +57,13 @@ class Session:
     err: Console
 
     def client(self) -> Client:
-        """Raises UsageProblem where the address cannot be one."""
+        """Raises UsageProblem where the address or the key cannot be one."""
         url, key = self.address()
         _check_url(url)
+        if not (key.isascii() and key.isprintable()):
+            # It can't be sent either. Nor is it shown: most of it may be right.
+            fault = "there are characters in it that no key has, as a typographic quote or a line break"
+            raise UsageProblem(f"this is no API key: {fault}. Give --key, or set VIDEO_API_KEY.")
         return Client(url, key)
 
     def show(self, data: Any, rendered: Any) -> None:

@@ -731,7 +731,8 @@ async def test_a_wedged_thread_breaks_the_replica(
     monkeypatch.setitem(MODELS, "scripted", spec_of(engine, timeout_s=0.3))
     gate = Gate()
     engine.script["run", "job"] = gate
-    await within(replica.generate(task(timeout_s=0.3)))
+    # Its own limit is far away: a slow machine would reach that one between two steps, where no thread is wedged.
+    await within(replica.generate(task(timeout_s=60)))
     assert (head.last("job").code, head.last("job").transient) == ("timed_out", True)
     with pytest.raises(Unhealthy):
         await replica.check_health()

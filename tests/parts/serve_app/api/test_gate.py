@@ -28,6 +28,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.services import Services, build_ring
 from serve_app.settings import Settings
 from tests.fakes.tcp_hole import Hole
+from tests.fakes.virtual_time import virtual
 
 KEY = {"authorization": "Bearer the-api-key"}
 SECRET = {"x-webhook-secret": "the-worker-secret"}
@@ -137,6 +138,7 @@ def handlers() -> Handlers:
 
 @pytest.fixture
 def gate(handlers: Handlers, settings: Settings, services: Services) -> Gate:
+    """Its limits are meant: tests of it that ask no database are in virtual time, where no machine is slow."""
     app = FastAPI()
     install(app, "http://t")
     app.include_router(handlers.router)
@@ -213,6 +215,7 @@ class Unread(Exchange):
         await super().send(message)
 
 
+@virtual
 async def test_who_does_not_take_an_answer_holds_nobodys_place(gate: Gate) -> None:
     unread = [Unread("POST", "/api/echo", KEY, [b"{}"]) for _ in range(5)]
     held = []
@@ -225,6 +228,7 @@ async def test_who_does_not_take_an_answer_holds_nobodys_place(gate: Gate) -> No
     assert {each.status for each in await asyncio.gather(*held)} == {200}
 
 
+@virtual
 async def test_that_the_api_lives_is_said_whatever_else_goes_on(gate: Gate, handlers: Handlers) -> None:
     await asyncio.gather(*(Exchange("GET", "/api/hang", KEY).through(gate) for _ in range(2)))
     assert (await Exchange("GET", "/api/hang", KEY).through(gate)).status == 503
@@ -232,6 +236,7 @@ async def test_that_the_api_lives_is_said_whatever_else_goes_on(gate: Gate, hand
     handlers.hold.set()
 
 
+@virtual
 async def test_strangers_take_no_place_of_those_who_have_a_key(gate: Gate, handlers: Handlers) -> None:
     asked = await asyncio.gather(*(Exchange("GET", "/public", {}).through(gate) for _ in range(5)))
     assert {each.status for each in asked} == {503}
@@ -273,8 +278,12 @@ async def test_one_key_holds_at_most_half_of_all_places(
 
 
 async def test_who_asks_too_often_is_refused_before_his_body_is_read(
-    gate: Gate, handlers: Handlers, services: Services
+    handlers: Handlers, settings: Settings, services: Services
 ) -> None:
+    app = FastAPI()
+    install(app, "http://t")
+    app.include_router(handlers.router)
+    gate = Gate(app, settings, build_ring(services), [handlers.router])
     headers = await key_of(services, requests_per_minute=1)
     assert (await Exchange("POST", "/api/echo", headers, [b"{}"]).through(gate)).status == 200
     found = await Exchange("POST", "/api/echo", headers, [b"x" * 1_000_000]).through(gate)
@@ -306,6 +315,7 @@ async def test_of_a_key_that_is_not_known_nobody_says_that_it_is_wrong_while_the
     await gone.dispose()
 
 
+@virtual
 async def test_one_link_takes_two_places_and_workers_have_some_of_their_own(gate: Gate) -> None:
     async def begun(name: str) -> "asyncio.Task[Exchange]":
         exchange = Exchange("PUT", f"/files/{name}", {}, [b"x", None])
@@ -334,11 +344,13 @@ async def test_one_link_takes_two_places_and_workers_have_some_of_their_own(gate
 # -------------------------------------------------------------------- how much
 
 
+@virtual
 async def test_a_body_that_says_it_is_too_large_is_not_read(gate: Gate, handlers: Handlers) -> None:
     found = await Exchange("POST", "/api/echo", KEY | {"content-length": "1001"}, [b"x" * 1001]).through(gate)
     assert (found.status, found.code, found.asked, handlers.seen) == (413, "payload_too_large", 0, [])
 
 
+@virtual
 async def test_a_body_that_does_not_say_is_counted(gate: Gate, handlers: Handlers) -> None:
     chunked = KEY | {"transfer-encoding": "chunked"}
     found = await Exchange("POST", "/api/echo", chunked, [b"x" * 400] * 10).through(gate)
@@ -347,12 +359,14 @@ async def test_a_body_that_does_not_say_is_counted(gate: Gate, handlers: Handler
     assert (found.status, handlers.seen) == (200, [b"x" * 1000])
 
 
+@virtual
 async def test_a_body_that_means_nothing_is_read_and_forgotten(gate: Gate, handlers: Handlers) -> None:
     handlers.hold.set()
     assert (await Exchange("GET", "/public", {}, [b"x" * 500] * 2).through(gate)).status == 200
     assert (await Exchange("GET", "/public", {}, [b"x" * 500] * 3).through(gate)).status == 413
 
 
+@virtual
 async def test_an_upload_has_its_own_size(gate: Gate) -> None:
     assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 4).through(gate)).status == 200
     assert (await Exchange("PUT", "/files/x", {}, [b"x" * 500] * 5).through(gate)).status == 413
@@ -364,6 +378,7 @@ async def test_an_upload_has_its_own_size(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/api/echo"), ("GET", "/public")])
+@virtual
 async def test_a_body_that_does_not_come_holds_no_handler(
     gate: Gate, handlers: Handlers, method: str, path: str
 ) -> None:
@@ -378,11 +393,13 @@ async def test_a_body_that_does_not_come_holds_no_handler(
     assert handlers.seen == [b"{}"]
 
 
+@virtual
 async def test_an_upload_that_stops_is_ended(gate: Gate) -> None:
     found = await Exchange("PUT", "/files/x", {}, [b"x" * 99, None]).through(gate)
     assert (found.status, found.code) == (408, "request_timeout")
 
 
+@virtual
 async def test_an_upload_that_moves_is_not(gate: Gate) -> None:
     class Slow(Exchange):
         async def receive(self) -> Message:
@@ -395,6 +412,7 @@ async def test_an_upload_that_moves_is_not(gate: Gate) -> None:
     assert (await Slow("PUT", "/files/x", {}, [b"x" * 60] * 40).through(gate)).status == 408
 
 
+@virtual
 async def test_a_handler_that_hangs_is_not_waited_for(gate: Gate, handlers: Handlers) -> None:
     """Not even if it cannot be cancelled; and while it hangs it counts, so that there are never too many."""
     hanging = await asyncio.gather(*(Exchange("GET", "/api/hang", KEY).through(gate) for _ in range(2)))

@@ -27,6 +27,8 @@ class App:
         self.read = 0
         self.release = asyncio.Event()
         self.left = asyncio.Event()
+        #: Once an answer has been sent, or nobody takes it any more.
+        self.done = asyncio.Event()
         self.headers: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,6 +52,7 @@ class App:
         for start in range(0, len(body), 1 << 16):
             await send({"type": "http.response.body", "body": body[start : start + (1 << 16)], "more_body": True})
         await send({"type": "http.response.body"})
+        self.done.set()
 
 
 class Peer:
@@ -292,11 +295,13 @@ async def test_thousands_of_requests_in_one_piece_are_not_all_taken_up() -> None
 
 
 async def test_a_reader_that_does_not_read_is_cut() -> None:
-    async with serving(App()) as connect:
+    app = App()
+    async with serving(app) as connect:
         peer = await connect()
         await peer.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(1.5)  # the time of somebody who does not read
+        async with asyncio.timeout(20):
+            await app.done.wait()
         peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await peer.rest()) < 64 << 20
 

@@ -99,6 +99,15 @@ def test_an_address_that_is_none_is_a_usage_error(url: str) -> None:
     assert ".." not in result.stderr
 
 
+@pytest.mark.parametrize("key", ["\u201cvk_secret\u201d", "vk_secret\nx"])
+def test_a_key_that_is_none_is_a_usage_error_and_is_not_shown(key: str) -> None:
+    result = CliRunner().invoke(app, ["list", "--url", "http://127.0.0.1:1", "--key", key])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: this is no API key: ")
+    assert "secret" not in result.stderr
+
+
 @pytest.mark.parametrize("command", [("node", "token"), ("nodes",), ("node", "revoke", "1")])
 def test_commands_beside_a_head_say_so_on_a_laptop(command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, [*command])

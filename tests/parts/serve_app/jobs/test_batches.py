@@ -104,10 +104,11 @@ async def test_a_connection_that_has_died_is_replaced(
 async def test_a_statement_that_hangs_is_given_up(
     batches: Batches[int, int], halves: Halves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches_module, "HUNG_S", 0.05)
     halves.go.clear()
-    with pytest.raises(TimeoutError):
-        await batches.ask(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(batches_module, "HUNG_S", 0.05)
+        with pytest.raises(TimeoutError):
+            await batches.ask(2)
     halves.go.set()
     assert await batches.ask(4) == 2
 

@@ -215,17 +215,20 @@ async def test_a_chunk_header_that_drips_fast_costs_little(path: Path) -> None:
 
         client._connector._dial = counting
         # A fast machine has sent the 64 KiB, which no header may exceed, before the second is over.
+        begun = time.perf_counter()
         with pytest.raises(OutboundError, match=r"1 s in all|broke off"):
             await client.download(source.url("/a"), path, 2**40)
-    assert reads < Limits().steps_per_s * 1.2
+        # More than that second if the machine is busy.
+        took_s = time.perf_counter() - begun
+    assert reads < Limits().steps_per_s * 1.2 * max(1, took_s)
 
 
 async def test_large_pieces_are_not_slowed_down(path: Path) -> None:
     body = b"x" * 64 * 2**20
     async with HttpSource({"/a": reply(200, body)}) as source, SafeClient(LOOPBACK) as client:
-        begun = time.perf_counter()
-        await client.download(source.url("/a"), path, len(body))
-        assert time.perf_counter() - begun < 10
+        # At the pace of the smallest pieces it would be 100 s.
+        async with asyncio.timeout(60):
+            await client.download(source.url("/a"), path, len(body))
 
 
 async def test_only_some_of_thousands_of_addresses_are_knocked_at(path: Path) -> None:

@@ -117,6 +117,32 @@ def test_another_server_is_no_video_api() -> None:
         client(httpx.Response(200, text="<html>Welcome to nginx!</html>")).models()
 
 
+@pytest.mark.parametrize("answer", [[], {"jobs": []}, {"data": None}, "jobs"])
+def test_what_is_no_list_is_of_no_video_api(answer: object) -> None:
+    other = client(httpx.Response(200, json=answer))
+    for ask in (other.jobs, other.webhooks, other.deliveries, other.keys):
+        with pytest.raises(Unreachable, match="no video-api"):
+            ask()
+
+
+@pytest.mark.parametrize("last", [{}, {"last_id": None}, {"last_id": "1"}])
+def test_a_list_that_never_ends_is_not_asked_for_ever(last: dict[str, str | None]) -> None:
+    odd = client(httpx.Response(200, json={"data": [], "has_more": True, **last}))
+    assert odd.jobs()["data"] == odd.webhooks() == odd.deliveries() == odd.keys() == []
+
+
+def test_a_loop_of_redirects_and_an_encoding_that_is_none_end_a_download(tmp_path: Path) -> None:
+    ticket = httpx.Response(200, json={"download_url": "http://bucket/cat.mp4?signature=secret"})
+    for answer in (
+        httpx.Response(302, headers={"location": "http://bucket/cat.mp4?signature=secret"}),
+        httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+    ):
+        with pytest.raises(Unreachable) as caught:
+            client(ticket, answer).download("1", tmp_path / "cat.mp4")
+        assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Cut(httpx.SyncByteStream):
     def __iter__(self):  # type: ignore[no-untyped-def]
         yield b"half"
