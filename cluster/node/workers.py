@@ -53,6 +53,7 @@ async def end_idle(ray_pid: int, every_s: float = EVERY_S) -> NoReturn:
             # It was faster.
             pass
         except Exception:
+            # Whatever it is: without another look, a GPU would be held for ever.
             log.exception("node.idle_workers_not_seen")
         await asyncio.sleep(every_s)
 

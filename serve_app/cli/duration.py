@@ -12,7 +12,7 @@ _WORDS = {"s": "seconds", "m": "minutes", "h": "hours"}
 _MOST_S = 100 * 365 * _SECONDS["d"]
 
 
-def span(name: str, about: str, *, bare: str = "", hidden: bool = False) -> Any:
+def span(name: str, about: str, *, bare: str = "") -> Any:
     """An option that takes one, described by ``about``; what it gives are seconds, and so is its default.
 
     ``bare``: the unit of a number without one. Where there is none, such a number is refused.
@@ -22,7 +22,7 @@ def span(name: str, about: str, *, bare: str = "", hidden: bool = False) -> Any:
         return seconds(name, given, bare) if isinstance(given, str) else given
 
     about += f" A bare number: {_WORDS[bare]}." if bare else ""
-    return typer.Option(name, parser=parse, metavar="1d", help=about, hidden=hidden, show_default=False)
+    return typer.Option(name, parser=parse, metavar="1d", help=about, show_default=False)
 
 
 def seconds(name: str, text: str, bare: str = "") -> float:

@@ -182,14 +182,13 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing them, and what is new, until Ctrl-C.")] = False,
     poll: Annotated[float, typer.Option(min=_MIN_POLL_S, help="Seconds between two looks of --watch.")] = 2.0,
-    user: Annotated[str | None, typer.Option("--user", hidden=True, help="As --user-id was called before.")] = None,
 ) -> None:
     """List the newest jobs; or watch them as they go: a new one comes on top, one that has begun is seen to its end
     though newer ones push it out, as long as it is among the newest 100."""
     current: Session = ctx.obj
     wanted = _pairs(metadata or [])
     with current.client() as client:
-        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id or user, metadata=wanted)
+        ask = partial(client.jobs, status=only_status, model=model, user_id=user_id, metadata=wanted)
         if not watch:
             page = ask(limit=limit)
             current.show(page, display.jobs(page["data"]))

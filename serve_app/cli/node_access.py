@@ -35,21 +35,19 @@ def token(
             show_default=False,
         ),
     ] = "",
-    ttl: Annotated[float | None, span("--ttl", "As --expires was called before.", bare="m", hidden=True)] = None,
 ) -> None:
     """Invite one node: print the token, and the command to run on it. In the head's shell."""
     from cluster.mesh.identity import HubIdentity
     from cluster.mesh.registry import NoFreeSlot, PostgresRegistry, invite
 
-    expires_s = expires if ttl is None else ttl
-    if expires_s < _LEAST_S:
+    if expires < _LEAST_S:
         raise UsageProblem("--expires: a token is good for 1m at least")
     settings = settings_beside_head()
     identity = HubIdentity.derived(settings.mesh_secret)
 
     async def work() -> tuple[int, str]:
         async with database(settings) as engine:
-            slot, invitation = await invite(PostgresRegistry(engine), identity, name, expires_s)
+            slot, invitation = await invite(PostgresRegistry(engine), identity, name, expires)
             return slot, invitation.token()
 
     try:

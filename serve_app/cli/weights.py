@@ -92,14 +92,13 @@ def link(
     model: Annotated[
         str, typer.Option(help="Which model's weights they are. Default: the one called NAME.", show_default=False)
     ] = "",
-    hours: Annotated[float | None, span("--hours", "As --expires was called before.", bare="h", hidden=True)] = None,
 ) -> None:
     """Print a link to a mirrored checkpoint, and the variable by which `node join` fetches it.
 
     Whoever has the link can read these weights until it expires, and nothing else. It can't be taken back.
     """
     variable = weights_variable(model or name)
-    expires_s = round(expires if hours is None else hours)
+    expires_s = round(expires)
     if not _HOUR_S <= expires_s <= _MOST_S:
         raise UsageProblem("--expires: a link is good for 1h at least, and for 7d at most")
     with _explained():

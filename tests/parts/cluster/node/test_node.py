@@ -275,7 +275,7 @@ def test_a_node_s_life_for_its_operator(database_url: str) -> None:
     expected = HubIdentity.derived(_settings_secret()).fingerprint
     assert Invitation.parse(invited["token"]).fingerprint == expected
     assert operate(database_url, "node", "token", "--expires", "1m")[1]["slot"] == 3
-    assert operate(database_url, "node", "token", "--ttl", "0.5")[0] == 2
+    assert operate(database_url, "node", "token", "--expires", "0.5")[0] == 2
     listed = operate(database_url, "nodes")[1]
     assert [(row["slot"], row["name"], row["state"]) for row in listed] == [(2, "box", "invited"), (3, "", "invited")]
     assert operate(database_url, "node", "revoke", "2") == (0, {"slot": 2, "revoked": True})
